@@ -1,0 +1,55 @@
+"""Every error that forebay raises, in one tree.
+
+An error's docstring says what happened; its message says what to do. No message holds a chat's content,
+a password or a user's id.
+"""
+
+from __future__ import annotations
+
+
+class ForebayError(Exception):
+    """The base of every error of this package."""
+
+
+class SettingsError(ForebayError, ValueError):
+    """A setting has a wrong value; the message names its variable."""
+
+
+class QueueFull(ForebayError):  # noqa: N818 - the field's term
+    """The queue stayed at its byte limit for longer than `queue_timeout`; the change was not taken."""
+
+
+class LayerClosed(ForebayError):  # noqa: N818 - a state, told as such
+    """The data layer was closed; it takes no further calls."""
+
+
+class WrongLoop(ForebayError):  # noqa: N818 - a state, told as such
+    """The data layer runs in another event loop that is still alive."""
+
+
+class DatabaseError(ForebayError):
+    """The database refused or failed a statement."""
+
+    def __init__(self, message: str, *, sqlstate: str | None = None) -> None:
+        super().__init__(message)
+        self.sqlstate = sqlstate
+
+
+class TransientError(DatabaseError):
+    """The database can't be reached or is busy; the same statement may succeed later."""
+
+
+class RowError(DatabaseError):
+    """The database refuses a row for what is in it; trying again will not help."""
+
+
+class SchemaError(DatabaseError):
+    """The database's tables are not forebay's; `forebay migrate` brings them there."""
+
+
+class AccessError(DatabaseError):
+    """The database refuses the login, the database's name or a right."""
+
+
+class StatementError(DatabaseError):
+    """A statement of the caller's own is wrong."""

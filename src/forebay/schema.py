@@ -1,0 +1,201 @@
+"""The tables: those that Chainlit documents for its SQLAlchemy layer, plus what forebay adds to them.
+
+Each column says its type for both databases and, in `info`, how two writes of one row meet:
+
+- `Merge.LAST`: the newer value stays; a missing one leaves the stored one alone.
+- `Merge.FIRST`: the older value stays.
+- `Merge.MAX`: the greater value stays.
+- `Merge.KEYS`: an object whose keys are merged one by one.
+
+`default` in `info` is what a row gets when it is first written without a value for a column that must
+have one; it never overwrites what is stored. Statements, folding and migrations are built from here.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+
+
+class Merge(Enum):
+    """How a column of a newer write meets the same column of an older one."""
+
+    LAST = "last"
+    FIRST = "first"
+    MAX = "max"
+    KEYS = "keys"
+
+
+class Kind(Enum):
+    """What a column holds, as the cleaning of incoming values sees it."""
+
+    TEXT = "text"
+    BOOL = "bool"
+    INT = "int"
+    OBJECT = "object"
+    LIST = "list"
+
+
+_ID: sa.types.TypeEngine[Any] = sa.Text().with_variant(postgresql.UUID(as_uuid=False), "postgresql")
+_OBJECT: sa.types.TypeEngine[Any] = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
+_LIST: sa.types.TypeEngine[Any] = sa.JSON().with_variant(postgresql.ARRAY(sa.Text()), "postgresql")
+# Keyset pages compare this column in the index and in Python, so it must sort by code point.
+_SORTED_TEXT: sa.types.TypeEngine[Any] = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
+
+_TYPES = {Kind.TEXT: sa.Text(), Kind.BOOL: sa.Boolean(), Kind.INT: sa.Integer(), Kind.OBJECT: _OBJECT, Kind.LIST: _LIST}
+
+metadata = sa.MetaData()
+
+
+def _id(name: str = "id", *constraints: sa.ForeignKey, nullable: bool = True, merge: Merge = Merge.LAST) -> sa.Column[Any]:
+    info = {"kind": Kind.TEXT, "merge": merge}
+    return sa.Column(name, _ID, *constraints, nullable=nullable, primary_key=name == "id", info=info)
+
+
+def _column(
+    name: str, kind: Kind = Kind.TEXT, *, merge: Merge = Merge.LAST, nullable: bool = True, default: Any = None
+) -> sa.Column[Any]:
+    info = {"kind": kind, "merge": merge, "default": default}
+    return sa.Column(name, _TYPES[kind], nullable=nullable, info=info)
+
+
+def _in_thread() -> sa.ForeignKey:
+    return sa.ForeignKey("threads.id", ondelete="CASCADE")
+
+
+# Where keys that no column is for are kept, so that a release of Chainlit that adds one loses nothing.
+EXTRA = "forebayExtra"
+NOW = object()  # a default: the time at which the change was made
+
+users = sa.Table(
+    "users",
+    metadata,
+    _id(nullable=False),
+    sa.Column("identifier", sa.Text(), nullable=False, unique=True),
+    _column("metadata", Kind.OBJECT, nullable=False),
+    _column("createdAt", merge=Merge.FIRST),
+)
+
+threads = sa.Table(
+    "threads",
+    metadata,
+    _id(nullable=False),
+    _column("createdAt", merge=Merge.FIRST, default=NOW),
+    _column("name"),
+    _id("userId", sa.ForeignKey("users.id", ondelete="CASCADE")),
+    _column("userIdentifier"),
+    _column("tags", Kind.LIST),
+    _column("metadata", Kind.OBJECT, merge=Merge.KEYS),
+    # The newest createdAt of the thread's steps; null until forebay has written one.
+    sa.Column("updatedAt", _SORTED_TEXT, info={"kind": Kind.TEXT, "merge": Merge.MAX}),
+)
+
+steps = sa.Table(
+    "steps",
+    metadata,
+    _id(nullable=False),
+    _column("name", nullable=False, default=""),
+    _column("type", nullable=False, default="undefined"),
+    _id("threadId", _in_thread(), nullable=False),
+    _id("parentId"),
+    _column("streaming", Kind.BOOL, nullable=False, default=False),
+    _column("waitForAnswer", Kind.BOOL),
+    _column("isError", Kind.BOOL),
+    _column("metadata", Kind.OBJECT),
+    _column("tags", Kind.LIST),
+    _column("input"),
+    _column("output"),
+    _column("createdAt", default=NOW),
+    _column("command"),
+    _column("start"),
+    _column("end"),
+    _column("generation", Kind.OBJECT),
+    _column("showInput"),
+    _column("language"),
+    _column("indent", Kind.INT),
+    _column("defaultOpen", Kind.BOOL),
+    _column("autoCollapse", Kind.BOOL),
+    _column("modes", Kind.OBJECT),
+    _column(EXTRA, Kind.OBJECT, merge=Merge.KEYS),
+)
+
+elements = sa.Table(
+    "elements",
+    metadata,
+    _id(nullable=False),
+    _id("threadId", _in_thread()),
+    _column("type"),
+    _column("url"),
+    _column("chainlitKey"),
+    _column("name", nullable=False, default=""),
+    _column("display"),
+    _column("objectKey"),
+    _column("size"),
+    _column("page", Kind.INT),
+    _column("language"),
+    _id("forId"),
+    _column("mime"),
+    _column("props", Kind.OBJECT),
+    _column("autoPlay", Kind.BOOL),
+    _column("playerConfig", Kind.OBJECT),
+    _column(EXTRA, Kind.OBJECT, merge=Merge.KEYS),
+)
+
+feedbacks = sa.Table(
+    "feedbacks",
+    metadata,
+    _id(nullable=False),
+    _id("forId", nullable=False),
+    _id("threadId", _in_thread(), nullable=False),
+    _column("value", Kind.INT, nullable=False, default=0),
+    _column("comment"),
+    # When forebay wrote it: tells the newest of several feedbacks on one step.
+    _column("updatedAt"),
+)
+
+# How far each writer's journal is in the database; written in the batch's own transaction.
+checkpoints = sa.Table(
+    "forebay_checkpoints",
+    metadata,
+    sa.Column("journal_id", sa.Text(), primary_key=True),
+    sa.Column("applied_seq", sa.BigInteger(), nullable=False),
+)
+
+sa.Index("forebay_threads_activity", threads.c.userId, threads.c.updatedAt.desc(), threads.c.id.desc())
+sa.Index("forebay_steps_thread", steps.c.threadId, steps.c.createdAt)
+sa.Index("forebay_steps_parent", steps.c.parentId)
+sa.Index("forebay_elements_thread", elements.c.threadId)
+sa.Index("forebay_elements_for", elements.c.forId)
+sa.Index("forebay_feedbacks_for", feedbacks.c.forId)
+sa.Index("forebay_feedbacks_thread", feedbacks.c.threadId)
+
+# Few steps are favourites, so the index holds little and costs other writes nothing. SQLite would evaluate the
+# condition on each insert and fail on metadata that is not valid JSON, so there the threads' index serves.
+FAVORITE = steps.c.metadata.op("@>")(sa.literal_column("'{\"favorite\": true}'::jsonb"))
+sa.Index("forebay_steps_favorite", steps.c.threadId, steps.c.createdAt, postgresql_where=FAVORITE).ddl_if(
+    dialect="postgresql"
+)
+
+# The order in which a batch writes its tables: a row's parents come before it.
+WRITE_ORDER: tuple[sa.Table, ...] = (threads, steps, elements, feedbacks)
+TABLES: dict[str, sa.Table] = {table.name: table for table in (users, *WRITE_ORDER)}
+
+
+def merge_of(column: sa.Column[Any]) -> Merge:
+    """The column's merge rule."""
+    rule: Merge = column.info["merge"]
+    return rule
+
+
+def kind_of(column: sa.Column[Any]) -> Kind:
+    """What the column holds."""
+    kind: Kind = column.info["kind"]
+    return kind
+
+
+def default_of(column: sa.Column[Any]) -> Any:
+    """What a new row gets without a value, or None."""
+    return column.info.get("default")

@@ -1,0 +1,112 @@
+"""The settings, frozen. The only module that reads the environment.
+
+Each field is set by the variable `FOREBAY_<NAME>`, by a keyword, or by its default, in the reverse order of
+precedence. A wrong value raises `SettingsError` with the variable's name and without the value, which may
+hold a password.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import AliasChoices, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from forebay.errors import SettingsError
+
+KIB = 1024
+MIB = 1024 * KIB
+
+Durability = Literal["journal", "memory", "commit"]
+
+
+def _default_journal_dir() -> Path:
+    """`.forebay` in Chainlit's app root, which Chainlit takes from CHAINLIT_APP_ROOT or the working folder."""
+    return Path(os.environ.get("CHAINLIT_APP_ROOT") or Path.cwd()) / ".forebay"
+
+
+class Settings(BaseSettings):
+    """What an operator can set. Sizes are in bytes, times in seconds."""
+
+    model_config = SettingsConfigDict(env_prefix="FOREBAY_", frozen=True, extra="forbid", populate_by_name=True)
+
+    database_url: str | None = Field(
+        default=None,
+        validation_alias=AliasChoices("FOREBAY_DATABASE_URL", "DATABASE_URL"),
+        repr=False,
+        description="Where the tables are: postgresql://… or sqlite:///…; falls back to DATABASE_URL.",
+    )
+    durability: Durability = Field(
+        default="memory",
+        description="When a write call returns: `memory`, once it is queued; `commit`, once its batch has committed.",
+    )
+    journal_dir: Path = Field(
+        default_factory=_default_journal_dir, description="The folder of the journal (not used by this release)."
+    )
+    linger: float = Field(
+        default=0.005, ge=0, le=10, description="How long the first change of a batch waits for company, in seconds."
+    )
+    batch_max_rows: int = Field(default=1000, ge=1, le=50_000, description="A batch leaves at this many rows.")
+    batch_max_bytes: int = Field(
+        default=4 * MIB, ge=KIB, le=256 * MIB, description="A batch leaves at this many bytes."
+    )
+    queue_max_bytes: int = Field(
+        default=64 * MIB, ge=KIB, description="The queue holds at most this many bytes; then callers wait."
+    )
+    queue_timeout: float = Field(
+        default=30.0, ge=0, description="How long a caller waits at a full queue before QueueFull, in seconds."
+    )
+    journal_max_bytes: int = Field(
+        default=1024 * MIB, ge=MIB, description="The journal's size limit (not used by this release)."
+    )
+    close_timeout: float = Field(
+        default=20.0, gt=0, description="How long close() may take to write out the queue, in seconds."
+    )
+    connect_timeout: float = Field(
+        default=10.0, gt=0, description="How long a connection may take to open, or a reader wait for one, in seconds."
+    )
+    pool_size: int = Field(
+        default=5, ge=2, le=1000, description="Connections at most: one writes, the others read."
+    )
+    list_include_steps: bool = Field(
+        default=False, description="Whether list_threads returns each thread's steps and elements."
+    )
+    auto_migrate: bool | None = Field(
+        default=None, description="Migrate the tables at start; by default on for SQLite, off for PostgreSQL."
+    )
+    tls_verify: bool = Field(
+        default=True, description="Whether ssl_require=True also checks the server's certificate and host name."
+    )
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise SettingsError(_explain(error)) from None
+
+    @field_validator("durability")
+    @classmethod
+    def _journal_is_not_there_yet(cls, value: Durability) -> Durability:
+        if value == "journal":
+            raise ValueError("the journal is not part of this release; use 'memory' or 'commit'")
+        return value
+
+
+def variable_of(field: str) -> str:
+    """The environment variable that sets a field: `linger` gives `FOREBAY_LINGER`."""
+    return f"{Settings.model_config.get('env_prefix', '')}{field}".upper()
+
+
+def _explain(error: ValidationError) -> str:
+    problems = (_problem(str(e["loc"][0]) if e["loc"] else "", e["msg"]) for e in error.errors(include_input=False))
+    return "; ".join(problems)
+
+
+def _problem(field: str, message: str) -> str:
+    if field.isupper():  # an alias, which is the variable itself
+        return f"{field}: {message}"
+    if field not in Settings.model_fields:
+        return f"{field}: there is no such setting"
+    return f"{variable_of(field)}: {message}"
