@@ -1,0 +1,1 @@
+"""forebay: a high-throughput data layer for Chainlit."""
