@@ -32,6 +32,7 @@ class Merge(Enum):
 class Kind(Enum):
     """What a column holds, as the cleaning of incoming values sees it."""
 
+    ID = "id"
     TEXT = "text"
     BOOL = "bool"
     INT = "int"
@@ -45,13 +46,19 @@ _LIST: sa.types.TypeEngine[Any] = sa.JSON().with_variant(postgresql.ARRAY(sa.Tex
 # Keyset pages compare this column in the index and in Python, so it must sort by code point.
 _SORTED_TEXT: sa.types.TypeEngine[Any] = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 
-_TYPES = {Kind.TEXT: sa.Text(), Kind.BOOL: sa.Boolean(), Kind.INT: sa.Integer(), Kind.OBJECT: _OBJECT, Kind.LIST: _LIST}
+_TYPES: dict[Kind, sa.types.TypeEngine[Any]] = {
+    Kind.TEXT: sa.Text(),
+    Kind.BOOL: sa.Boolean(),
+    Kind.INT: sa.Integer(),
+    Kind.OBJECT: _OBJECT,
+    Kind.LIST: _LIST,
+}
 
 metadata = sa.MetaData()
 
 
-def _id(name: str = "id", *constraints: sa.ForeignKey, nullable: bool = True, merge: Merge = Merge.LAST) -> sa.Column[Any]:
-    info = {"kind": Kind.TEXT, "merge": merge}
+def _id(name: str = "id", *constraints: sa.ForeignKey, nullable: bool = True) -> sa.Column[Any]:
+    info = {"kind": Kind.ID, "merge": Merge.LAST}
     return sa.Column(name, _ID, *constraints, nullable=nullable, primary_key=name == "id", info=info)
 
 

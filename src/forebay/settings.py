@@ -67,6 +67,9 @@ class Settings(BaseSettings):
     connect_timeout: float = Field(
         default=10.0, gt=0, description="How long a connection may take to open, or a reader wait for one, in seconds."
     )
+    statement_timeout: float = Field(
+        default=60.0, gt=0, description="How long a statement may take before it counts as failed, in seconds."
+    )
     pool_size: int = Field(
         default=5, ge=2, le=1000, description="Connections at most: one writes, the others read."
     )

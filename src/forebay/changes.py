@@ -1,0 +1,209 @@
+"""Chainlit's dicts -> changes, and what two changes of one row are together.
+
+A change is frozen the moment it is made: Chainlit shares and mutates the dicts that it passes, so whatever
+can change is turned into JSON at once. A row holds no None: a missing column leaves the stored value alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from forebay import cleaning, schema
+from forebay.cleaning import Misfit
+from forebay.errors import RowError
+from forebay.schema import EXTRA, Merge
+
+# Values by column. JSON is held as bytes, an object whose keys are merged as a dict of such bytes.
+Row = dict[str, Any]
+
+# What a queued change costs beside its text: the objects that hold it. Measured with tracemalloc.
+OVERHEAD_BYTES = 600
+_NAME_MAX_CHARS = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Upsert:
+    """One row's new values.
+
+    `row` holds cleaned values by column, `removed` the keys that leave the row's merged object, `thread_id`
+    the thread whose readers must see it, `size` its bytes in memory, about.
+    """
+
+    table: str
+    key: str
+    row: Row
+    thread_id: str | None
+    size: int
+    removed: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """A row's removal, with all that hangs on it."""
+
+    table: str
+    key: str
+    thread_id: str | None = None
+    size: int = OVERHEAD_BYTES
+
+
+Change = Upsert | Delete
+
+
+def step(values: Mapping[str, Any]) -> Upsert:
+    """A `StepDict`, whole or in part; `id` is required. Raises RowError without one."""
+    row, extra = _clean("steps", values, ignored=frozenset({"feedback"}))
+    if "showInput" in row:
+        row["showInput"] = row["showInput"].lower()
+    if extra:
+        row[EXTRA] = extra
+    return _upsert("steps", row, row.get("threadId"))
+
+
+def element(values: Mapping[str, Any]) -> Upsert:
+    """An `ElementDict`; `id` is required. Raises RowError without one."""
+    row, extra = _clean("elements", values)
+    if extra:
+        row[EXTRA] = extra
+    return _upsert("elements", row, row.get("threadId"))
+
+
+def feedback(values: Mapping[str, Any]) -> Upsert:
+    """A `Feedback`'s fields; `id`, `forId`, `threadId` and `value` are required. Raises RowError without them."""
+    row, _ = _clean("feedbacks", values)
+    for name in ("forId", "threadId", "value"):
+        if name not in row:
+            raise RowError(f"feedbacks: {name} is missing or of the wrong type")
+    row["updatedAt"] = cleaning.now()
+    return _upsert("feedbacks", row, row["threadId"])
+
+
+def thread(
+    thread_id: str,
+    name: str | None = None,
+    user_id: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    tags: list[str] | None = None,
+) -> Upsert:
+    """`update_thread`'s arguments. None leaves a field alone; a None within `metadata` removes its key."""
+    given = metadata or {}
+    if name is None:
+        name = given.get("name")
+    values = {"id": thread_id, "name": name, "userId": user_id, "tags": tags, "createdAt": cleaning.now()}
+    row, _ = _clean("threads", values)
+    if "name" in row:
+        row["name"] = row["name"][:_NAME_MAX_CHARS]
+    kept = _keys(given)
+    if kept:
+        row["metadata"] = kept
+    removed = frozenset(cleaning.text(key) for key, value in given.items() if value is None)
+    return _upsert("threads", row, row.get("id"), removed)
+
+
+def thread_stub(thread_id: str, newest_step: str | None) -> Row:
+    """The row that a thread gets for the sake of what is written into it. `newest_step`: its createdAt."""
+    stub: Row = {"id": thread_id, "createdAt": cleaning.now()}
+    if newest_step is not None:
+        stub["updatedAt"] = newest_step
+    return stub
+
+
+def _upsert(table: str, row: Row, thread_id: str | None, removed: frozenset[str] = frozenset()) -> Upsert:
+    key = row.get("id")
+    if key is None:
+        raise RowError(f"{table}: a row without an id can't be written")
+    return Upsert(table, key, row, thread_id, _size(row), removed)
+
+
+_COLUMNS: dict[str, dict[str, Callable[[Any], Any]]] = {
+    name: {
+        column.name: cleaning.CLEANERS[schema.kind_of(column)]
+        for column in table.columns
+        if schema.merge_of(column) is not Merge.KEYS
+    }
+    for name, table in schema.TABLES.items()
+    if name != "users"
+}
+
+
+def _clean(
+    table: str, values: Mapping[str, Any], ignored: frozenset[str] = frozenset()
+) -> tuple[Row, dict[str, bytes]]:
+    """The columns' values, and beside them the keys that no column is for or whose value fits none."""
+    cleaners = _COLUMNS[table]
+    row: Row = {}
+    extra: dict[str, bytes] = {}
+    for name, value in values.items():
+        if value is None or name in ignored:
+            continue
+        try:
+            cleaned = cleaners[name](value)
+        except (KeyError, Misfit):
+            extra[cleaning.text(name)] = cleaning.json(value)
+            continue
+        if cleaned is not None:
+            row[name] = cleaned
+    return row, extra
+
+
+def _keys(values: Mapping[str, Any]) -> dict[str, bytes]:
+    return {cleaning.text(key): cleaning.json(value) for key, value in values.items() if value is not None}
+
+
+def _size(row: Row) -> int:
+    return OVERHEAD_BYTES + sum(_value_size(value) for value in row.values())
+
+
+def _value_size(value: Any) -> int:
+    if isinstance(value, str | bytes):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(len(key) + len(item) for key, item in value.items())
+    return 8
+
+
+_FOLDED: dict[str, tuple[tuple[str, Merge], ...]] = {
+    name: tuple(
+        (column.name, schema.merge_of(column))
+        for column in table.columns
+        if column.info.get("merge", Merge.LAST) is not Merge.LAST
+    )
+    for name, table in schema.TABLES.items()
+    if name != "users"
+}
+
+_MEET: dict[Merge, Callable[[Any, Any], Any]] = {
+    Merge.FIRST: lambda older, newer: older,
+    Merge.MAX: max,
+    Merge.KEYS: lambda older, newer: {**older, **newer},
+}
+
+
+def fold(older: Upsert, newer: Upsert) -> Upsert:
+    """One change that does what the two do one after the other. They are of one row."""
+    row = {**older.row, **newer.row}
+    for name, rule in _FOLDED[older.table]:
+        if name in older.row and name in newer.row:
+            row[name] = _MEET[rule](older.row[name], newer.row[name])
+    removed = _fold_removed(older, newer, row)
+    thread_id = newer.thread_id if newer.thread_id is not None else older.thread_id
+    return Upsert(older.table, older.key, row, thread_id, _size(row), removed)
+
+
+def _fold_removed(older: Upsert, newer: Upsert, row: Row) -> frozenset[str]:
+    """The keys that leave the stored object; `row` loses those that only the older change set."""
+    if not older.removed and not newer.removed:
+        return frozenset()
+    if newer.removed and "metadata" in row:
+        row["metadata"] = {key: value for key, value in row["metadata"].items() if key not in newer.removed}
+    return (older.removed - newer.row.get("metadata", {}).keys()) | newer.removed
+
+
+def required_columns(table: str) -> Iterator[str]:
+    """The columns that a new row needs and that a change may leave out."""
+    for column in schema.TABLES[table].columns:
+        default = schema.default_of(column)
+        if default is not None and schema.merge_of(column) is Merge.LAST:
+            yield column.name

@@ -1,0 +1,30 @@
+"""What has become of every change, as plain integers that the hot path may touch and the metrics read.
+
+At every instant `accepted = written + coalesced + dead_lettered + dropped + pending`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Counts:
+    """Changes by table, except where the name of the field says otherwise."""
+
+    accepted: Counter[str] = field(default_factory=Counter)
+    coalesced: Counter[str] = field(default_factory=Counter)
+    written: Counter[str] = field(default_factory=Counter)
+    dead_lettered: Counter[tuple[str, str]] = field(default_factory=Counter)  # by table and reason
+    dropped: Counter[str] = field(default_factory=Counter)  # accepted and then not written, by reason
+    refused: Counter[str] = field(default_factory=Counter)  # never accepted, by reason
+    retries: Counter[str] = field(default_factory=Counter)  # attempts at a batch, by reason
+    unknown_keys: Counter[str] = field(default_factory=Counter)  # values that no column was for, by table
+    upload_failures: int = 0
+
+    @property
+    def pending(self) -> int:
+        """Changes that are accepted and not yet accounted for otherwise."""
+        settled = (self.coalesced, self.written, self.dead_lettered, self.dropped)
+        return self.accepted.total() - sum(counter.total() for counter in settled)

@@ -1,0 +1,375 @@
+"""The data layer itself: Chainlit's methods, each a few lines on the engine.
+
+It has the parameters, the helpers and the tables of `chainlit.data.sql_alchemy.SQLAlchemyDataLayer`.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, cast
+
+from chainlit.data.base import BaseDataLayer
+from chainlit.data.storage_clients.base import BaseStorageClient
+from chainlit.data.utils import queue_until_user_message
+from chainlit.element import Element, ElementDict
+from chainlit.step import StepDict
+from chainlit.types import Feedback, PageInfo, PaginatedResponse, Pagination, ThreadDict, ThreadFilter
+from chainlit.user import PersistedUser, User
+from prometheus_client import CollectorRegistry
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
+
+from forebay import changes, cleaning, documents
+from forebay.blobs import Blobs, Content
+from forebay.changes import Delete, Upsert
+from forebay.engine import Engine
+from forebay.errors import RowError
+from forebay.metrics import Metrics
+from forebay.schema import EXTRA
+from forebay.settings import Settings
+from forebay.store import Store
+
+logger = logging.getLogger("forebay")
+
+
+class ForebayDataLayer(BaseDataLayer):
+    """A Chainlit data layer whose writes are batched and whose reads are one statement each.
+
+    `conninfo` is a PostgreSQL or SQLite URL, `connect_args` go to the driver, `ssl_require` demands TLS with a
+    verified certificate, `storage_provider` keeps elements' content, `user_thread_limit` caps a page of
+    threads (None: no cap), `show_logger` logs each call's name. `settings` default to the environment's, and
+    metrics go to `registry`. Raises SettingsError for what can't be used.
+    """
+
+    def __init__(
+        self,
+        conninfo: str,
+        connect_args: dict[str, Any] | None = None,
+        ssl_require: bool = False,
+        storage_provider: BaseStorageClient | None = None,
+        user_thread_limit: int | None = 1000,
+        show_logger: bool | None = False,
+        *,
+        settings: Settings | None = None,
+        registry: CollectorRegistry | None = None,
+    ) -> None:
+        self.settings = settings if settings is not None else Settings()
+        self.user_thread_limit = user_thread_limit
+        self.show_logger = show_logger
+        self._store = Store(conninfo, self.settings, connect_args=connect_args, ssl_require=ssl_require)
+        self._metrics = Metrics(registry)
+        self._engine = Engine(self.settings, self._store, self._metrics)
+        self._statements = self._store.statements
+        self._blobs = Blobs(storage_provider, self._engine.counts)
+        self.async_session = async_sessionmaker(self.engine, expire_on_commit=False)
+
+    @classmethod
+    def from_env(
+        cls, *, storage_provider: BaseStorageClient | None = None, registry: CollectorRegistry | None = None
+    ) -> ForebayDataLayer:
+        """A layer on FOREBAY_DATABASE_URL, or else DATABASE_URL, with the environment's settings."""
+        settings = Settings()
+        return cls(
+            settings.database_url or "", storage_provider=storage_provider, settings=settings, registry=registry
+        )
+
+    def __repr__(self) -> str:
+        return f"<ForebayDataLayer {self._store.location}, {self._engine!r}>"
+
+    @property
+    def engine(self) -> AsyncEngine:
+        """SQLAlchemy's engine, for statements of the application's own."""
+        return self._store.engine
+
+    @property
+    def storage_provider(self) -> BaseStorageClient | None:
+        """The storage client of elements' content."""
+        return self._blobs.client
+
+    @property
+    def registry(self) -> CollectorRegistry:
+        """Where the metrics are."""
+        return self._metrics.registry
+
+    # ---- life
+
+    async def flush(self) -> None:
+        """Return when everything that was accepted is in the database, however long that takes."""
+        await self._engine.flush()
+
+    async def close(self) -> None:
+        """Write out what is queued, within `close_timeout`, and disconnect. A second call does nothing."""
+        await self._engine.close()
+        await self._blobs.close()
+
+    async def build_debug_url(self) -> str:
+        """There is no debugger to link to: an empty string, as in Chainlit's layer."""
+        return ""
+
+    # ---- helpers that subclasses of Chainlit's layer use
+
+    async def execute_sql(self, query: str, parameters: Mapping[str, Any]) -> list[dict[str, Any]] | int:
+        """Run a statement after everything that is queued: its rows, or how many rows it changed.
+
+        Raises a DatabaseError, where Chainlit's layer logs the parameters and returns None.
+        """
+        await self._engine.settle(None)
+        result = await self._store.execute_sql(query, parameters)
+        return cast("list[dict[str, Any]] | int", self.clean_result(result))
+
+    async def get_current_timestamp(self) -> str:
+        """The present time: UTC, ISO 8601, with a `Z`."""
+        return cleaning.now()
+
+    def clean_result(self, obj: Any) -> Any:
+        """`obj` with every UUID in its dicts and lists as text."""
+        if isinstance(obj, dict):
+            return {key: self.clean_result(value) for key, value in obj.items()}
+        if isinstance(obj, list):
+            return [self.clean_result(item) for item in obj]
+        return str(obj) if isinstance(obj, uuid.UUID) else obj
+
+    # ---- users
+
+    async def get_user(self, identifier: str) -> PersistedUser | None:
+        """The user with this login name, or None."""
+        self._log_call("get_user")
+        found = await self._engine.read(self._statements.user, identifier=cleaning.text(identifier))
+        return documents.user(found) if found else None
+
+    async def create_user(self, user: User) -> PersistedUser | None:
+        """Store a user, or replace the metadata of the one with this identifier; the stored user."""
+        self._log_call("create_user")
+        stored = await self._engine.write_now(
+            self._statements.create_user,
+            id=str(uuid.uuid4()),
+            identifier=cleaning.text(user.identifier),
+            metadata=cleaning.json(user.metadata or {}).decode(),
+            createdAt=cleaning.now(),
+        )
+        return documents.user(stored)
+
+    # ---- threads
+
+    async def update_thread(
+        self,
+        thread_id: str,
+        name: str | None = None,
+        user_id: str | None = None,
+        metadata: dict[Any, Any] | None = None,
+        tags: list[str] | None = None,
+    ) -> None:
+        """Create or change a thread. None leaves a field alone; `metadata` is merged, a None in it deletes a key."""
+        self._log_call("update_thread")
+        await self._write(changes.thread, thread_id, name, user_id, metadata, tags)
+
+    async def get_thread(self, thread_id: str) -> ThreadDict | None:
+        """The thread with its steps by time, their feedback, and its elements with fresh URLs; or None."""
+        self._log_call("get_thread")
+        if not self._store.valid_id(thread_id):
+            return None
+        await self._engine.settle(thread_id)
+        found = await self._engine.read(self._statements.thread, id=thread_id)
+        return (await self._signed([documents.thread(found)]))[0] if found else None
+
+    async def _signed(self, threads: list[ThreadDict]) -> list[ThreadDict]:
+        await self._blobs.sign([element for thread in threads for element in thread["elements"] or ()])
+        return threads
+
+    async def get_thread_author(self, thread_id: str) -> str:
+        """The owner's identifier; empty for a thread that is unknown or nobody's."""
+        self._log_call("get_thread_author")
+        if not self._store.valid_id(thread_id):
+            return ""
+        owner = await self._owner(thread_id)
+        return owner.get("userIdentifier") or ""
+
+    async def _owner(self, thread_id: str) -> dict[str, Any]:
+        await self._engine.settle(thread_id)
+        return await self._engine.read(self._statements.thread_author, id=thread_id) or {}
+
+    async def delete_thread(self, thread_id: str) -> None:
+        """Delete a thread and all that is in it, then its elements' content. Later writes to it are dropped."""
+        self._log_call("delete_thread")
+        await self._delete("threads", thread_id, thread_id)
+
+    async def list_threads(
+        self, pagination: Pagination, filters: ThreadFilter
+    ) -> PaginatedResponse[ThreadDict]:
+        """A page of a user's threads, newest activity first.
+
+        The cursor is the last thread's id; an unknown one gives an empty page. `search` looks, in whatever
+        case, into names, inputs and outputs; `feedback` keeps threads with a step so rated. Raises ValueError
+        without `userId`.
+        """
+        self._log_call("list_threads")
+        if not filters.userId:
+            raise ValueError("userId is required")
+        first = max(0, pagination.first)
+        if self.user_thread_limit is not None:
+            first = min(first, self.user_thread_limit)
+        found = await self._page(filters, pagination.cursor, first + 1, self.settings.list_include_steps)
+        page = found[:first]
+        info = PageInfo(
+            hasNextPage=len(found) > first,
+            startCursor=page[0]["id"] if page else None,
+            endCursor=page[-1]["id"] if page else None,
+        )
+        return PaginatedResponse(pageInfo=info, data=await self._signed(page))
+
+    async def _page(
+        self, filters: ThreadFilter, cursor: str | None, first: int, with_steps: bool
+    ) -> list[ThreadDict]:
+        ids = (filters.userId or "", *((cursor,) if cursor else ()))
+        if not all(self._store.valid_id(key) for key in ids):
+            return []
+        await self._engine.settle(None)
+        statement = self._statements.page(
+            after=bool(cursor),
+            search=bool(filters.search),
+            feedback=filters.feedback is not None,
+            with_steps=with_steps,
+        )
+        found = await self._engine.read(
+            statement,
+            user_id=filters.userId,
+            cursor=cursor,
+            first=first,
+            value=filters.feedback,
+            needle=self._statements.needle(cleaning.text(filters.search or "")),
+        )
+        return [documents.thread(document) for document in found]
+
+    async def get_all_user_threads(
+        self, user_id: str | None = None, thread_id: str | None = None
+    ) -> list[ThreadDict] | None:
+        """A user's threads up to `user_thread_limit`, or one thread, with steps and elements."""
+        self._log_call("get_all_user_threads")
+        if thread_id is not None:
+            thread = await self.get_thread(thread_id)
+            return [thread] if thread else []
+        limit = self.user_thread_limit if self.user_thread_limit is not None else 2**31 - 1
+        threads = await self._page(ThreadFilter(userId=user_id), None, limit, with_steps=True) if user_id else []
+        return await self._signed(threads)
+
+    # ---- steps
+
+    @queue_until_user_message()
+    async def create_step(self, step_dict: StepDict) -> None:
+        """Create or change a step; what `step_dict` leaves out or has as None stays as it is."""
+        self._log_call("create_step")
+        await self._write(changes.step, step_dict)
+
+    @queue_until_user_message()
+    async def update_step(self, step_dict: StepDict) -> None:
+        """The same as `create_step`: whichever comes first creates the row."""
+        self._log_call("update_step")
+        await self._write(changes.step, step_dict)
+
+    @queue_until_user_message()
+    async def delete_step(self, step_id: str) -> None:
+        """Delete a step, its descendants, their feedback and elements, then the elements' content."""
+        self._log_call("delete_step")
+        await self._delete("steps", step_id)
+
+    async def get_step(self, step_id: str) -> StepDict | None:
+        """The step with its feedback, or None."""
+        self._log_call("get_step")
+        if not self._store.valid_id(step_id):
+            return None
+        await self._engine.settle(None)
+        found = await self._engine.read(self._statements.step, id=step_id)
+        return documents.step(found) if found else None
+
+    async def get_favorite_steps(self, user_id: str) -> list[StepDict]:
+        """The steps of the user's threads whose metadata says `favorite`, newest first."""
+        self._log_call("get_favorite_steps")
+        if not self._store.valid_id(user_id):
+            return []
+        await self._engine.settle(None)
+        found = await self._engine.read(self._statements.favorite_steps, user_id=user_id)
+        return [documents.step(document) for document in found]
+
+    # ---- feedback
+
+    async def upsert_feedback(self, feedback: Feedback) -> str:
+        """Store a feedback and return its id. Its thread is the step's where it names none.
+
+        Raises RowError when it names no thread and the step is unknown.
+        """
+        self._log_call("upsert_feedback")
+        values = {**asdict(feedback), "id": feedback.id or str(uuid.uuid4())}
+        if not values["threadId"]:
+            step = await self.get_step(feedback.forId)
+            if step is None:
+                raise RowError("feedbacks: the feedback names no thread, and its step is unknown")
+            values["threadId"] = step["threadId"]
+        await self._write(changes.feedback, values)
+        feedback.id = values["id"]
+        return str(values["id"])
+
+    async def delete_feedback(self, feedback_id: str) -> bool:
+        """Delete a feedback, if it is there."""
+        self._log_call("delete_feedback")
+        await self._delete("feedbacks", feedback_id)
+        return True
+
+    # ---- elements
+
+    @queue_until_user_message()
+    async def create_element(self, element: Element) -> None:
+        """Store an element's content, if there is a storage client, and then its row. Without `for_id`: nothing."""
+        self._log_call("create_element")
+        if not element.for_id:
+            return
+        values = dict(element.to_dict())  # before the first await: Chainlit changes the element afterwards
+        content = Content.of(element)
+        if self._blobs.client is not None:
+            owner = await self._owner(element.thread_id) if self._store.valid_id(element.thread_id) else {}
+            stored = await self._blobs.store(content, content.object_key(owner.get("userId")))
+            if stored is not None:
+                values["objectKey"], values["url"] = stored
+        await self._write(changes.element, values)
+
+    async def get_element(self, thread_id: str, element_id: str) -> ElementDict | None:
+        """The element with a fresh URL, or None."""
+        self._log_call("get_element")
+        if not (self._store.valid_id(thread_id) and self._store.valid_id(element_id)):
+            return None
+        await self._engine.settle(thread_id)
+        found = await self._engine.read(self._statements.element, id=element_id, thread_id=thread_id)
+        if not found:
+            return None
+        element = documents.element(found)
+        await self._blobs.sign([element])
+        return element
+
+    @queue_until_user_message()
+    async def delete_element(self, element_id: str, thread_id: str | None = None) -> None:
+        """Delete an element's row, then its content."""
+        self._log_call("delete_element")
+        await self._delete("elements", element_id, thread_id)
+
+    # ---- what they share
+
+    async def _write(self, make: Any, *arguments: Any) -> None:
+        try:
+            change: Upsert = make(*arguments)
+        except RowError as error:
+            self._engine.refuse(error)
+            raise
+        if EXTRA in change.row:
+            self._engine.counts.unknown_keys[change.table] += len(change.row[EXTRA])
+        await self._engine.write(change)
+
+    async def _delete(self, table: str, key: str, thread_id: str | None = None) -> None:
+        if not self._store.valid_id(key):
+            return  # no row can have it
+        change = Delete(table, cleaning.text(key), thread_id)
+        await self._blobs.delete(await self._engine.write(change, committed=True))
+
+    def _log_call(self, method: str) -> None:
+        if self.show_logger:
+            logger.info("call method=%s", method)

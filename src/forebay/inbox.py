@@ -1,0 +1,239 @@
+"""The queue's decisions: order, folding, bounds, tickets, and when a batch is ready.
+
+Pure and synchronous. It takes the time as an argument and returns what to do; the engine and the writer do
+it. Every change has a number (`seq`), batches leave in that order, and one writer commits them one after the
+other, so "has my change been written?" is `applied_seq >= seq`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from forebay.changes import Change, Delete, Upsert, fold
+from forebay.counts import Counts
+from forebay.errors import QueueFull
+
+
+@dataclass(slots=True)
+class Op:
+    """What a batch does to one row: a change, and who waits for it. `tickets` are the engine's own."""
+
+    change: Change
+    tickets: list[Any] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Batch:
+    """Changes that are written in one transaction, in this order.
+
+    A run of upserts has each row once; a delete ends a run. `oldest` is when its first change came.
+    """
+
+    oldest: float
+    ops: list[Op] = field(default_factory=list)
+    last_seq: int = 0
+    size: int = 0
+    threads: set[str | None] = field(default_factory=set)
+    _run: dict[tuple[str, str], Op] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"<Batch {len(self.ops)} rows, {self.size} bytes, up to {self.last_seq}>"
+
+    def add(self, seq: int, change: Change, ticket: Any, counts: Counts) -> int:
+        """Take a change in; returns by how many bytes the batch grew."""
+        before = self.size
+        op = self._fold(change, counts) if isinstance(change, Upsert) else self._end_run(change)
+        if ticket is not None:
+            op.tickets.append(ticket)
+        self.last_seq = seq
+        self.threads.add(change.thread_id)
+        return self.size - before
+
+    def _fold(self, change: Upsert, counts: Counts) -> Op:
+        where = (change.table, change.key)
+        op = self._run.get(where)
+        if op is None:
+            op = self._run[where] = self._append(change)
+            return op
+        assert isinstance(op.change, Upsert)
+        merged = fold(op.change, change)
+        self.size += merged.size - op.change.size
+        op.change = merged
+        counts.coalesced[change.table] += 1
+        return op
+
+    def _end_run(self, change: Delete) -> Op:
+        self._run.clear()
+        return self._append(change)
+
+    def _append(self, change: Change) -> Op:
+        op = Op(change)
+        self.ops.append(op)
+        self.size += change.size
+        return op
+
+    def halves(self) -> Iterator[Batch]:
+        """The batch in two parts, in order, for finding the row that the database refuses."""
+        middle = len(self.ops) // 2
+        for ops in (self.ops[:middle], self.ops[middle:]):
+            yield Batch(self.oldest, ops, self.last_seq, sum(op.change.size for op in ops), self.threads)
+
+
+@dataclass(slots=True, eq=False)
+class Waiting:
+    """A change at the door of a full queue. `seq` is set when it is let in."""
+
+    change: Change
+    ticket: Any
+    token: Any
+    seq: int | None = None
+
+
+class Inbox:
+    """The queue between Chainlit and the writer.
+
+    `max_bytes` bounds what is queued or being written; as much again may wait at the door. `linger` is in
+    seconds, on the clock of the `now` arguments.
+    """
+
+    def __init__(
+        self, *, max_bytes: int, batch_max_rows: int, batch_max_bytes: int, linger: float, counts: Counts
+    ) -> None:
+        self.max_bytes = max_bytes
+        self.counts = counts
+        self.size = 0
+        self.waiting_size = 0
+        self.accepted_seq = 0
+        self.applied_seq = 0
+        self._batch_max_rows = batch_max_rows
+        self._batch_max_bytes = batch_max_bytes
+        self._linger = linger
+        self._open: Batch | None = None
+        self._hurried = False
+        self._sealed: deque[Batch] = deque()
+        self._in_flight: Batch | None = None
+        self._last_seq: dict[str | None, int] = {}
+        self._waiting: deque[Waiting] = deque()
+
+    def __repr__(self) -> str:
+        return f"<Inbox {self.pending} pending, {self.size} bytes, {len(self._waiting)} waiting>"
+
+    @property
+    def pending(self) -> int:
+        """How many rows are queued or being written."""
+        batches = (*self._sealed, *filter(None, (self._open, self._in_flight)))
+        return sum(len(batch.ops) for batch in batches)
+
+    @property
+    def waiting(self) -> int:
+        """How many changes stand at the door."""
+        return len(self._waiting)
+
+    def oldest(self) -> float | None:
+        """When the oldest change that is not yet written came."""
+        batches = (self._in_flight, *self._sealed, self._open)
+        return next((batch.oldest for batch in batches if batch is not None), None)
+
+    def offer(self, change: Change, now: float, ticket: Any = None) -> int | None:
+        """Take a change: its `seq`, or None when the queue is full and it must `wait`."""
+        if self._waiting or not self._fits(change):
+            return None
+        return self._accept(change, now, ticket)
+
+    def wait(self, change: Change, ticket: Any, token: Any) -> Waiting:
+        """Stand at the door behind those who came before; `admit` lets in. Raises QueueFull at its limit."""
+        if self.waiting_size + change.size > self.max_bytes and self._waiting:
+            raise QueueFull("the queue and its waiting room are full; the database is too slow or unreachable")
+        waiting = Waiting(change, ticket, token)
+        self._waiting.append(waiting)
+        self.waiting_size += change.size
+        return waiting
+
+    def give_up(self, waiting: Waiting) -> None:
+        """Leave the door without having been let in."""
+        self._waiting.remove(waiting)
+        self.waiting_size -= waiting.change.size
+
+    def admit(self, now: float) -> list[Waiting]:
+        """Let in from the door, in order, what fits now."""
+        admitted = []
+        while self._waiting and self._fits(self._waiting[0].change):
+            waiting = self._waiting.popleft()
+            self.waiting_size -= waiting.change.size
+            waiting.seq = self._accept(waiting.change, now, waiting.ticket)
+            admitted.append(waiting)
+        return admitted
+
+    def poll(self, now: float) -> Batch | float | None:
+        """The next batch to write; or when to ask again; or None while nothing is queued.
+
+        The caller writes one batch at a time and says `done` before it polls again.
+        """
+        if not self._sealed and self._open is not None:
+            due = self._open.oldest + self._linger
+            if not self._hurried and now < due:
+                return due
+            self._seal()
+        if not self._sealed:
+            return None
+        self._in_flight = self._sealed.popleft()
+        return self._in_flight
+
+    def done(self, batch: Batch) -> None:
+        """The batch is settled: every row is written, or accounted for otherwise."""
+        self._in_flight = None
+        self.size -= batch.size
+        self.applied_seq = batch.last_seq
+        for thread_id in batch.threads:
+            if self._last_seq.get(thread_id, 0) <= batch.last_seq:
+                self._last_seq.pop(thread_id, None)
+
+    def ticket_for(self, thread_id: str | None) -> int | None:
+        """The `seq` that a reader of the thread (None: of anything) must wait for, or None for none."""
+        if self.applied_seq >= self.accepted_seq:
+            return None
+        if thread_id is None:
+            return self.accepted_seq
+        # A change whose thread is unknown may be of any thread.
+        latest = max(self._last_seq.get(thread_id, 0), self._last_seq.get(None, 0))
+        return latest or None
+
+    def hurry(self) -> None:
+        """Somebody waits: the open batch leaves without lingering."""
+        self._hurried = self._open is not None
+
+    @property
+    def has_ready_batch(self) -> bool:
+        """Whether a batch may leave at once."""
+        return bool(self._sealed) or self._hurried
+
+    def abandon(self) -> list[Any]:
+        """Whoever still waits, for a row or at the door, for the end of the process."""
+        batches = (*self._sealed, *filter(None, (self._open, self._in_flight)))
+        tickets = [ticket for batch in batches for op in batch.ops for ticket in op.tickets]
+        for waiting in self._waiting:
+            tickets += filter(None, (waiting.token, waiting.ticket))
+        return tickets
+
+    def _fits(self, change: Change) -> bool:
+        return self.size == 0 or self.size + change.size <= self.max_bytes
+
+    def _accept(self, change: Change, now: float, ticket: Any) -> int:
+        self.accepted_seq += 1
+        self.counts.accepted[change.table] += 1
+        if self._open is None:
+            self._open = Batch(now)
+        self.size += self._open.add(self.accepted_seq, change, ticket, self.counts)
+        self._last_seq[change.thread_id] = self.accepted_seq
+        if len(self._open.ops) >= self._batch_max_rows or self._open.size >= self._batch_max_bytes:
+            self._seal()
+        return self.accepted_seq
+
+    def _seal(self) -> None:
+        assert self._open is not None
+        self._sealed.append(self._open)
+        self._open = None
+        self._hurried = False

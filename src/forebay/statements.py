@@ -1,0 +1,387 @@
+"""Changes and reads -> SQL, for both databases, built from the schema.
+
+A batch is one JSON document a table, and the database is its parser. A read is one statement that returns
+one JSON document. Each statement is compiled once; what comes from outside is always a parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property, lru_cache
+from typing import Any
+
+import orjson
+import sqlalchemy as sa
+from sqlalchemy.engine import Dialect
+from sqlalchemy.sql.selectable import FromClause
+
+from forebay import changes, cleaning, schema
+from forebay.changes import Row, Upsert
+from forebay.dialects import REMOVED, Expression, PostgresSql, Sql, SqliteSql
+from forebay.schema import Merge, elements, feedbacks, steps, threads, users
+
+NOW = "now"
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """SQL in the driver's own form, and the order of its parameters."""
+
+    sql: str
+    names: tuple[str, ...]
+    constants: Mapping[str, Any] = field(default_factory=dict)
+
+    def arguments(self, parameters: Mapping[str, Any]) -> tuple[Any, ...]:
+        """The parameters' values in the statement's order."""
+        return tuple(self.constants[name] if name in self.constants else parameters[name] for name in self.names)
+
+
+@dataclass(frozen=True, slots=True)
+class Documents:
+    """A run of upserts as parameters: a JSON array for each table. `partial`: a row lacks a column it needs."""
+
+    parameters: dict[str, Any]
+    tables: tuple[str, ...]
+    partial: bool
+
+
+def documents(upserts: Sequence[Upsert]) -> Documents:
+    """A run of upserts, each row once, as the batch statement's parameters.
+
+    Rows stand in the order of their keys, so that two writers lock in one order. Each thread that something
+    is written into gets a row as well: the stub that makes it exist and moves it up in its owner's list.
+    """
+    rows: dict[str, dict[str, Row]] = {table.name: {} for table in schema.WRITE_ORDER}
+    removed: dict[str, list[str]] = {}
+    for upsert in upserts:
+        rows[upsert.table][upsert.key] = upsert.row
+        if upsert.removed:
+            removed[upsert.key] = sorted(upsert.removed)
+    _add_stubs(rows, upserts)
+    partial = any(not _MUST_HAVE[table] <= row.keys() for table in _MUST_HAVE for row in rows[table].values())
+    parameters: dict[str, Any] = {table: _array(by_key) for table, by_key in rows.items()}
+    parameters[REMOVED] = orjson.dumps(removed).decode()
+    parameters[NOW] = cleaning.now()
+    return Documents(parameters, tuple(table for table, by_key in rows.items() if by_key), partial)
+
+
+def _add_stubs(rows: dict[str, dict[str, Row]], upserts: Iterable[Upsert]) -> None:
+    newest: dict[str, str | None] = {}
+    for upsert in upserts:
+        if upsert.table == "threads" or upsert.thread_id is None:
+            continue
+        created = upsert.row.get("createdAt") if upsert.table == "steps" else None
+        known = newest.get(upsert.thread_id)
+        newest[upsert.thread_id] = max(known, created) if known and created else known or created
+    for thread_id, created in newest.items():
+        stub = changes.thread_stub(thread_id, created)
+        rows["threads"][thread_id] = {**stub, **rows["threads"].get(thread_id, {})}
+
+
+def _array(by_key: dict[str, Row]) -> str:
+    ordered = [by_key[key] for key in sorted(by_key)]
+    return orjson.dumps(ordered, default=orjson.Fragment).decode()  # JSON is held as bytes
+
+
+_MUST_HAVE: dict[str, frozenset[str]] = {
+    table.name: frozenset(
+        column.name
+        for column in table.columns
+        if schema.merge_of(column) is Merge.LAST and (not column.nullable or schema.default_of(column) is not None)
+    )
+    for table in schema.WRITE_ORDER
+}
+
+
+class Statements:
+    """Every statement that forebay runs, in one database's SQL."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect
+        self._sql: Sql = PostgresSql() if dialect.name == "postgresql" else SqliteSql()
+        self.page = lru_cache(maxsize=None)(self._page)
+
+    def _compile(self, statement: sa.sql.ClauseElement) -> Statement:
+        compiled = statement.compile(dialect=self._dialect, compile_kwargs={"render_postcompile": True})
+        assert isinstance(compiled, sa.sql.compiler.SQLCompiler)
+        constants = {name: value for name, value in compiled.params.items() if value is not None}
+        return Statement(compiled.string, tuple(compiled.positiontup or ()), constants)
+
+    # ---- writing
+
+    @lru_cache(maxsize=None)  # noqa: B019 - one Statements lives as long as its store
+    def batch(self, partial: bool) -> Statement:
+        """All tables' upserts as one data-modifying statement: one round trip, and atomic by itself.
+
+        Foreign keys are checked at its end, so the order of its parts does not matter. PostgreSQL only.
+        """
+        parts = [self._upsert(table, partial).cte(f"w_{table.name}") for table in schema.WRITE_ORDER]
+        return self._compile(sa.select(sa.literal_column("1")).add_cte(*parts))
+
+    @lru_cache(maxsize=None)  # noqa: B019
+    def upsert(self, table: str, partial: bool) -> Statement:
+        """One table's upserts."""
+        return self._compile(self._upsert(schema.TABLES[table], partial))
+
+    def _upsert(self, table: sa.Table, partial: bool) -> Any:
+        source = self._sql.source(table)
+        selected = {column.name: self._proposed(column, source, partial) for column in table.columns}
+        rows: FromClause = source
+        if partial:
+            rows = source.outerjoin(_stored(table), _stored(table).c.id == source.c["id"])
+        # SQLite reads "ON" after a bare FROM as a join's; a condition keeps the two apart.
+        select = sa.select(*selected.values()).select_from(rows).where(sa.literal_column("1") == sa.literal_column("1"))
+        insert = self._sql.insert(table).from_select(list(selected), select)
+        merged = {
+            column.name: self._merged(column, insert.excluded[column.name])
+            for column in table.columns
+            if column.name != "id"
+        }
+        return insert.on_conflict_do_update(index_elements=["id"], set_=merged)
+
+    def _proposed(self, column: sa.Column[Any], source: FromClause, partial: bool) -> Expression:
+        """What a row brings for a column, or what it must have instead."""
+        if column is threads.c.userIdentifier:
+            owner = sa.select(users.c.identifier).where(users.c.id == source.c["userId"])
+            return sa.func.coalesce(source.c[column.name], owner.scalar_subquery())
+        given: Expression = source.c[column.name]
+        if column is threads.c.metadata:
+            return sa.func.coalesce(given, self._sql.empty_object())
+        if not partial or column.name not in _MUST_HAVE[column.table.name] or column.name == "id":
+            return given
+        choices = [given, _stored(column.table).c[column.name]]
+        default = schema.default_of(column)
+        if default is schema.NOW:
+            choices.append(sa.bindparam(NOW, type_=sa.Text()))
+        elif default is not None:
+            choices.append(self._sql.constant(default))
+        return sa.func.coalesce(*choices)
+
+    def _merged(self, column: sa.Column[Any], excluded: Expression) -> Expression:
+        """What stays when the row is there already."""
+        rule = schema.merge_of(column)
+        if rule is Merge.FIRST:
+            return sa.func.coalesce(column, excluded)
+        if rule is Merge.MAX:
+            return self._sql.greatest(column, excluded)
+        if rule is Merge.KEYS:
+            return self._sql.merge_keys(column, excluded, removing=column is threads.c.metadata)
+        return sa.func.coalesce(excluded, column)
+
+    @lru_cache(maxsize=None)  # noqa: B019
+    def delete(self, table: str) -> tuple[Statement, ...]:
+        """What removes a row (parameter `id`) and all that hangs on it, in this order.
+
+        A statement that returns rows returns the object keys of elements whose content is to be deleted.
+        """
+        return tuple(self._compile(statement) for statement in _DELETES[table])
+
+    @cached_property
+    def create_user(self) -> Statement:
+        """Insert a user or replace its metadata; returns the stored user."""
+        insert = self._sql.insert(users).values(
+            id=_id_parameter("id"),
+            identifier=_text("identifier"),
+            metadata=self._sql.json_parameter("metadata"),
+            createdAt=_text("createdAt"),
+        )
+        merged = insert.on_conflict_do_update(
+            index_elements=["identifier"], set_={"metadata": insert.excluded.metadata}
+        )
+        return self._compile(merged.returning(self._sql.result(self._document(users))))
+
+    # ---- reading
+
+    def needle(self, search: str) -> str:
+        """What to pass as `needle` to look for a text."""
+        return self._sql.needle(search)
+
+    @cached_property
+    def user(self) -> Statement:
+        """A user by `identifier`."""
+        return self._compile(sa.select(self._sql.result(self._document(users))).where(users.c.identifier == _text("identifier")))
+
+    @cached_property
+    def thread(self) -> Statement:
+        """A thread by `id`, with its steps, their newest feedback, and its elements."""
+        return self._compile(sa.select(self._sql.result(self._thread_document(True))).where(threads.c.id == _id_parameter("id")))
+
+    @cached_property
+    def thread_author(self) -> Statement:
+        """The owner's identifier and id, by the thread's `id`."""
+        author = self._sql.object(
+            {"userIdentifier": threads.c.userIdentifier, "userId": self._sql.plain(threads.c.userId)}
+        )
+        return self._compile(sa.select(self._sql.result(author)).where(threads.c.id == _id_parameter("id")))
+
+    @cached_property
+    def step(self) -> Statement:
+        """A step by `id`, with its newest feedback."""
+        return self._compile(sa.select(self._sql.result(self._step_document())).where(steps.c.id == _id_parameter("id")))
+
+    @cached_property
+    def element(self) -> Statement:
+        """An element by `id` and `thread_id`."""
+        mine = (elements.c.id == _id_parameter("id")) & (elements.c.threadId == _id_parameter("thread_id"))
+        return self._compile(sa.select(self._sql.result(self._document(elements))).where(mine))
+
+    @cached_property
+    def favorite_steps(self) -> Statement:
+        """The favourite steps of a user's (`user_id`) threads, newest first."""
+        owned = steps.join(threads, threads.c.id == steps.c.threadId)
+        chosen = (threads.c.userId == _id_parameter("user_id")) & self._sql.is_favorite()
+        found = (
+            sa.select(self._step_document().label("doc"), steps.c.createdAt, steps.c.id)
+            .select_from(owned)
+            .where(chosen)
+            .order_by(steps.c.createdAt.desc(), steps.c.id.desc())
+        )
+        return self._compile(sa.select(self._sql.result(self._sql.array(found, newest_first=True))))
+
+    def _page(self, *, after: bool, search: bool, feedback: bool, with_steps: bool) -> Statement:
+        """A page of a user's (`user_id`) threads, newest activity first, at most `first` of them.
+
+        `after`: behind the thread `cursor`; `search`: containing `needle`; `feedback`: with a feedback of
+        `value`. A thread without a stored activity, which another layer wrote, gets it computed.
+        """
+        conditions = [threads.c.userId == _id_parameter("user_id")]
+        if search:
+            conditions.append(self._matches())
+        if feedback:
+            conditions.append(_has_feedback())
+        stored = sa.select(threads.c.id, threads.c.updatedAt.label("activity")).where(
+            threads.c.updatedAt.is_not(None), *conditions
+        )
+        computed = sa.select(threads.c.id, self._sql.sortable(_computed_activity()).label("activity")).where(
+            threads.c.updatedAt.is_(None), *conditions
+        )
+        if after:
+            stored = stored.where(self._behind_cursor(threads.c.updatedAt, threads.c.id))
+        first = sa.bindparam("first", type_=sa.Integer())
+        # The ordering and the limit stand within the first part, so that it reads the index no further.
+        newest = stored.order_by(threads.c.updatedAt.desc(), threads.c.id.desc()).limit(first).subquery("newest")
+        rest = computed.subquery("rest")
+        others = sa.select(rest.c.id, rest.c.activity)
+        if after:
+            others = others.where(self._behind_cursor(rest.c.activity, rest.c.id))
+        union = sa.union_all(sa.select(newest.c.id, newest.c.activity), others).subquery("candidates")
+        page = sa.select(union.c.id, union.c.activity).order_by(union.c.activity.desc(), union.c.id.desc())
+        chosen = page.limit(first).subquery("chosen")
+        found = (
+            sa.select(
+                self._thread_document(with_steps).label("doc"), chosen.c.activity.label("createdAt"), threads.c.id
+            )
+            .select_from(threads.join(chosen, chosen.c.id == threads.c.id))
+            .order_by(chosen.c.activity.desc(), threads.c.id.desc())
+        )
+        return self._compile(sa.select(self._sql.result(self._sql.array(found, newest_first=True))))
+
+    def _behind_cursor(self, activity: Expression, key: Expression) -> Expression:
+        thread = threads.alias("at")
+        mine = (thread.c.id == _id_parameter("cursor")) & (thread.c.userId == _id_parameter("user_id"))
+        at = self._sql.sortable(sa.func.coalesce(thread.c.updatedAt, _computed_activity(thread)))
+        position = sa.select(at).where(mine).scalar_subquery()
+        return sa.tuple_(activity, key) < sa.tuple_(position, _id_parameter("cursor"))
+
+    def _matches(self) -> Expression:
+        said = sa.or_(self._sql.contains(steps.c.output), self._sql.contains(steps.c.input))
+        in_steps = sa.exists().where(steps.c.threadId == threads.c.id, said)
+        return sa.or_(self._sql.contains(threads.c.name), in_steps)
+
+    def _thread_document(self, with_steps: bool) -> Expression:
+        values = self._values(threads, leaving_out=("updatedAt",))
+        if with_steps:
+            values["steps"] = self._of_thread(self._step_document(), steps, steps.c.createdAt)
+            values["elements"] = self._of_thread(self._document(elements), elements, elements.c.id)
+        return self._sql.object(values)
+
+    def _of_thread(self, document: Expression, table: sa.Table, order: Expression) -> Expression:
+        found = (
+            sa.select(document.label("doc"), order.label("createdAt"), table.c.id)
+            .where(table.c.threadId == threads.c.id)
+            .order_by(order, table.c.id)
+            .correlate(threads)
+        )
+        return sa.select(self._sql.array(found)).correlate(threads).scalar_subquery()
+
+    def _step_document(self) -> Expression:
+        newest = (
+            sa.select(self._document(feedbacks))
+            .where(feedbacks.c.forId == steps.c.id)
+            .order_by(*_NEWEST_FEEDBACK)
+            .limit(sa.literal_column("1"))
+            .correlate(steps)
+            .scalar_subquery()
+        )
+        return self._sql.object({**self._values(steps), "feedback": self._sql.nested(newest)})
+
+    def _document(self, table: sa.Table) -> Expression:
+        return self._sql.object(self._values(table))
+
+    def _values(self, table: sa.Table, leaving_out: tuple[str, ...] = ()) -> dict[str, Expression]:
+        return {c.name: self._sql.plain(c) for c in table.columns if c.name not in leaving_out}
+
+
+_NEWEST_FEEDBACK = (feedbacks.c.updatedAt.desc().nulls_last(), feedbacks.c.id.desc())
+
+
+def _text(name: str) -> sa.BindParameter[Any]:
+    return sa.bindparam(name, type_=sa.Text())
+
+
+def _id_parameter(name: str) -> sa.BindParameter[Any]:
+    return sa.bindparam(name, type_=threads.c.id.type)
+
+
+@cache
+def _stored(table: sa.Table) -> sa.Alias:
+    return table.alias("stored")
+
+
+def _computed_activity(thread: FromClause = threads) -> Expression:
+    newest = sa.select(sa.func.max(steps.c.createdAt)).where(steps.c.threadId == thread.c["id"])
+    return sa.func.coalesce(newest.scalar_subquery(), thread.c["createdAt"], sa.literal_column("''"))
+
+
+def _has_feedback() -> Expression:
+    """Whether a step of the thread has the value as its newest feedback."""
+    newer = feedbacks.alias("newer")
+    later = sa.tuple_(sa.func.coalesce(newer.c.updatedAt, sa.literal_column("''")), newer.c.id) > sa.tuple_(
+        sa.func.coalesce(feedbacks.c.updatedAt, sa.literal_column("''")), feedbacks.c.id
+    )
+    return sa.exists().where(
+        feedbacks.c.threadId == threads.c.id,
+        feedbacks.c.value == sa.bindparam("value", type_=sa.Integer()),
+        ~sa.exists().where(newer.c.forId == feedbacks.c.forId, later),
+    )
+
+
+def _deletes() -> dict[str, tuple[sa.sql.ClauseElement, ...]]:
+    key = _id_parameter("id")
+    tree = sa.select(steps.c.id).where(steps.c.id == key).cte("tree", recursive=True)
+    # UNION, not UNION ALL: a step that is its own ancestor ends the walk.
+    tree = tree.union(sa.select(steps.c.id).where(steps.c.parentId == tree.c.id))
+    in_tree = sa.select(tree.c.id)
+    in_thread = sa.select(steps.c.id).where(steps.c.threadId == key)
+    object_key = elements.c.objectKey
+    return {
+        "steps": (
+            sa.delete(feedbacks).where(feedbacks.c.forId.in_(in_tree)),
+            sa.delete(elements).where(elements.c.forId.in_(in_tree)).returning(object_key),
+            sa.delete(steps).where(steps.c.id.in_(in_tree)),
+        ),
+        "threads": (
+            sa.delete(feedbacks).where((feedbacks.c.threadId == key) | feedbacks.c.forId.in_(in_thread)),
+            sa.delete(elements)
+            .where((elements.c.threadId == key) | elements.c.forId.in_(in_thread))
+            .returning(object_key),
+            sa.delete(steps).where(steps.c.threadId == key),
+            sa.delete(threads).where(threads.c.id == key),
+        ),
+        "elements": (sa.delete(elements).where(elements.c.id == key).returning(object_key),),
+        "feedbacks": (sa.delete(feedbacks).where(feedbacks.c.id == key),),
+    }
+
+
+_DELETES = _deletes()

@@ -1,0 +1,377 @@
+"""The database: its connections, a batch, a read. The one place that knows the drivers.
+
+SQLAlchemy opens and pools the connections; the compiled statements run on the driver's own connection, which
+costs half as much a statement. Every driver error leaves here as one of `forebay.errors`.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import ssl
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from itertools import groupby
+from typing import Any, Protocol, cast
+
+import aiosqlite
+import anyio
+import asyncpg
+import orjson
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import StaticPool
+
+from forebay import migrations, retry
+from forebay.changes import Change, Delete, Upsert
+from forebay.dialects import SQLITE_FUNCTIONS
+from forebay.errors import (
+    AccessError,
+    DatabaseError,
+    ForebayError,
+    RowError,
+    SchemaError,
+    SettingsError,
+    StatementError,
+    TransientError,
+)
+from forebay.settings import Settings
+from forebay.statements import Statement, Statements, documents
+from forebay.urls import in_memory, is_postgres, parse_url, tls_context
+
+logger = logging.getLogger("forebay.store")
+
+ObjectKeys = list[str]
+
+
+class Driver(Protocol):
+    """One connection of the driver's own."""
+
+    closed: bool
+
+    async def fetch(self, statement: Statement, parameters: Mapping[str, Any]) -> list[Sequence[Any]]:
+        """The statement's rows."""
+
+    def transaction(self) -> Any:
+        """An asynchronous context that commits at its end, or rolls back."""
+
+
+class Store:
+    """A database of either kind, reached with a bounded number of connections.
+
+    `connect_args` go to the driver. Raises SettingsError for a URL that can't be used.
+    """
+
+    def __init__(
+        self,
+        url: str | None,
+        settings: Settings,
+        *,
+        connect_args: Mapping[str, Any] | None = None,
+        ssl_require: bool = False,
+    ) -> None:
+        self.url, from_url = parse_url(url)
+        self._settings = settings
+        self._postgres = is_postgres(self.url)
+        arguments = {**from_url, **(connect_args or {})}
+        if ssl_require:
+            if not self._postgres:
+                raise SettingsError("ssl_require: a SQLite file has no connection to secure")
+            arguments["ssl"] = tls_context(verify=settings.tls_verify)
+        self.engine = self._create_engine(arguments)
+        self.statements = Statements(self.engine.dialect)
+        self._exclusive = anyio.Lock() if in_memory(self.url) else None
+        self._preparing = anyio.Lock()
+        self._prepared = False
+        self._writer: AsyncConnection | None = None
+
+    def __repr__(self) -> str:
+        return f"<Store {self.location}>"
+
+    @property
+    def location(self) -> str:
+        """Where the database is, without the password."""
+        return self.url.set(drivername=self.url.get_backend_name(), query={}).render_as_string(hide_password=True)
+
+    def valid_id(self, key: str) -> bool:
+        """Whether a row could have this id; the PostgreSQL tables take UUIDs only."""
+        return _is_uuid(key) if self._postgres else "\x00" not in key
+
+    def _create_engine(self, arguments: dict[str, Any]) -> AsyncEngine:
+        if in_memory(self.url):
+            engine = create_async_engine(self.url, connect_args=arguments, poolclass=StaticPool)
+        else:
+            if self._postgres:
+                arguments.setdefault("timeout", self._settings.connect_timeout)
+            engine = create_async_engine(
+                self.url,
+                connect_args=arguments,
+                pool_size=self._settings.pool_size,
+                max_overflow=0,
+                pool_timeout=self._settings.connect_timeout,
+            )
+        if not self._postgres:
+            sa.event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+        return engine
+
+    async def prepare(self) -> None:
+        """Make sure once that the tables are forebay's, migrating them if the settings say so.
+
+        Raises SchemaError when they are not, TransientError or AccessError when that can't be told.
+        """
+        if self._prepared:
+            return
+        async with self._preparing:
+            if not self._prepared:
+                with _translated(self.location):
+                    await self._check_schema()
+                self._prepared = True
+
+    async def _check_schema(self) -> None:
+        automatic = self._settings.auto_migrate
+        if automatic or (automatic is None and not self._postgres):
+            await migrations.upgrade(self.engine)
+        elif not await migrations.is_current(self.engine):
+            raise SchemaError(
+                f"the tables of {self.location} are not forebay's yet: run `forebay migrate`,"
+                " or set FOREBAY_AUTO_MIGRATE=true"
+            )
+
+    async def read(self, statement: Statement, **parameters: Any) -> Any:
+        """Run a statement that returns one JSON document, and parse it. None when there is no row."""
+        await self.prepare()
+        return await self._one_document(statement, parameters)
+
+    async def write(self, statement: Statement, **parameters: Any) -> Any:
+        """Run one statement in a transaction of its own; its JSON document, as in `read`."""
+        await self.prepare()
+        return await self._one_document(statement, parameters, in_transaction=True)
+
+    async def _one_document(
+        self, statement: Statement, parameters: Mapping[str, Any], *, in_transaction: bool = False
+    ) -> Any:
+        with _translated(self.location), anyio.fail_after(self._settings.statement_timeout):
+            async with self._reader() as driver:
+                if in_transaction:
+                    async with driver.transaction():
+                        rows = await driver.fetch(statement, parameters)
+                else:
+                    rows = await driver.fetch(statement, parameters)
+        return orjson.loads(rows[0][0]) if rows else None
+
+    async def execute_sql(self, query: str, parameters: Mapping[str, Any]) -> list[dict[str, Any]] | int:
+        """Run a statement of the caller's own: its rows, or how many it changed.
+
+        Raises a DatabaseError; StatementError when the statement itself is wrong.
+        """
+        await self.prepare()
+        with _translated(self.location, own_statement=True):
+            async with self._shared(), self.engine.begin() as connection:
+                result = await connection.execute(sa.text(query), dict(parameters))
+                if result.returns_rows:
+                    return [dict(row) for row in result.mappings()]
+                return result.rowcount
+
+    async def apply(self, changes: Sequence[Change]) -> list[ObjectKeys]:
+        """Write changes in their order, all in one transaction or none.
+
+        Returns for each change the object keys of the elements that it deleted. Raises a DatabaseError.
+        """
+        await self.prepare()
+        with _translated(self.location), anyio.fail_after(self._settings.statement_timeout):
+            async with self._shared(), self._writing() as driver:
+                if self._postgres and not any(isinstance(change, Delete) for change in changes):
+                    await self._upsert_run(driver, cast("Sequence[Upsert]", changes))
+                    return [[] for _ in changes]
+                async with driver.transaction():
+                    return await self._apply_runs(driver, changes)
+
+    async def _apply_runs(self, driver: Driver, changes: Sequence[Change]) -> list[ObjectKeys]:
+        deleted: list[ObjectKeys] = []
+        for is_upsert, run in groupby(changes, lambda change: isinstance(change, Upsert)):
+            if is_upsert:
+                upserts = cast("list[Upsert]", list(run))
+                await self._upsert_run(driver, upserts)
+                deleted += [[] for _ in upserts]
+            else:
+                deleted += [await self._delete(driver, change) for change in run]
+        return deleted
+
+    async def _upsert_run(self, driver: Driver, upserts: Sequence[Upsert]) -> None:
+        batch = documents(upserts)
+        if self._postgres:
+            await driver.fetch(self.statements.batch(batch.partial), batch.parameters)
+            return
+        for table in batch.tables:
+            await driver.fetch(self.statements.upsert(table, batch.partial), batch.parameters)
+
+    async def _delete(self, driver: Driver, change: Change) -> ObjectKeys:
+        keys: ObjectKeys = []
+        for statement in self.statements.delete(change.table):
+            rows = await driver.fetch(statement, {"id": change.key})
+            keys += [row[0] for row in rows if row[0]]
+        return keys
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._drop_writer()
+        await self.engine.dispose()
+
+    def forget_connections(self) -> None:
+        """Drop connections whose event loop is gone; they can't be closed any more."""
+        self._writer = None
+        self.engine.sync_engine.dispose(close=False)
+
+    @asynccontextmanager
+    async def _shared(self) -> AsyncIterator[None]:
+        """One at a time where all share one connection."""
+        if self._exclusive is None:
+            yield
+        else:
+            async with self._exclusive:
+                yield
+
+    @asynccontextmanager
+    async def _reader(self) -> AsyncIterator[Driver]:
+        async with self._shared(), self.engine.connect() as connection:
+            driver = await self._driver(connection)
+            if driver.closed:  # the database has ended it while it lay in the pool
+                await connection.invalidate()
+                driver = await self._driver(connection)
+            try:
+                yield driver
+            except BaseException:
+                # A cancelled or failed statement may still be on its way; its connection is not used again.
+                if self._postgres:
+                    with anyio.CancelScope(shield=True):
+                        await connection.invalidate()
+                raise
+
+    @asynccontextmanager
+    async def _writing(self) -> AsyncIterator[Driver]:
+        if self._writer is None:
+            self._writer = await self.engine.connect()
+        try:
+            yield await self._driver(self._writer)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self._drop_writer()
+            raise
+
+    async def _drop_writer(self) -> None:
+        if self._writer is not None:
+            writer, self._writer = self._writer, None
+            if self._postgres:
+                await writer.invalidate()
+            await writer.close()
+
+    async def _driver(self, connection: AsyncConnection) -> Driver:
+        raw = (await connection.get_raw_connection()).driver_connection
+        return _Asyncpg(raw) if self._postgres else _Aiosqlite(raw)
+
+
+class _Asyncpg:
+    def __init__(self, connection: Any) -> None:
+        self._connection: asyncpg.Connection[Any] = connection
+
+    @property
+    def closed(self) -> bool:
+        return self._connection.is_closed()
+
+    async def fetch(self, statement: Statement, parameters: Mapping[str, Any]) -> list[Any]:
+        return await self._connection.fetch(statement.sql, *statement.arguments(parameters))
+
+    def transaction(self) -> Any:
+        return self._connection.transaction()
+
+
+class _Aiosqlite:
+    closed = False
+
+    def __init__(self, connection: Any) -> None:
+        self._connection: aiosqlite.Connection = connection
+
+    async def fetch(self, statement: Statement, parameters: Mapping[str, Any]) -> list[Any]:
+        return list(await self._connection.execute_fetchall(statement.sql, statement.arguments(parameters)))
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[None]:
+        # IMMEDIATE takes the write lock at once, where waiting for it is allowed.
+        await self._connection.execute_fetchall("BEGIN IMMEDIATE")
+        try:
+            yield
+            await self._connection.commit()
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self._connection.rollback()
+            raise
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    cursor = connection.cursor()
+    # WAL lets readers go on while a batch commits; FULL syncs each commit, as PostgreSQL does.
+    for pragma in ("busy_timeout = 10000", "journal_mode = WAL", "synchronous = FULL"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+    for name, count, function in SQLITE_FUNCTIONS:
+        connection.create_function(name, count, function, deterministic=True)
+
+
+def _is_uuid(text: str) -> bool:
+    digits = text.replace("-", "").strip("{}")
+    if len(digits) != 32:
+        return False
+    try:
+        int(digits, 16)
+    except ValueError:
+        return False
+    return "_" not in digits and digits.isalnum()
+
+
+@contextmanager
+def _translated(location: str, *, own_statement: bool = False) -> Iterator[None]:
+    """Every driver's error as one of forebay's, without its cause, whose text may quote a row."""
+    try:
+        yield
+    except ForebayError:
+        raise
+    except Exception as error:
+        raise _translate(error, location, own_statement=own_statement) from None
+
+
+def _translate(error: Exception, location: str, *, own_statement: bool) -> DatabaseError:
+    for cause in _causes(error):
+        if isinstance(cause, asyncpg.PostgresError) and cause.sqlstate:
+            return _located(retry.from_sqlstate(cause.sqlstate), location, cause if own_statement else None)
+        if isinstance(cause, sqlite3.Error):
+            code = getattr(cause, "sqlite_errorname", None) or "SQLITE_MISUSE"
+            return _located(retry.from_sqlite(code, str(cause)), location, cause if own_statement else None)
+        if isinstance(cause, ssl.SSLError):
+            return AccessError(f"TLS with {location} failed; check the certificate, or FOREBAY_TLS_VERIFY")
+        if isinstance(cause, sa.exc.TimeoutError):
+            return TransientError("every connection is in use; raise FOREBAY_POOL_SIZE")
+        if isinstance(cause, OSError | TimeoutError | EOFError | asyncpg.InterfaceError):
+            return TransientError(f"{location} can't be reached ({type(cause).__name__})")
+    if own_statement:
+        return StatementError(f"the statement or its parameters are wrong ({type(error).__name__})")
+    return RowError(f"a row can't be sent to the database ({type(error).__name__})")
+
+
+def _causes(error: BaseException) -> Iterable[BaseException]:
+    seen: BaseException | None = error
+    while seen is not None:
+        original = getattr(seen, "orig", None)
+        if isinstance(original, BaseException):
+            yield from _causes(original)
+        yield seen
+        seen = seen.__cause__
+
+
+def _located(error: DatabaseError, location: str, cause: BaseException | None) -> DatabaseError:
+    """Where the database is, for what is about it; what the caller's own statement did wrong, for that."""
+    if isinstance(error, TransientError | AccessError | SchemaError):
+        return type(error)(f"{error} [{location}]", sqlstate=error.sqlstate)
+    if cause is not None and isinstance(error, StatementError):
+        # Errors of this class quote names of the statement, never values.
+        return StatementError(f"{error}: {str(cause).splitlines()[0]}", sqlstate=error.sqlstate)
+    return error

@@ -1,0 +1,75 @@
+"""Database URLs, in each of the styles that Chainlit's layers take -> SQLAlchemy's, with its connect arguments."""
+
+from __future__ import annotations
+
+import ssl
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import ArgumentError
+
+from forebay.errors import SettingsError
+
+_DRIVERS = {
+    "postgresql": "postgresql+asyncpg",
+    "postgres": "postgresql+asyncpg",
+    "postgresql+asyncpg": "postgresql+asyncpg",
+    "sqlite": "sqlite+aiosqlite",
+    "sqlite+aiosqlite": "sqlite+aiosqlite",
+}
+# What SQLAlchemy and asyncpg take from a PostgreSQL URL. SQLite's file parameters are SQLite's to check.
+_PARAMETERS = frozenset(
+    {"host", "port", "ssl", "timeout", "command_timeout", "statement_cache_size", "prepared_statement_cache_size"}
+)
+_STYLES = "postgresql://user:password@host:port/database or sqlite:///path/to/file"
+
+
+def parse_url(text: str | None) -> tuple[sa.URL, dict[str, Any]]:
+    """A URL as SQLAlchemy takes it, and the connect arguments that libpq's parameters in it stand for.
+
+    Raises SettingsError, without the URL, which may hold a password.
+    """
+    if not text:
+        raise SettingsError(f"FOREBAY_DATABASE_URL is not set, nor DATABASE_URL; it takes {_STYLES}")
+    try:
+        url = sa.make_url(text)
+    except (ArgumentError, ValueError):
+        raise SettingsError(f"FOREBAY_DATABASE_URL is not a URL; it takes {_STYLES}") from None
+    driver = _DRIVERS.get(url.drivername)
+    if driver is None:
+        raise SettingsError(f"FOREBAY_DATABASE_URL: {url.drivername} is not supported; it takes {_STYLES}")
+    url = url.set(drivername=driver)
+    return _libpq_parameters(url) if is_postgres(url) else (url, {})
+
+
+def is_postgres(url: sa.URL) -> bool:
+    """Whether the URL is PostgreSQL's."""
+    return url.get_backend_name() == "postgresql"
+
+
+def in_memory(url: sa.URL) -> bool:
+    """Whether the URL is of a SQLite database without a file, which lives in one connection."""
+    return not is_postgres(url) and (url.database in (None, "", ":memory:") or url.query.get("mode") == "memory")
+
+
+def _libpq_parameters(url: sa.URL) -> tuple[sa.URL, dict[str, Any]]:
+    query = dict(url.query)
+    arguments: dict[str, Any] = {}
+    if mode := query.pop("sslmode", None):
+        arguments["ssl"] = mode
+    settings = {name: query.pop(name) for name in ("application_name", "options", "search_path") if name in query}
+    if settings:
+        arguments["server_settings"] = settings
+    unknown = sorted(query.keys() - _PARAMETERS)
+    if unknown:
+        raise SettingsError(f"FOREBAY_DATABASE_URL: unknown parameter {', '.join(unknown)}")
+    return url.set(query=query), arguments
+
+
+def tls_context(*, verify: bool) -> ssl.SSLContext:
+    """A context that demands TLS; `verify` also checks the server's certificate and host name."""
+    context = ssl.create_default_context()
+    if not verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
