@@ -95,7 +95,9 @@ class Blobs:
             for element in stored:
                 tasks.start_soon(self._sign, self.client, element, limit)
 
-    async def _sign(self, client: BaseStorageClient, element: ElementDict, limit: anyio.CapacityLimiter) -> None:
+    async def _sign(
+        self, client: BaseStorageClient, element: ElementDict, limit: anyio.CapacityLimiter
+    ) -> None:
         key = element["objectKey"]
         assert key is not None
         try:

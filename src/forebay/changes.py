@@ -6,7 +6,7 @@ can change is turned into JSON at once. A row holds no None: a missing column le
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -198,12 +198,5 @@ def _fold_removed(older: Upsert, newer: Upsert, row: Row) -> frozenset[str]:
         return frozenset()
     if newer.removed and "metadata" in row:
         row["metadata"] = {key: value for key, value in row["metadata"].items() if key not in newer.removed}
-    return (older.removed - newer.row.get("metadata", {}).keys()) | newer.removed
-
-
-def required_columns(table: str) -> Iterator[str]:
-    """The columns that a new row needs and that a change may leave out."""
-    for column in schema.TABLES[table].columns:
-        default = schema.default_of(column)
-        if default is not None and schema.merge_of(column) is Merge.LAST:
-            yield column.name
+    set_again: frozenset[str] = frozenset(newer.row.get("metadata", ()))
+    return (older.removed - set_again) | newer.removed

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from chainlit.data.base import BaseDataLayer
 from chainlit.data.storage_clients.base import BaseStorageClient
@@ -32,6 +32,13 @@ from forebay.settings import Settings
 from forebay.store import Store
 
 logger = logging.getLogger("forebay")
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _queued(method: _Method) -> _Method:
+    """Chainlit's decorator of the methods that wait for a session's first message; its wrapper has no types."""
+    return cast("_Method", queue_until_user_message()(method))
 
 
 class ForebayDataLayer(BaseDataLayer):
@@ -72,7 +79,10 @@ class ForebayDataLayer(BaseDataLayer):
         """A layer on FOREBAY_DATABASE_URL, or else DATABASE_URL, with the environment's settings."""
         settings = Settings()
         return cls(
-            settings.database_url or "", storage_provider=storage_provider, settings=settings, registry=registry
+            settings.database_url or "",
+            storage_provider=storage_provider,
+            settings=settings,
+            registry=registry,
         )
 
     def __repr__(self) -> str:
@@ -161,7 +171,7 @@ class ForebayDataLayer(BaseDataLayer):
         metadata: dict[Any, Any] | None = None,
         tags: list[str] | None = None,
     ) -> None:
-        """Create or change a thread. None leaves a field alone; `metadata` is merged, a None in it deletes a key."""
+        """Create or change a thread. None leaves a field alone; `metadata` is merged, None deletes a key."""
         self._log_call("update_thread")
         await self._write(changes.thread, thread_id, name, user_id, metadata, tags)
 
@@ -251,24 +261,26 @@ class ForebayDataLayer(BaseDataLayer):
             thread = await self.get_thread(thread_id)
             return [thread] if thread else []
         limit = self.user_thread_limit if self.user_thread_limit is not None else 2**31 - 1
-        threads = await self._page(ThreadFilter(userId=user_id), None, limit, with_steps=True) if user_id else []
+        threads = (
+            await self._page(ThreadFilter(userId=user_id), None, limit, with_steps=True) if user_id else []
+        )
         return await self._signed(threads)
 
     # ---- steps
 
-    @queue_until_user_message()
+    @_queued
     async def create_step(self, step_dict: StepDict) -> None:
         """Create or change a step; what `step_dict` leaves out or has as None stays as it is."""
         self._log_call("create_step")
         await self._write(changes.step, step_dict)
 
-    @queue_until_user_message()
+    @_queued
     async def update_step(self, step_dict: StepDict) -> None:
         """The same as `create_step`: whichever comes first creates the row."""
         self._log_call("update_step")
         await self._write(changes.step, step_dict)
 
-    @queue_until_user_message()
+    @_queued
     async def delete_step(self, step_id: str) -> None:
         """Delete a step, its descendants, their feedback and elements, then the elements' content."""
         self._log_call("delete_step")
@@ -318,9 +330,9 @@ class ForebayDataLayer(BaseDataLayer):
 
     # ---- elements
 
-    @queue_until_user_message()
+    @_queued
     async def create_element(self, element: Element) -> None:
-        """Store an element's content, if there is a storage client, and then its row. Without `for_id`: nothing."""
+        """Store an element's content, if there is a storage client, then its row. Without `for_id`: nothing."""
         self._log_call("create_element")
         if not element.for_id:
             return
@@ -346,7 +358,7 @@ class ForebayDataLayer(BaseDataLayer):
         await self._blobs.sign([element])
         return element
 
-    @queue_until_user_message()
+    @_queued
     async def delete_element(self, element_id: str, thread_id: str | None = None) -> None:
         """Delete an element's row, then its content."""
         self._log_call("delete_element")

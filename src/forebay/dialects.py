@@ -134,7 +134,8 @@ class PostgresSql:
         order = (rows.c.createdAt, rows.c.id)
         ordered = tuple(column.desc() for column in order) if newest_first else order
         return sa.func.coalesce(
-            sa.func.json_agg(postgresql.aggregate_order_by(rows.c.doc, *ordered)), sa.literal_column("'[]'::json")
+            sa.func.json_agg(postgresql.aggregate_order_by(rows.c.doc, *ordered)),
+            sa.literal_column("'[]'::json"),
         )
 
     def result(self, document: Expression) -> Expression:
@@ -196,15 +197,17 @@ class SqliteSql:
         removed: Expression = sa.literal_column("NULL")
         if removing:
             by_thread = sa.func.json_each(sa.bindparam(REMOVED, type_=sa.Text())).table_valued("key", "value")
-            removed = sa.select(by_thread.c.value).where(by_thread.c.key == _STORED_THREAD_ID).scalar_subquery()
+            removed = (
+                sa.select(by_thread.c.value).where(by_thread.c.key == _STORED_THREAD_ID).scalar_subquery()
+            )
         return sa.func.forebay_merge(stored, given, removed)
 
     def plain(self, column: sa.Column[Any]) -> Expression:
         """JSON text is made JSON, and left out where it is none; ids that look like numbers stay text."""
-        if schema_kind(column) in (Kind.OBJECT, Kind.LIST):
+        if schema.kind_of(column) in (Kind.OBJECT, Kind.LIST):
             text = sa.type_coerce(column, sa.Text())
             return sa.case((sa.func.json_valid(text) == sa.literal_column("1"), sa.func.json(text)))
-        if schema_kind(column) is Kind.ID:
+        if schema.kind_of(column) is Kind.ID:
             return sa.cast(column, sa.Text())
         return sa.type_coerce(column, sa.Text())
 
@@ -245,11 +248,6 @@ class SqliteSql:
         # AND may be evaluated in any order, CASE may not: `json_extract` fails on what is not valid.
         marked = sa.case((valid, sa.func.json_extract(text, sa.literal_column("'$.favorite'"))))
         return marked == sa.literal_column("1")
-
-
-def schema_kind(column: sa.Column[Any]) -> Kind:
-    """What the column holds; `users.identifier` is text like any other."""
-    return column.info.get("kind", Kind.TEXT)
 
 
 def _merge(stored: str | None, given: str | None, removed: str | None) -> str | None:

@@ -63,7 +63,9 @@ class Engine:
         self._readers = _Waiters()
         self._flushes = _Waiters()
         self._tombstones: OrderedDict[str, None] = OrderedDict()
-        metrics.observe(self.counts, self.inbox, lambda: self.writer.failure is None and not self.closed, clock)
+        metrics.observe(
+            self.counts, self.inbox, lambda: self.writer.failure is None and not self.closed, clock
+        )
 
     def __repr__(self) -> str:
         return f"<Engine {'closed' if self.closed else 'open'}, {self.inbox!r}, {self.writer!r}>"

@@ -146,7 +146,9 @@ class Inbox:
     def wait(self, change: Change, ticket: Any, token: Any) -> Waiting:
         """Stand at the door behind those who came before; `admit` lets in. Raises QueueFull at its limit."""
         if self.waiting_size + change.size > self.max_bytes and self._waiting:
-            raise QueueFull("the queue and its waiting room are full; the database is too slow or unreachable")
+            raise QueueFull(
+                "the queue and its waiting room are full; the database is too slow or unreachable"
+            )
         waiting = Waiting(change, ticket, token)
         self._waiting.append(waiting)
         self.waiting_size += change.size

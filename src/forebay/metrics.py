@@ -77,12 +77,27 @@ class _EngineCollector(Collector):
         counts = self._counts
         for name, text, label, counter in (
             ("changes_accepted", "Changes that were queued.", "table", counts.accepted),
-            ("changes_coalesced", "Changes that became part of another one of the same row.", "table", counts.coalesced),
+            (
+                "changes_coalesced",
+                "Changes that became part of another one of the same row.",
+                "table",
+                counts.coalesced,
+            ),
             ("rows_written", "Rows that the database has committed.", "table", counts.written),
             ("changes_dropped", "Changes that were queued and then left out.", "reason", counts.dropped),
-            ("changes_refused", "Changes that were not queued; the caller got an error.", "reason", counts.refused),
+            (
+                "changes_refused",
+                "Changes that were not queued; the caller got an error.",
+                "reason",
+                counts.refused,
+            ),
             ("flush_retries", "Attempts at a batch that failed and were repeated.", "reason", counts.retries),
-            ("unknown_values", "Values that no column was for, kept beside them.", "table", counts.unknown_keys),
+            (
+                "unknown_values",
+                "Values that no column was for, kept beside them.",
+                "table",
+                counts.unknown_keys,
+            ),
         ):
             family = CounterMetricFamily(f"forebay_{name}", text, labels=[label])
             for value, count in sorted(counter.items()):

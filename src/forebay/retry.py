@@ -34,7 +34,10 @@ _SQLSTATES: dict[str, tuple[type[DatabaseError], str]] = {
     "42P01": (SchemaError, f"a table is missing; {_MIGRATE}"),
     "42P10": (SchemaError, f"a unique index is missing in the tables; {_MIGRATE}"),
     "53": (TransientError, "the database is out of a resource"),
-    "53300": (TransientError, "the database has no connection left; lower FOREBAY_POOL_SIZE or raise max_connections"),
+    "53300": (
+        TransientError,
+        "the database has no connection left; lower FOREBAY_POOL_SIZE or raise max_connections",
+    ),
     "54": (RowError, "the row is beyond one of the database's limits"),
     "55": (TransientError, "the database object is in use"),
     "57": (TransientError, "the database ended the statement or is shutting down"),
@@ -46,7 +49,10 @@ _SQLSTATES: dict[str, tuple[type[DatabaseError], str]] = {
 _SQLITE_CODES: dict[str, tuple[type[DatabaseError], str]] = {
     "SQLITE_AUTH": (AccessError, "SQLite refuses access"),
     "SQLITE_BUSY": (TransientError, "another process holds the SQLite file"),
-    "SQLITE_CANTOPEN": (AccessError, "the SQLite file can't be opened; its folder must exist and be writable"),
+    "SQLITE_CANTOPEN": (
+        AccessError,
+        "the SQLite file can't be opened; its folder must exist and be writable",
+    ),
     "SQLITE_CONSTRAINT": (RowError, "a constraint refuses the row"),
     "SQLITE_CONSTRAINT_NOTNULL": (RowError, "a required column has no value"),
     "SQLITE_CORRUPT": (AccessError, "the SQLite file is damaged; restore it from a copy"),
@@ -64,7 +70,12 @@ _SQLITE_CODES: dict[str, tuple[type[DatabaseError], str]] = {
     "SQLITE_TOOBIG": (RowError, "the row is beyond SQLite's size limit"),
 }
 # SQLite has one code for whatever is wrong with a statement; its message tells these from bad JSON.
-_SQLITE_SCHEMA_WORDS = ("no such table", "no such column", "has no column named", "ON CONFLICT clause does not match")
+_SQLITE_SCHEMA_WORDS = (
+    "no such table",
+    "no such column",
+    "has no column named",
+    "ON CONFLICT clause does not match",
+)
 
 
 def from_sqlstate(sqlstate: str) -> DatabaseError:

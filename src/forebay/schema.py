@@ -63,7 +63,12 @@ def _id(name: str = "id", *constraints: sa.ForeignKey, nullable: bool = True) ->
 
 
 def _column(
-    name: str, kind: Kind = Kind.TEXT, *, merge: Merge = Merge.LAST, nullable: bool = True, default: Any = None
+    name: str,
+    kind: Kind = Kind.TEXT,
+    *,
+    merge: Merge = Merge.LAST,
+    nullable: bool = True,
+    default: Any = None,
 ) -> sa.Column[Any]:
     info = {"kind": kind, "merge": merge, "default": default}
     return sa.Column(name, _TYPES[kind], nullable=nullable, info=info)
@@ -81,7 +86,7 @@ users = sa.Table(
     "users",
     metadata,
     _id(nullable=False),
-    sa.Column("identifier", sa.Text(), nullable=False, unique=True),
+    sa.Column("identifier", sa.Text(), nullable=False, unique=True, info={"kind": Kind.TEXT}),
     _column("metadata", Kind.OBJECT, nullable=False),
     _column("createdAt", merge=Merge.FIRST),
 )

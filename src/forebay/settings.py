@@ -30,7 +30,9 @@ def _default_journal_dir() -> Path:
 class Settings(BaseSettings):
     """What an operator can set. Sizes are in bytes, times in seconds."""
 
-    model_config = SettingsConfigDict(env_prefix="FOREBAY_", frozen=True, extra="forbid", populate_by_name=True)
+    model_config = SettingsConfigDict(
+        env_prefix="FOREBAY_", frozen=True, extra="forbid", populate_by_name=True
+    )
 
     database_url: str | None = Field(
         default=None,
@@ -43,12 +45,18 @@ class Settings(BaseSettings):
         description="When a write call returns: `memory`, once it is queued; `commit`, once its batch has committed.",
     )
     journal_dir: Path = Field(
-        default_factory=_default_journal_dir, description="The folder of the journal (not used by this release)."
+        default_factory=_default_journal_dir,
+        description="The folder of the journal (not used by this release).",
     )
     linger: float = Field(
-        default=0.005, ge=0, le=10, description="How long the first change of a batch waits for company, in seconds."
+        default=0.005,
+        ge=0,
+        le=10,
+        description="How long the first change of a batch waits for company, in seconds.",
     )
-    batch_max_rows: int = Field(default=1000, ge=1, le=50_000, description="A batch leaves at this many rows.")
+    batch_max_rows: int = Field(
+        default=1000, ge=1, le=50_000, description="A batch leaves at this many rows."
+    )
     batch_max_bytes: int = Field(
         default=4 * MIB, ge=KIB, le=256 * MIB, description="A batch leaves at this many bytes."
     )
@@ -56,7 +64,9 @@ class Settings(BaseSettings):
         default=64 * MIB, ge=KIB, description="The queue holds at most this many bytes; then callers wait."
     )
     queue_timeout: float = Field(
-        default=30.0, ge=0, description="How long a caller waits at a full queue before QueueFull, in seconds."
+        default=30.0,
+        ge=0,
+        description="How long a caller waits at a full queue before QueueFull, in seconds.",
     )
     journal_max_bytes: int = Field(
         default=1024 * MIB, ge=MIB, description="The journal's size limit (not used by this release)."
@@ -65,10 +75,14 @@ class Settings(BaseSettings):
         default=20.0, gt=0, description="How long close() may take to write out the queue, in seconds."
     )
     connect_timeout: float = Field(
-        default=10.0, gt=0, description="How long a connection may take to open, or a reader wait for one, in seconds."
+        default=10.0,
+        gt=0,
+        description="How long a connection may take to open, or a reader wait for one, in seconds.",
     )
     statement_timeout: float = Field(
-        default=60.0, gt=0, description="How long a statement may take before it counts as failed, in seconds."
+        default=60.0,
+        gt=0,
+        description="How long a statement may take before it counts as failed, in seconds.",
     )
     pool_size: int = Field(
         default=5, ge=2, le=1000, description="Connections at most: one writes, the others read."
@@ -80,7 +94,8 @@ class Settings(BaseSettings):
         default=None, description="Migrate the tables at start; by default on for SQLite, off for PostgreSQL."
     )
     tls_verify: bool = Field(
-        default=True, description="Whether ssl_require=True also checks the server's certificate and host name."
+        default=True,
+        description="Whether ssl_require=True also checks the server's certificate and host name.",
     )
 
     def __init__(self, **values: Any) -> None:
@@ -103,7 +118,9 @@ def variable_of(field: str) -> str:
 
 
 def _explain(error: ValidationError) -> str:
-    problems = (_problem(str(e["loc"][0]) if e["loc"] else "", e["msg"]) for e in error.errors(include_input=False))
+    problems = (
+        _problem(str(e["loc"][0]) if e["loc"] else "", e["msg"]) for e in error.errors(include_input=False)
+    )
     return "; ".join(problems)
 
 

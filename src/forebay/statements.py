@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property, lru_cache
+from functools import cache, cached_property
 from typing import Any
 
 import orjson
@@ -34,7 +34,9 @@ class Statement:
 
     def arguments(self, parameters: Mapping[str, Any]) -> tuple[Any, ...]:
         """The parameters' values in the statement's order."""
-        return tuple(self.constants[name] if name in self.constants else parameters[name] for name in self.names)
+        return tuple(
+            self.constants[name] if name in self.constants else parameters[name] for name in self.names
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,8 @@ _MUST_HAVE: dict[str, frozenset[str]] = {
     table.name: frozenset(
         column.name
         for column in table.columns
-        if schema.merge_of(column) is Merge.LAST and (not column.nullable or schema.default_of(column) is not None)
+        if schema.merge_of(column) is Merge.LAST
+        and (not column.nullable or schema.default_of(column) is not None)
     )
     for table in schema.WRITE_ORDER
 }
@@ -100,7 +103,7 @@ class Statements:
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
         self._sql: Sql = PostgresSql() if dialect.name == "postgresql" else SqliteSql()
-        self.page = lru_cache(maxsize=None)(self._page)
+        self.page = cache(self._page)
 
     def _compile(self, statement: sa.sql.ClauseElement) -> Statement:
         compiled = statement.compile(dialect=self._dialect, compile_kwargs={"render_postcompile": True})
@@ -110,7 +113,7 @@ class Statements:
 
     # ---- writing
 
-    @lru_cache(maxsize=None)  # noqa: B019 - one Statements lives as long as its store
+    @cache  # noqa: B019 - one Statements lives as long as its store
     def batch(self, partial: bool) -> Statement:
         """All tables' upserts as one data-modifying statement: one round trip, and atomic by itself.
 
@@ -119,7 +122,7 @@ class Statements:
         parts = [self._upsert(table, partial).cte(f"w_{table.name}") for table in schema.WRITE_ORDER]
         return self._compile(sa.select(sa.literal_column("1")).add_cte(*parts))
 
-    @lru_cache(maxsize=None)  # noqa: B019
+    @cache  # noqa: B019
     def upsert(self, table: str, partial: bool) -> Statement:
         """One table's upserts."""
         return self._compile(self._upsert(schema.TABLES[table], partial))
@@ -129,9 +132,13 @@ class Statements:
         selected = {column.name: self._proposed(column, source, partial) for column in table.columns}
         rows: FromClause = source
         if partial:
-            rows = source.outerjoin(_stored(table), _stored(table).c.id == source.c["id"])
+            rows = source.outerjoin(_stored(table), _stored(table).c["id"] == source.c["id"])
         # SQLite reads "ON" after a bare FROM as a join's; a condition keeps the two apart.
-        select = sa.select(*selected.values()).select_from(rows).where(sa.literal_column("1") == sa.literal_column("1"))
+        select = (
+            sa.select(*selected.values())
+            .select_from(rows)
+            .where(sa.literal_column("1") == sa.literal_column("1"))
+        )
         insert = self._sql.insert(table).from_select(list(selected), select)
         merged = {
             column.name: self._merged(column, insert.excluded[column.name])
@@ -169,7 +176,7 @@ class Statements:
             return self._sql.merge_keys(column, excluded, removing=column is threads.c.metadata)
         return sa.func.coalesce(excluded, column)
 
-    @lru_cache(maxsize=None)  # noqa: B019
+    @cache  # noqa: B019
     def delete(self, table: str) -> tuple[Statement, ...]:
         """What removes a row (parameter `id`) and all that hangs on it, in this order.
 
@@ -200,12 +207,20 @@ class Statements:
     @cached_property
     def user(self) -> Statement:
         """A user by `identifier`."""
-        return self._compile(sa.select(self._sql.result(self._document(users))).where(users.c.identifier == _text("identifier")))
+        return self._compile(
+            sa.select(self._sql.result(self._document(users))).where(
+                users.c.identifier == _text("identifier")
+            )
+        )
 
     @cached_property
     def thread(self) -> Statement:
         """A thread by `id`, with its steps, their newest feedback, and its elements."""
-        return self._compile(sa.select(self._sql.result(self._thread_document(True))).where(threads.c.id == _id_parameter("id")))
+        return self._compile(
+            sa.select(self._sql.result(self._thread_document(True))).where(
+                threads.c.id == _id_parameter("id")
+            )
+        )
 
     @cached_property
     def thread_author(self) -> Statement:
@@ -218,7 +233,9 @@ class Statements:
     @cached_property
     def step(self) -> Statement:
         """A step by `id`, with its newest feedback."""
-        return self._compile(sa.select(self._sql.result(self._step_document())).where(steps.c.id == _id_parameter("id")))
+        return self._compile(
+            sa.select(self._sql.result(self._step_document())).where(steps.c.id == _id_parameter("id"))
+        )
 
     @cached_property
     def element(self) -> Statement:
@@ -260,7 +277,9 @@ class Statements:
             stored = stored.where(self._behind_cursor(threads.c.updatedAt, threads.c.id))
         first = sa.bindparam("first", type_=sa.Integer())
         # The ordering and the limit stand within the first part, so that it reads the index no further.
-        newest = stored.order_by(threads.c.updatedAt.desc(), threads.c.id.desc()).limit(first).subquery("newest")
+        newest = (
+            stored.order_by(threads.c.updatedAt.desc(), threads.c.id.desc()).limit(first).subquery("newest")
+        )
         rest = computed.subquery("rest")
         others = sa.select(rest.c.id, rest.c.activity)
         if after:
@@ -270,7 +289,9 @@ class Statements:
         chosen = page.limit(first).subquery("chosen")
         found = (
             sa.select(
-                self._thread_document(with_steps).label("doc"), chosen.c.activity.label("createdAt"), threads.c.id
+                self._thread_document(with_steps).label("doc"),
+                chosen.c.activity.label("createdAt"),
+                threads.c.id,
             )
             .select_from(threads.join(chosen, chosen.c.id == threads.c.id))
             .order_by(chosen.c.activity.desc(), threads.c.id.desc())
@@ -335,7 +356,7 @@ def _id_parameter(name: str) -> sa.BindParameter[Any]:
 
 
 @cache
-def _stored(table: sa.Table) -> sa.Alias:
+def _stored(table: sa.Table) -> FromClause:
     return table.alias("stored")
 
 

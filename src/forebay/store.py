@@ -47,9 +47,11 @@ ObjectKeys = list[str]
 class Driver(Protocol):
     """One connection of the driver's own."""
 
-    closed: bool
+    @property
+    def closed(self) -> bool:
+        """Whether the database has ended it."""
 
-    async def fetch(self, statement: Statement, parameters: Mapping[str, Any]) -> list[Sequence[Any]]:
+    async def fetch(self, statement: Statement, parameters: Mapping[str, Any]) -> list[Any]:
         """The statement's rows."""
 
     def transaction(self) -> Any:
@@ -91,7 +93,9 @@ class Store:
     @property
     def location(self) -> str:
         """Where the database is, without the password."""
-        return self.url.set(drivername=self.url.get_backend_name(), query={}).render_as_string(hide_password=True)
+        return self.url.set(drivername=self.url.get_backend_name(), query={}).render_as_string(
+            hide_password=True
+        )
 
     def valid_id(self, key: str) -> bool:
         """Whether a row could have this id; the PostgreSQL tables take UUIDs only."""
@@ -286,10 +290,12 @@ class _Asyncpg:
 
 
 class _Aiosqlite:
-    closed = False
-
     def __init__(self, connection: Any) -> None:
         self._connection: aiosqlite.Connection = connection
+
+    @property
+    def closed(self) -> bool:
+        return False  # a file does not hang up
 
     async def fetch(self, statement: Statement, parameters: Mapping[str, Any]) -> list[Any]:
         return list(await self._connection.execute_fetchall(statement.sql, statement.arguments(parameters)))

@@ -1,4 +1,4 @@
-"""Database URLs, in each of the styles that Chainlit's layers take -> SQLAlchemy's, with its connect arguments."""
+"""Database URLs, in each style that Chainlit's layers take -> SQLAlchemy's, with its connect arguments."""
 
 from __future__ import annotations
 
@@ -19,7 +19,15 @@ _DRIVERS = {
 }
 # What SQLAlchemy and asyncpg take from a PostgreSQL URL. SQLite's file parameters are SQLite's to check.
 _PARAMETERS = frozenset(
-    {"host", "port", "ssl", "timeout", "command_timeout", "statement_cache_size", "prepared_statement_cache_size"}
+    {
+        "host",
+        "port",
+        "ssl",
+        "timeout",
+        "command_timeout",
+        "statement_cache_size",
+        "prepared_statement_cache_size",
+    }
 )
 _STYLES = "postgresql://user:password@host:port/database or sqlite:///path/to/file"
 
@@ -49,7 +57,9 @@ def is_postgres(url: sa.URL) -> bool:
 
 def in_memory(url: sa.URL) -> bool:
     """Whether the URL is of a SQLite database without a file, which lives in one connection."""
-    return not is_postgres(url) and (url.database in (None, "", ":memory:") or url.query.get("mode") == "memory")
+    return not is_postgres(url) and (
+        url.database in (None, "", ":memory:") or url.query.get("mode") == "memory"
+    )
 
 
 def _libpq_parameters(url: sa.URL) -> tuple[sa.URL, dict[str, Any]]:
@@ -57,7 +67,9 @@ def _libpq_parameters(url: sa.URL) -> tuple[sa.URL, dict[str, Any]]:
     arguments: dict[str, Any] = {}
     if mode := query.pop("sslmode", None):
         arguments["ssl"] = mode
-    settings = {name: query.pop(name) for name in ("application_name", "options", "search_path") if name in query}
+    settings = {
+        name: query.pop(name) for name in ("application_name", "options", "search_path") if name in query
+    }
     if settings:
         arguments["server_settings"] = settings
     unknown = sorted(query.keys() - _PARAMETERS)
