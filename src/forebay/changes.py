@@ -153,15 +153,13 @@ def _keys(values: Mapping[str, Any]) -> dict[str, bytes]:
 
 
 def _size(row: Row) -> int:
-    return OVERHEAD_BYTES + sum(_value_size(value) for value in row.values())
-
-
-def _value_size(value: Any) -> int:
-    if isinstance(value, str | bytes):
-        return len(value)
-    if isinstance(value, dict):
-        return sum(len(key) + len(item) for key, item in value.items())
-    return 8
+    size = OVERHEAD_BYTES
+    for value in row.values():
+        if type(value) is str or type(value) is bytes:
+            size += len(value)
+        elif type(value) is dict:
+            size += sum(len(key) + len(item) for key, item in value.items())
+    return size
 
 
 _FOLDED: dict[str, tuple[tuple[str, Merge], ...]] = {

@@ -120,6 +120,8 @@ def strings(value: Any) -> list[str]:
 
 def document(value: Any) -> bytes:
     """An object or a list as JSON, frozen at this moment; text that holds one is read."""
+    if type(value) is dict and not value:
+        return b"{}"
     if isinstance(value, str | bytes):
         try:
             value = orjson.loads(value)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import uuid
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, TypeVar, cast
@@ -41,6 +42,28 @@ def _queued(method: _Method) -> _Method:
     return cast("_Method", queue_until_user_message()(method))
 
 
+class _Positions:
+    """Where the last threads of recent pages stood.
+
+    A page goes on from there, also when the thread has been deleted or has moved up since. After a restart,
+    and in another process, the thread's present place counts.
+    """
+
+    _MOST = 10_000
+
+    def __init__(self) -> None:
+        self._activities: OrderedDict[tuple[str, str | None], str] = OrderedDict()
+
+    def remember(self, cursor: tuple[str, str | None], activity: str) -> None:
+        self._activities[cursor] = activity
+        self._activities.move_to_end(cursor)
+        if len(self._activities) > self._MOST:
+            self._activities.popitem(last=False)
+
+    def of(self, cursor: tuple[str, str | None]) -> str | None:
+        return self._activities.get(cursor)
+
+
 class ForebayDataLayer(BaseDataLayer):
     """A Chainlit data layer whose writes are batched and whose reads are one statement each.
 
@@ -69,6 +92,7 @@ class ForebayDataLayer(BaseDataLayer):
         self._metrics = Metrics(registry)
         self._engine = Engine(self.settings, self._store, self._metrics)
         self._statements = self._store.statements
+        self._positions = _Positions()
         self._blobs = Blobs(storage_provider, self._engine.counts)
         self.async_session = async_sessionmaker(self.engine, expire_on_commit=False)
 
@@ -182,9 +206,10 @@ class ForebayDataLayer(BaseDataLayer):
             return None
         await self._engine.settle(thread_id)
         found = await self._engine.read(self._statements.thread, id=thread_id)
-        return (await self._signed([documents.thread(found)]))[0] if found else None
+        return (await self._signed([found]))[0] if found else None
 
-    async def _signed(self, threads: list[ThreadDict]) -> list[ThreadDict]:
+    async def _signed(self, found: list[documents.Document]) -> list[ThreadDict]:
+        threads = [documents.thread(document) for document in found]
         await self._blobs.sign([element for thread in threads for element in thread["elements"] or ()])
         return threads
 
@@ -227,11 +252,13 @@ class ForebayDataLayer(BaseDataLayer):
             startCursor=page[0]["id"] if page else None,
             endCursor=page[-1]["id"] if page else None,
         )
+        if page:
+            self._positions.remember((filters.userId, page[-1]["id"]), page[-1]["activity"])
         return PaginatedResponse(pageInfo=info, data=await self._signed(page))
 
     async def _page(
         self, filters: ThreadFilter, cursor: str | None, first: int, with_steps: bool
-    ) -> list[ThreadDict]:
+    ) -> list[documents.Document]:
         ids = (filters.userId or "", *((cursor,) if cursor else ()))
         if not all(self._store.valid_id(key) for key in ids):
             return []
@@ -246,11 +273,12 @@ class ForebayDataLayer(BaseDataLayer):
             statement,
             user_id=filters.userId,
             cursor=cursor,
+            position=self._positions.of((filters.userId or "", cursor)),
             first=first,
             value=filters.feedback,
             needle=self._statements.needle(cleaning.text(filters.search or "")),
         )
-        return [documents.thread(document) for document in found]
+        return cast("list[documents.Document]", found)
 
     async def get_all_user_threads(
         self, user_id: str | None = None, thread_id: str | None = None

@@ -39,6 +39,7 @@ def thread(document: Document) -> ThreadDict:
     steps = [step(inner) for inner in document.pop("steps", ())]
     elements = [element(inner) for inner in document.pop("elements", ())]
     metadata = document.pop("metadata") or {}
+    document.pop("activity", None)  # only pages have it
     return cast("ThreadDict", {**document, "metadata": metadata, "steps": steps, "elements": elements})
 
 

@@ -260,7 +260,8 @@ class Statements:
         """A page of a user's (`user_id`) threads, newest activity first, at most `first` of them.
 
         `after`: behind the thread `cursor`; `search`: containing `needle`; `feedback`: with a feedback of
-        `value`. A thread without a stored activity, which another layer wrote, gets it computed.
+        `value`. A thread without a stored activity, which another layer wrote, gets it computed. Each comes
+        with its `activity`; passed back as `position`, it holds the place of a cursor that has moved or gone.
         """
         conditions = [threads.c.userId == _id_parameter("user_id")]
         if search:
@@ -302,7 +303,7 @@ class Statements:
         thread = threads.alias("at")
         mine = (thread.c.id == _id_parameter("cursor")) & (thread.c.userId == _id_parameter("user_id"))
         at = self._sql.sortable(sa.func.coalesce(thread.c.updatedAt, _computed_activity(thread)))
-        position = sa.select(at).where(mine).scalar_subquery()
+        position = sa.func.coalesce(_text("position"), sa.select(at).where(mine).scalar_subquery())
         return sa.tuple_(activity, key) < sa.tuple_(position, _id_parameter("cursor"))
 
     def _matches(self) -> Expression:
@@ -310,8 +311,8 @@ class Statements:
         in_steps = sa.exists().where(steps.c.threadId == threads.c.id, said)
         return sa.or_(self._sql.contains(threads.c.name), in_steps)
 
-    def _thread_document(self, with_steps: bool) -> Expression:
-        values = self._values(threads, leaving_out=("updatedAt",))
+    def _thread_document(self, with_steps: bool, **more: Expression) -> Expression:
+        values = {**self._values(threads, leaving_out=("updatedAt",)), **more}
         if with_steps:
             values["steps"] = self._of_thread(self._step_document(), steps, steps.c.createdAt)
             values["elements"] = self._of_thread(self._document(elements), elements, elements.c.id)
