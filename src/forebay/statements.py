@@ -288,12 +288,9 @@ class Statements:
         union = sa.union_all(sa.select(newest.c.id, newest.c.activity), others).subquery("candidates")
         page = sa.select(union.c.id, union.c.activity).order_by(union.c.activity.desc(), union.c.id.desc())
         chosen = page.limit(first).subquery("chosen")
+        document = self._thread_document(with_steps, activity=chosen.c.activity)
         found = (
-            sa.select(
-                self._thread_document(with_steps).label("doc"),
-                chosen.c.activity.label("createdAt"),
-                threads.c.id,
-            )
+            sa.select(document.label("doc"), chosen.c.activity.label("createdAt"), threads.c.id)
             .select_from(threads.join(chosen, chosen.c.id == threads.c.id))
             .order_by(chosen.c.activity.desc(), threads.c.id.desc())
         )

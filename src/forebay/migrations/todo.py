@@ -218,10 +218,10 @@ def _retype(table: str, column: sa.Column[Any], wanted: str) -> str:
     old = f'"{column.name}Old"'
     document = f"{old}::text::jsonb"
     values = f"ARRAY(SELECT jsonb_array_elements_text({document}))"
-    return (
-        f"ALTER TABLE {table} RENAME COLUMN {name} TO {old}; ALTER TABLE {table} ADD COLUMN {name} {wanted};"
-        f" UPDATE {table} SET {name} = {values} WHERE jsonb_typeof({document}) = 'array';"
-    )
+    condition = f"jsonb_typeof({document}) = 'array'"
+    update = f"UPDATE {table} SET {name} = {values} WHERE {condition}"  # noqa: S608 - of the schema's names
+    add = f"ALTER TABLE {table} ADD COLUMN {name} {wanted}"
+    return f"ALTER TABLE {table} RENAME COLUMN {name} TO {old}; {add}; {update};"
 
 
 def _warnings(shape: Shape) -> Iterator[str]:
