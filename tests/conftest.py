@@ -1,0 +1,126 @@
+"""Fixtures for every test: databases of both kinds, empty or migrated, and Chainlit without its surroundings."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+# Chainlit writes into its root when it is imported, and takes layers from the environment.
+os.environ["CHAINLIT_APP_ROOT"] = tempfile.mkdtemp(prefix="forebay-chainlit-")
+for _name in [*os.environ]:
+    if _name.startswith("FOREBAY_") and _name != "FOREBAY_TEST_DATABASE_URL":
+        del os.environ[_name]
+for _name in ("DATABASE_URL", "LITERAL_API_KEY"):
+    os.environ.pop(_name, None)
+
+import pytest
+from chainlit.context import context_var, init_http_context
+from hypothesis import HealthCheck, settings
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from forebay import migrations
+from forebay.urls import parse_url
+from tests.support.postgres import PostgresServer, name_of, run_apart
+
+_SLOW_IS_FINE = (HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large)
+settings.register_profile("default", deadline=None, print_blob=True, suppress_health_check=_SLOW_IS_FINE)
+settings.register_profile("ci", settings.get_profile("default"), derandomize=True)
+settings.register_profile("long", settings.get_profile("default"), max_examples=2000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "default"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _chainlit_root() -> Iterator[None]:
+    yield
+    shutil.rmtree(os.environ["CHAINLIT_APP_ROOT"], ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A PostgreSQL server, shared by the session's tests. Not to be stopped: see `own_postgres_server`."""
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture
+def own_postgres_server() -> Iterator[PostgresServer]:
+    """A PostgreSQL server that the test may stop, crash and start."""
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
+    """An empty PostgreSQL database."""
+    url = postgres_server.create_database()
+    yield url
+    postgres_server.drop_database(url)
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """A SQLite database whose file does not exist yet."""
+    return f"sqlite:///{tmp_path / 'forebay.db'}"
+
+
+@pytest.fixture(scope="session")
+def _postgres_template(postgres_server: PostgresServer) -> str:
+    url = postgres_server.create_database()
+    _migrate(url)
+    return name_of(url)
+
+
+@pytest.fixture
+def migrated_postgres_url(postgres_server: PostgresServer, _postgres_template: str) -> Iterator[str]:
+    """A PostgreSQL database with forebay's tables."""
+    url = postgres_server.create_database(template=_postgres_template)
+    yield url
+    postgres_server.drop_database(url)
+
+
+@pytest.fixture(scope="session")
+def _sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("template") / "forebay.db"
+    _migrate(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def migrated_sqlite_url(_sqlite_template: Path, tmp_path: Path) -> str:
+    """A SQLite database with forebay's tables."""
+    path = tmp_path / "migrated.db"
+    shutil.copy(_sqlite_template, path)
+    return f"sqlite:///{path}"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """An empty database of either kind."""
+    url: str = request.getfixturevalue("sqlite_url" if request.param == "sqlite" else "postgres_url")
+    return url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def migrated_url(request: pytest.FixtureRequest) -> str:
+    """A database of either kind with forebay's tables."""
+    kind = "migrated_sqlite_url" if request.param == "sqlite" else "migrated_postgres_url"
+    url: str = request.getfixturevalue(kind)
+    return url
+
+
+@pytest.fixture
+async def chainlit_context() -> None:
+    """A Chainlit context without a websocket, which the wrappers of the write methods look at."""
+    context_var.set(init_http_context())
+
+
+def _migrate(url: str) -> None:
+    async def run() -> None:
+        engine = create_async_engine(parse_url(url)[0])
+        await migrations.upgrade(engine)
+        await engine.dispose()
+
+    run_apart(run)
