@@ -1,0 +1,57 @@
+# `make test` and `make demo` set up what they need, on a machine with Python 3.11 to 3.13 and nothing else.
+
+VENV := .venv
+BIN := $(VENV)/bin
+# The first of these that runs. A name on the PATH may be a version manager's stand-in that does not.
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PYTEST_ARGS ?= -n 2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint fmt pins clean
+
+help:  ## What can be made
+	@awk -F ':.*##' '/^[a-z]+:.*##/ { printf "  make %-8s%s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/runtime  ## Run a Chainlit app on forebay, with an embedded database
+	$(BIN)/forebay demo
+
+test: lint  ## Lint, check the types, and run every test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/development  ## Lint, check the types and the floors
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: $(VENV)/development  ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+pins: $(VENV)/development  ## Pin the newest versions of everything in requirements*.txt
+	$(PIP) install uv
+	$(BIN)/uv pip compile --universal --python-version 3.11 --upgrade --no-emit-index-url --no-header --no-annotate \
+		--quiet pyproject.toml --output-file requirements.txt
+	$(BIN)/uv pip compile --universal --python-version 3.11 --upgrade --no-emit-index-url --no-header --no-annotate \
+		--quiet requirements-dev.in --output-file requirements-dev.txt
+
+clean:  ## Remove what was set up
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "forebay needs Python 3.11, 3.12 or 3.13; none was found (make PYTHON=/path/to/python)" >&2; exit 1; }
+	@echo "Setting up $(VENV) with $(PYTHON), once"
+	@$(PYTHON) -m venv $(VENV) || { echo "Python's venv module is incomplete; on Debian: apt-get install python3-venv" >&2; exit 1; }
+
+$(VENV)/runtime: requirements.txt pyproject.toml | $(BIN)/python
+	@echo "Installing the pinned packages"
+	@$(PIP) install -r requirements.txt
+	@$(PIP) install --no-deps --editable .
+	@touch $@
+
+$(VENV)/development: requirements-dev.txt | $(VENV)/runtime
+	@echo "Installing the development tools"
+	@$(PIP) install -r requirements-dev.txt
+	@touch $@
