@@ -27,12 +27,11 @@ from chainlit.data.base import BaseDataLayer
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from tests.support.postgres import PostgresServer
 
 from forebay import ForebayDataLayer
+from forebay.settings import Durability
 from loadtests.layers import LAYERS, STEPS_QUERY, create
-try:
-    from tests.support.postgres import PostgresServer
-except ImportError: PostgresServer=None
 
 _RESULTS = Path(__file__).parent / "results" / "compare.json"
 _WRITES_A_TURN = 9
@@ -103,7 +102,9 @@ class _Session:
         await asyncio.sleep(0)  # Chainlit emits to the websocket here
 
 
-async def _measure(name: str, url: str, sessions: int, turns: int, durability: str) -> dict[str, float]:
+async def _measure(
+    name: str, url: str, sessions: int, turns: int, durability: Durability
+) -> dict[str, float]:
     logging.disable(logging.CRITICAL)
     init_http_context()
     layer = await create(name, url, durability)
@@ -146,13 +147,20 @@ def _measure_apart(name: str, url: str, options: list[str]) -> dict[str, float]:
 @click.option("--sessions", default=200, show_default=True, help="Chats at once.")
 @click.option("--turns", default=5, show_default=True, help="Turns of each chat; nine writes a turn.")
 @click.option("--rounds", default=3, show_default=True, help="Measurements of each layer; the median counts.")
-@click.option("--durability", default="memory", show_default=True, help="forebay's.")
+@click.option("--durability", type=click.Choice(["memory", "commit"]), default="memory", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 @click.option("--save", is_flag=True, help=f"Keep the results in {_RESULTS.name}.")
 @click.option("--layer", type=click.Choice(LAYERS), hidden=True)
 @click.option("--url", hidden=True)
 def main(
-    sessions: int, turns: int, rounds: int, durability: str, as_json: bool, save: bool, layer: str | None, url: str | None
+    sessions: int,
+    turns: int,
+    rounds: int,
+    durability: Durability,
+    as_json: bool,
+    save: bool,
+    layer: str | None,
+    url: str | None,
 ) -> None:
     """Compare the layers' writes on a PostgreSQL that syncs to disk."""
     if layer is not None and url is not None:

@@ -8,12 +8,14 @@ from chainlit.data.chainlit_data_layer import ChainlitDataLayer
 from chainlit.data.sql_alchemy import SQLAlchemyDataLayer
 
 from forebay import ForebayDataLayer, Settings
+from forebay.settings import Durability
 
 LAYERS = ("forebay", "sqlalchemy", "chainlit")
 
 # The tables of Chainlit's own layer, as its queries need them and with the indexes that its schema declares.
 _STEP_TYPES = (
-    "assistant_message embedding llm retrieval rerank run system_message tool undefined user_message".split()
+    *("assistant_message", "embedding", "llm", "retrieval", "rerank", "run", "system_message", "tool"),
+    *("undefined", "user_message"),
 )
 _CHAINLIT_TABLES = f"""
 CREATE TYPE "StepType" AS ENUM ({", ".join(f"'{name}'" for name in _STEP_TYPES)});
@@ -37,7 +39,7 @@ CREATE INDEX ON "Thread" ("createdAt"); CREATE INDEX ON "Thread" (name);
 """
 
 
-async def create(name: str, url: str, durability: str = "memory") -> BaseDataLayer:
+async def create(name: str, url: str, durability: Durability = "memory") -> BaseDataLayer:
     """A layer by name, with its tables in the database at `url`.
 
     SQLAlchemyDataLayer gets forebay's tables and indexes, which are better than those that it documents.
@@ -60,7 +62,7 @@ async def create(name: str, url: str, durability: str = "memory") -> BaseDataLay
 
 
 STEPS_QUERY = {
-    "forebay": 'SELECT id::text, output FROM steps',
-    "sqlalchemy": 'SELECT id::text, output FROM steps',
+    "forebay": "SELECT id::text, output FROM steps",
+    "sqlalchemy": "SELECT id::text, output FROM steps",
     "chainlit": 'SELECT id, output FROM "Step"',
 }

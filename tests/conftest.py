@@ -4,17 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-
-# Chainlit writes into its root when it is imported, and takes layers from the environment.
-os.environ["CHAINLIT_APP_ROOT"] = tempfile.mkdtemp(prefix="forebay-chainlit-")
-for _name in [*os.environ]:
-    if _name.startswith("FOREBAY_") and _name != "FOREBAY_TEST_DATABASE_URL":
-        del os.environ[_name]
-for _name in ("DATABASE_URL", "LITERAL_API_KEY"):
-    os.environ.pop(_name, None)
 
 import pytest
 from chainlit.context import context_var, init_http_context

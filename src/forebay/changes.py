@@ -138,6 +138,8 @@ def _clean(
     for name, value in values.items():
         if value is None or name in ignored:
             continue
+        if type(name) is not str:  # a StrEnum's member finds its column, and JSON takes no such key
+            name = cleaning.text(name)
         try:
             cleaned = cleaners[name](value)
         except (KeyError, Misfit):

@@ -27,7 +27,7 @@ _INT64 = range(-(2**63), 2**63)
 _BOOLS = {"true": True, "false": False, "1": True, "0": False}
 
 
-class Misfit(ValueError):  # noqa: N818 - not an error to anyone outside
+class Misfit(ValueError):
     """The value has no form that its column can hold."""
 
 

@@ -15,15 +15,15 @@ class SettingsError(ForebayError, ValueError):
     """A setting has a wrong value; the message names its variable."""
 
 
-class QueueFull(ForebayError):  # noqa: N818 - the field's term
+class QueueFull(ForebayError):
     """The queue stayed at its byte limit for longer than `queue_timeout`; the change was not taken."""
 
 
-class LayerClosed(ForebayError):  # noqa: N818 - a state, told as such
+class LayerClosed(ForebayError):
     """The data layer was closed; it takes no further calls."""
 
 
-class WrongLoop(ForebayError):  # noqa: N818 - a state, told as such
+class WrongLoop(ForebayError):
     """The data layer runs in another event loop that is still alive."""
 
 

@@ -105,7 +105,9 @@ class PostgresServer:
         options = {"port": str(self.port), "listen_addresses": "127.0.0.1", "unix_socket_directories": ""}
         options |= {"max_connections": "100", **({} if self._durable else _FAST)}
         written = " ".join(f"-c {name}='{value}'" for name, value in options.items())
-        self._pg_ctl("start", "-w", "-t", str(int(_START_TIMEOUT)), "-l", str(self.data.parent / "log"), "-o", written)
+        self._pg_ctl(
+            "start", "-w", "-t", str(int(_START_TIMEOUT)), "-l", str(self.data.parent / "log"), "-o", written
+        )
 
     def stop(self, mode: str = "fast") -> None:
         """Stop it; `immediate` is a crash."""
@@ -153,7 +155,9 @@ class PostgresServer:
 
     def _can_run(self, program: Path) -> bool:
         try:
-            done = subprocess.run([program, "--version"], capture_output=True, check=False, **self._as_account())
+            done = subprocess.run(
+                [program, "--version"], capture_output=True, check=False, **self._as_account()
+            )
         except PermissionError:
             return False
         return done.returncode == 0
@@ -226,7 +230,9 @@ def _unprivileged_account() -> pwd.struct_passwd | None:
             return pwd.getpwnam(name)
         except KeyError:
             continue
-    raise NoPostgres(f"PostgreSQL does not run as {getpass.getuser()}, and there is no account postgres or nobody")
+    raise NoPostgres(
+        f"PostgreSQL does not run as {getpass.getuser()}, and there is no account postgres or nobody"
+    )
 
 
 def _find_binaries() -> Path:
