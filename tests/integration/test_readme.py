@@ -1,0 +1,49 @@
+"""The README's examples run, and its tables are those of the code."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from forebay.cli import main
+from forebay.settings import Settings, variable_of
+
+_README = (Path(__file__).parents[2] / "README.md").read_text()
+_EXAMPLES = re.findall(r"^```python\n(.*?)^```", _README, re.MULTILINE | re.DOTALL)
+_COMMANDS = re.findall(r"^    (forebay [^#\n]+)", _README, re.MULTILINE)
+
+
+@pytest.mark.parametrize("example", _EXAMPLES, ids=lambda text: text.split("\n")[0])
+async def test_an_example_runs(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(compile(example, "README.md", "exec"), names)
+    if "data_layer" in names:
+        layer = names["data_layer"]()  # type: ignore[operator]
+        assert await layer.get_user("nobody") is None
+        await layer.close()
+        assert (tmp_path / "chat.db").exists()
+
+
+@pytest.mark.parametrize("command", _COMMANDS)
+def test_a_command_runs(command: str, postgres_url: str) -> None:
+    words = shlex.split(command.replace("postgresql://user:password@host/database", postgres_url))
+    result = CliRunner().invoke(main, words[1:])
+    assert result.exit_code == 0, result.output
+
+
+def test_there_are_examples_and_commands() -> None:
+    assert len(_EXAMPLES) == 3
+    assert len(_COMMANDS) == 2
+
+
+def test_the_settings_table_is_that_of_the_code() -> None:
+    rows = re.findall(r"^\| `(FOREBAY_\w+)` \| (.*?) \| (.*?) \|$", _README, re.MULTILINE)
+    documented = {name: description for name, _, description in rows}
+    assert documented == {
+        variable_of(name): field.description for name, field in Settings.model_fields.items()
+    }
