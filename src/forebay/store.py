@@ -141,6 +141,16 @@ class Store:
                 " or set FOREBAY_AUTO_MIGRATE=true"
             )
 
+    async def migrate(self) -> list[str]:
+        """Bring the tables to forebay's; what was done, a line each. Raises a DatabaseError."""
+        with _translated(self.location):
+            return await migrations.upgrade(self.engine)
+
+    async def migration_plan(self) -> str:
+        """The SQL that `migrate` would run. Raises a DatabaseError."""
+        with _translated(self.location):
+            return await migrations.plan(self.engine)
+
     async def read(self, statement: Statement, **parameters: Any) -> Any:
         """Run a statement that returns one JSON document, and parse it. None when there is no row."""
         await self.prepare()
