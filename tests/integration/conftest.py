@@ -1,69 +1,48 @@
-"""A data layer on a migrated database of either kind, and what the tests build with it."""
+"""Layers on migrated databases of either kind, closed at the end with every change accounted for."""
 
 from __future__ import annotations
 
-import itertools
-import uuid
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-from chainlit.types import ThreadDict
-from chainlit.user import PersistedUser, User
+from chainlit.context import ChainlitContext
 
-from forebay import ForebayDataLayer
-from tests.support.storage import MemoryStorage
+from forebay import ForebayDataLayer, schema
+from tests.integration.chat import Chat
+from tests.integration.contract import MemoryStorage, accounted_for
 
-
-def new_id() -> str:
-    return str(uuid.uuid4())
-
-
-@dataclass
-class Chat:
-    """A layer, and shorthands for what every test does with it."""
-
-    layer: ForebayDataLayer
-    storage: MemoryStorage
-    _numbers: itertools.count[int] = field(default_factory=itertools.count)
-
-    async def user(self, identifier: str = "ann") -> PersistedUser:
-        user = await self.layer.create_user(User(identifier=identifier))
-        assert user is not None
-        return user
-
-    async def step(self, thread_id: str, **values: Any) -> str:
-        """Write a step, a minute later than the one before; its id."""
-        created = f"2026-01-01T00:{next(self._numbers):02d}:00.000000Z"
-        step = {"id": new_id(), "threadId": thread_id, "name": "n", "type": "run", "createdAt": created, **values}
-        await self.layer.create_step(step)  # type: ignore[arg-type]
-        return str(step["id"])
-
-    async def thread(self, thread_id: str) -> ThreadDict:
-        """The thread, which must be there."""
-        thread = await self.layer.get_thread(thread_id)
-        assert thread is not None
-        return thread
-
-    async def read_step(self, step_id: str) -> dict[str, Any]:
-        """The step, which must be there."""
-        step = await self.layer.get_step(step_id)
-        assert step is not None
-        return dict(step)
-
-    def assert_balanced(self) -> None:
-        """Every accepted change is accounted for."""
-        engine = self.layer._engine
-        assert engine.counts.pending == engine.inbox.pending
+MakeLayer = Callable[..., ForebayDataLayer]
 
 
 @pytest.fixture
-async def chat(migrated_url: str, chainlit_context: None) -> AsyncIterator[Chat]:
-    """A chat on either database, with a storage client."""
-    storage = MemoryStorage()
-    layer = ForebayDataLayer(migrated_url, storage_provider=storage)
-    chat = Chat(layer, storage)
-    yield chat
-    chat.assert_balanced()
-    await layer.close()
+def storage() -> MemoryStorage:
+    """A storage client in memory."""
+    return MemoryStorage()
+
+
+@pytest.fixture
+async def make_layer(storage: MemoryStorage, chainlit_context: ChainlitContext) -> AsyncIterator[MakeLayer]:
+    """Makes layers, with the storage client unless told otherwise, and closes them."""
+    made: list[ForebayDataLayer] = []
+
+    def make(url: str, **arguments: Any) -> ForebayDataLayer:
+        made.append(ForebayDataLayer(url, **{"storage_provider": storage, **arguments}))
+        return made[-1]
+
+    yield make
+    for layer in made:
+        assert accounted_for(layer)
+        await layer.close()
+
+
+@pytest.fixture
+def layer(make_layer: MakeLayer, migrated_url: str) -> ForebayDataLayer:
+    """A layer on a migrated database of either kind."""
+    return make_layer(migrated_url)
+
+
+@pytest.fixture
+def chat(layer: ForebayDataLayer) -> Chat:
+    """The same layer, with shorthands."""
+    return Chat(layer)

@@ -1,11 +1,10 @@
-"""What the contract's tests share: ids, times, a storage client in memory, and what must hold at every end."""
+"""What the contract's tests share: ids, times, rows to write and to read, and the books."""
 
 from __future__ import annotations
 
 import uuid
 from typing import Any
 
-from chainlit.data.storage_clients.base import BaseStorageClient
 from chainlit.element import ElementDict
 from chainlit.step import StepDict
 from chainlit.types import ThreadDict
@@ -76,39 +75,3 @@ def dead_letters(layer: ForebayDataLayer) -> int:
 def accounted_for(layer: ForebayDataLayer) -> bool:
     """Whether every accepted change is written, folded, given up, dropped or still queued."""
     return layer._engine.counts.pending == layer._engine.inbox.pending
-
-
-class MemoryStorage(BaseStorageClient):
-    """Keeps content in a dict; the URL that it gives differs each time. `failing` makes every call raise."""
-
-    def __init__(self) -> None:
-        self.files: dict[str, Any] = {}
-        self.mimes: dict[str, str] = {}
-        self.failing = False
-        self.closed = 0
-        self._signed = 0
-
-    def _answer(self) -> None:
-        if self.failing:
-            raise ConnectionError("the bucket with the secret content is gone")
-
-    async def upload_file(
-        self, object_key: str, data: Any, mime: str = "", overwrite: bool = True, content_disposition: Any = None
-    ) -> dict[str, Any]:
-        self._answer()
-        self.files[object_key] = data
-        self.mimes[object_key] = mime
-        return {"object_key": object_key, "url": f"https://blobs.invalid/{object_key}"}
-
-    async def delete_file(self, object_key: str) -> bool:
-        self._answer()
-        return self.files.pop(object_key, None) is not None
-
-    async def get_read_url(self, object_key: str) -> str:
-        self._answer()
-        self._signed += 1
-        return f"https://blobs.invalid/{object_key}?signature={self._signed}"
-
-    async def close(self) -> None:
-        self.closed += 1
-        self._answer()

@@ -15,7 +15,6 @@ from chainlit.types import Feedback
 from forebay import ForebayDataLayer, RowError
 from tests.integration.conftest import MakeLayer
 from tests.integration.contract import (
-    MemoryStorage,
     a_step,
     a_thread,
     a_user,
@@ -27,6 +26,7 @@ from tests.integration.contract import (
     stored_step,
     stored_thread,
 )
+from tests.support.storage import MemoryStorage
 
 # A value for each key of Chainlit's StepDict, none of them a column's default.
 FULL: dict[str, Any] = {
