@@ -1,23 +1,18 @@
-"""A data layer on a migrated database of either kind, and what the tests build with it."""
+"""A data layer, and shorthands for what the tests of threads do with it."""
 
 from __future__ import annotations
 
 import itertools
-import uuid
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-import pytest
+from chainlit.context import ChainlitContext
 from chainlit.types import ThreadDict
 from chainlit.user import PersistedUser, User
 
 from forebay import ForebayDataLayer
-from tests.support.storage import MemoryStorage
-
-
-def new_id() -> str:
-    return str(uuid.uuid4())
+from tests.integration.contract import accounted_for
+from tests.integration.contract import new_id
 
 
 @dataclass
@@ -25,7 +20,6 @@ class Chat:
     """A layer, and shorthands for what every test does with it."""
 
     layer: ForebayDataLayer
-    storage: MemoryStorage
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
 
     async def user(self, identifier: str = "ann") -> PersistedUser:
@@ -36,7 +30,14 @@ class Chat:
     async def step(self, thread_id: str, **values: Any) -> str:
         """Write a step, a minute later than the one before; its id."""
         created = f"2026-01-01T00:{next(self._numbers):02d}:00.000000Z"
-        step = {"id": new_id(), "threadId": thread_id, "name": "n", "type": "run", "createdAt": created, **values}
+        step = {
+            "id": new_id(),
+            "threadId": thread_id,
+            "name": "n",
+            "type": "run",
+            "createdAt": created,
+            **values,
+        }
         await self.layer.create_step(step)  # type: ignore[arg-type]
         return str(step["id"])
 
@@ -51,19 +52,3 @@ class Chat:
         step = await self.layer.get_step(step_id)
         assert step is not None
         return dict(step)
-
-    def assert_balanced(self) -> None:
-        """Every accepted change is accounted for."""
-        engine = self.layer._engine
-        assert engine.counts.pending == engine.inbox.pending
-
-
-@pytest.fixture
-async def chat(migrated_url: str, chainlit_context: None) -> AsyncIterator[Chat]:
-    """A chat on either database, with a storage client."""
-    storage = MemoryStorage()
-    layer = ForebayDataLayer(migrated_url, storage_provider=storage)
-    chat = Chat(layer, storage)
-    yield chat
-    chat.assert_balanced()
-    await layer.close()

@@ -10,12 +10,16 @@ from chainlit.types import Feedback, Pagination, ThreadDict, ThreadFilter
 from chainlit.user import User
 
 from forebay import ForebayDataLayer, Settings
-from tests.integration.conftest import Chat, new_id
+from tests.integration.chat import Chat
+from tests.integration.contract import new_id
 
 
-async def _names(chat: Chat, user_id: str, first: int = 20, cursor: str | None = None, **filters: object) -> list[str]:
+async def _names(
+    chat: Chat, user_id: str, first: int = 20, cursor: str | None = None, **filters: object
+) -> list[str]:
     page = await chat.layer.list_threads(
-        Pagination(first=first, cursor=cursor), ThreadFilter(userId=user_id, **filters)  # type: ignore[arg-type]
+        Pagination(first=first, cursor=cursor),
+        ThreadFilter(userId=user_id, **filters),  # type: ignore[arg-type]
     )
     return [str(thread["name"]) for thread in page.data]
 
@@ -208,7 +212,9 @@ async def test_a_page_goes_on_where_its_cursor_stood(chat: Chat) -> None:
     assert await _names(chat, user.id, cursor=cursor) == ["1", "0"]
 
 
-async def test_a_bare_thread_id_is_a_cursor_and_an_unknown_one_gives_nothing(chat: Chat, migrated_url: str) -> None:
+async def test_a_bare_thread_id_is_a_cursor_and_an_unknown_one_gives_nothing(
+    chat: Chat, migrated_url: str
+) -> None:
     ann, bob = await chat.user("ann"), await chat.user("bob")
     threads = [await _named_thread(chat, ann.id, str(number)) for number in range(3)]
     assert await _names(chat, ann.id, cursor=threads[1]) == ["0"]
@@ -267,7 +273,9 @@ async def test_search_is_literal_and_ignores_case(chat: Chat, needle: str, found
 
 
 @pytest.mark.parametrize(("value", "found"), [(0, ["down"]), (1, ["changed", "up"]), (None, None)])
-async def test_the_feedback_filter_knows_down_and_up(chat: Chat, value: int | None, found: list[str] | None) -> None:
+async def test_the_feedback_filter_knows_down_and_up(
+    chat: Chat, value: int | None, found: list[str] | None
+) -> None:
     user = await chat.user()
     for name, values in {"up": [1], "down": [0], "none": [], "changed": [0, 1]}.items():
         thread_id = await _named_thread(chat, user.id, name)
