@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -10,7 +10,9 @@ from chainlit.context import ChainlitContext
 
 from forebay import ForebayDataLayer, schema
 from tests.integration.chat import Chat
-from tests.integration.contract import MemoryStorage, accounted_for
+from tests.integration.contract import accounted_for
+from tests.support.postgres import PostgresServer, name_of
+from tests.support.storage import MemoryStorage
 
 MakeLayer = Callable[..., ForebayDataLayer]
 
@@ -32,14 +34,37 @@ async def make_layer(storage: MemoryStorage, chainlit_context: ChainlitContext) 
 
     yield make
     for layer in made:
-        assert accounted_for(layer)
         await layer.close()
+        assert accounted_for(layer), repr(layer)
+
+
+@pytest.fixture(scope="session")
+def _shared_postgres_url(postgres_server: PostgresServer, _postgres_template: str) -> Iterator[str]:
+    url = postgres_server.create_database(template=_postgres_template)
+    yield url
+    postgres_server.drop_database(url)
 
 
 @pytest.fixture
-def layer(make_layer: MakeLayer, migrated_url: str) -> ForebayDataLayer:
-    """A layer on a migrated database of either kind."""
-    return make_layer(migrated_url)
+def emptied_postgres_url(postgres_server: PostgresServer, _shared_postgres_url: str) -> str:
+    """A PostgreSQL database whose tables are empty; sooner there than a new one."""
+    tables = ", ".join(schema.TABLES)
+    postgres_server.execute(f"TRUNCATE {tables}", name_of(_shared_postgres_url))
+    return _shared_postgres_url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def emptied_url(request: pytest.FixtureRequest) -> str:
+    """A database of either kind whose tables are empty."""
+    kind = "migrated_sqlite_url" if request.param == "sqlite" else "emptied_postgres_url"
+    url: str = request.getfixturevalue(kind)
+    return url
+
+
+@pytest.fixture
+def layer(make_layer: MakeLayer, emptied_url: str) -> ForebayDataLayer:
+    """A layer on a database of either kind, with a storage client."""
+    return make_layer(emptied_url)
 
 
 @pytest.fixture
