@@ -169,14 +169,14 @@ async def test_the_list_is_of_the_user_alone_newest_activity_first(chat: Chat) -
     assert await _names(chat, ann.id) == ["one", "three", "two, renamed"], "a rename is no activity"
 
 
-async def test_the_list_has_neither_steps_nor_elements_unless_asked(chat: Chat, migrated_url: str) -> None:
+async def test_the_list_has_neither_steps_nor_elements_unless_asked(chat: Chat, emptied_url: str) -> None:
     user = await chat.user()
     thread_id = await _named_thread(chat, user.id, "one", output="said")
     (thread,) = (await chat.layer.list_threads(Pagination(first=5), ThreadFilter(userId=user.id))).data
     assert (thread["steps"], thread["elements"]) == ([], [])
     assert set(thread) == set(ThreadDict.__annotations__)
 
-    with_steps = ForebayDataLayer(migrated_url, settings=Settings(list_include_steps=True))
+    with_steps = ForebayDataLayer(emptied_url, settings=Settings(list_include_steps=True))
     (thread,) = (await with_steps.list_threads(Pagination(first=5), ThreadFilter(userId=user.id))).data
     assert [step["output"] for step in thread["steps"]] == ["said"]
     assert thread == await with_steps.get_thread(thread_id)
@@ -213,7 +213,7 @@ async def test_a_page_goes_on_where_its_cursor_stood(chat: Chat) -> None:
 
 
 async def test_a_bare_thread_id_is_a_cursor_and_an_unknown_one_gives_nothing(
-    chat: Chat, migrated_url: str
+    chat: Chat, emptied_url: str
 ) -> None:
     ann, bob = await chat.user("ann"), await chat.user("bob")
     threads = [await _named_thread(chat, ann.id, str(number)) for number in range(3)]
@@ -225,12 +225,12 @@ async def test_a_bare_thread_id_is_a_cursor_and_an_unknown_one_gives_nothing(
     assert await _names(chat, bob.id, cursor=threads[1]) == [], "another user's thread is no cursor"
 
 
-async def test_the_limit_caps_a_page(migrated_url: str, chat: Chat) -> None:
+async def test_the_limit_caps_a_page(emptied_url: str, chat: Chat) -> None:
     user = await chat.user()
     for number in range(3):
         await _named_thread(chat, user.id, str(number))
     await chat.layer.flush()
-    layer = ForebayDataLayer(migrated_url, user_thread_limit=2)
+    layer = ForebayDataLayer(emptied_url, user_thread_limit=2)
     page = await layer.list_threads(Pagination(first=50), ThreadFilter(userId=user.id))
     assert [thread["name"] for thread in page.data] == ["2", "1"]
     assert page.pageInfo.hasNextPage
