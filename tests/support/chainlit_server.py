@@ -28,11 +28,16 @@ def free_port() -> int:
 class ChainlitServer:
     """A server that runs `command` (with `{port}` filled in) in `folder`; a context manager.
 
-    By default it is `chainlit run APP`. The server's output is in `log`.
+    By default it is `chainlit run APP`. It is up when `path` answers. Its output is in `log`.
     """
 
     def __init__(
-        self, app: Path | None, folder: Path, env: dict[str, str], command: Sequence[str] | None = None
+        self,
+        app: Path | None,
+        folder: Path,
+        env: dict[str, str],
+        command: Sequence[str] | None = None,
+        path: str = "/",
     ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -40,6 +45,7 @@ class ChainlitServer:
         chainlit = ("-m", "chainlit", "run", str(app), "--headless", "--port", "{port}")
         self._command = [part.format(port=self.port) for part in (sys.executable, *(command or chainlit))]
         self._folder = folder
+        self._path = path
         self._env = {
             **os.environ,
             "CHAINLIT_APP_ROOT": str(folder),
@@ -76,7 +82,7 @@ class ChainlitServer:
 
     def _answers(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.url}/", timeout=5) as response:
+            with urllib.request.urlopen(f"{self.url}{self._path}", timeout=5) as response:
                 return bool(response.status == 200)
         except OSError:
             return False

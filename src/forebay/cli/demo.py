@@ -9,8 +9,6 @@ import sys
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.panel import Panel
 
 _APP = Path(__file__).parents[1] / "demo" / "app.py"
 
@@ -50,13 +48,10 @@ def demo(host: str, port: int, data: Path, open_browser: bool) -> None:
         FOREBAY_DATABASE_URL=f"sqlite:///{database}",
     )
     os.environ.pop("DATABASE_URL", None)
-    Console().print(
-        Panel.fit(
-            f"Chat      http://{host}:{port}\nLogin     demo / demo\nData      {database}\n"
-            f"Look in   sqlite3 \"{database}\" 'SELECT name, output FROM steps'\nStop      Ctrl-C",
-            title="forebay demo",
-        ),
-        soft_wrap=True,
+    # No box around it: a wrapped path can't be copied.
+    click.echo(
+        f"Chat     http://{host}:{port}\nLogin    demo / demo\nData     {database}\n"
+        f'Look in  sqlite3 "{database}" "SELECT name, output FROM steps"\nStop     Ctrl-C\n'
     )
     sys.stdout.flush()
     arguments = ["chainlit", "run", str(_APP), "--host", host, "--port", str(port)]
