@@ -16,6 +16,7 @@ from typing import Any, Protocol, cast
 
 import aiosqlite
 import anyio
+import anyio.to_thread
 import asyncpg
 import orjson
 import sqlalchemy as sa
@@ -131,7 +132,13 @@ class Store:
                     await self._check_schema()
                 self._prepared = True
 
+    async def _open_file(self) -> None:
+        """Fail here where a SQLite file can't be opened: aiosqlite's thread would outlive its event loop."""
+        if not self._postgres and not in_memory(self.url):
+            await anyio.to_thread.run_sync(_open_and_close, self.url)
+
     async def _check_schema(self) -> None:
+        await self._open_file()
         automatic = self._settings.auto_migrate
         if automatic or (automatic is None and not self._postgres):
             await migrations.upgrade(self.engine)
@@ -144,11 +151,13 @@ class Store:
     async def migrate(self) -> list[str]:
         """Bring the tables to forebay's; what was done, a line each. Raises a DatabaseError."""
         with _translated(self.location):
+            await self._open_file()
             return await migrations.upgrade(self.engine)
 
     async def migration_plan(self) -> str:
         """The SQL that `migrate` would run. Raises a DatabaseError."""
         with _translated(self.location):
+            await self._open_file()
             return await migrations.plan(self.engine)
 
     async def read(self, statement: Statement, **parameters: Any) -> Any:
@@ -321,6 +330,15 @@ class _Aiosqlite:
             with anyio.CancelScope(shield=True):
                 await self._connection.rollback()
             raise
+
+
+def _open_and_close(url: sa.URL) -> None:
+    engine = sa.create_engine(url.set(drivername="sqlite"))
+    try:
+        with engine.connect() as connection:
+            connection.execute(sa.text("PRAGMA schema_version"))
+    finally:
+        engine.dispose()
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
