@@ -242,6 +242,8 @@ class Store:
 
     def forget_connections(self) -> None:
         """Drop connections whose event loop is gone; they can't be closed any more."""
+        if self._writer is not None and self._writer.sync_connection is not None:
+            self._writer.sync_connection.detach()  # or the pool would try to close it
         self._writer = None
         self.engine.sync_engine.dispose(close=False)
 
