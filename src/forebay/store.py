@@ -168,7 +168,8 @@ class Store:
     async def write(self, statement: Statement, **parameters: Any) -> Any:
         """Run one statement in a transaction of its own; its JSON document, as in `read`."""
         await self.prepare()
-        return await self._one_document(statement, parameters, in_transaction=True)
+        # PostgreSQL's single statement is a transaction; SQLite's driver would leave one open.
+        return await self._one_document(statement, parameters, in_transaction=not self._postgres)
 
     async def _one_document(
         self, statement: Statement, parameters: Mapping[str, Any], *, in_transaction: bool = False

@@ -15,6 +15,7 @@ import asyncpg
 import pytest
 import sqlalchemy as sa
 from chainlit.types import Pagination, ThreadFilter
+from chainlit.user import User
 
 from forebay import ForebayDataLayer, Settings, changes, schema
 from forebay.dialects import SQLITE_FUNCTIONS
@@ -339,6 +340,7 @@ async def counted(full_postgres_url: str, chainlit_context: object) -> AsyncIter
 OF_USER = ThreadFilter(userId=USER)
 CALLS: dict[str, Callable[[ForebayDataLayer], Awaitable[Any]]] = {
     "get_user": lambda layer: layer.get_user("user 7"),
+    "create_user": lambda layer: layer.create_user(User(identifier="user 7")),
     "get_thread": lambda layer: layer.get_thread(THREAD),
     "get_thread_author": lambda layer: layer.get_thread_author(THREAD),
     "get_step": lambda layer: layer.get_step(STEP),
@@ -350,7 +352,7 @@ CALLS: dict[str, Callable[[ForebayDataLayer], Awaitable[Any]]] = {
 
 
 @pytest.mark.parametrize("call", CALLS)
-async def test_a_read_is_one_round_trip(counted: Counted, call: str) -> None:
+async def test_a_call_is_one_round_trip(counted: Counted, call: str) -> None:
     layer, proxy = counted
     await CALLS[call](layer)  # connects and prepares
     proxy.trips = 0
