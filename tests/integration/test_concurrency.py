@@ -37,7 +37,7 @@ async def test_every_step_is_left_at_its_last_write(layer: ForebayDataLayer) -> 
         step = a_step(threads[n % 50], output="created", createdAt=at(n % 3600))
         tasks.add(asyncio.create_task(layer.create_step(step)))
         for text in ("streamed", "last"):
-            step = {**step, "output": text}  # type: ignore[typeddict-item]
+            step = {**step, "output": text}
             tasks.add(asyncio.create_task(layer.update_step(step)))
         if n % 100 == 0:
             await asyncio.sleep(0)

@@ -5,61 +5,33 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-import aiosqlite
-import asyncpg
 import pytest
 from chainlit.types import Feedback
 from sqlalchemy.pool import QueuePool
 
 from forebay import ForebayDataLayer, LayerClosed, QueueFull, Settings, WrongLoop, engine
-from forebay.urls import parse_url
 from tests.integration.conftest import MakeLayer
-from tests.integration.contract import a_step, a_thread, accounted_for, new_id, stored_step, stored_thread
+from tests.integration.contract import (
+    UNREACHABLE,
+    a_step,
+    a_thread,
+    accounted_for,
+    locked,
+    new_id,
+    sessions_wait,
+    stored_step,
+    stored_thread,
+    until,
+)
 from tests.support.storage import MemoryStorage
-
-UNREACHABLE = "postgresql://nobody@127.0.0.1:1/nowhere"
-
-
-@asynccontextmanager
-async def locked(url: str) -> AsyncIterator[None]:
-    """While it lasts, nobody can write into the tables; on PostgreSQL, nobody can read them either."""
-    where = parse_url(url)[0]
-    if where.get_backend_name() == "sqlite":
-        async with aiosqlite.connect(str(where.database)) as other:
-            await other.execute("BEGIN IMMEDIATE")
-            yield
-            await other.rollback()
-        return
-    other = await asyncpg.connect(url)
-    try:
-        async with other.transaction():
-            await other.execute("LOCK TABLE threads IN ACCESS EXCLUSIVE MODE")
-            yield
-    finally:
-        await other.close()
-
-
-async def waiting(url: str, kind: str, count: int) -> None:
-    """Return when at least so many of PostgreSQL's sessions in this database wait for that kind of event."""
-    other = await asyncpg.connect(url)
-    query = (
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = $1"
-    )
-    try:
-        async with asyncio.timeout(10):
-            while await other.fetchval(query, kind) < count:
-                await asyncio.sleep(0.01)
-    finally:
-        await other.close()
 
 
 def tasks() -> set[asyncio.Task[Any]]:
-    return asyncio.all_tasks() - {asyncio.current_task()}  # type: ignore[arg-type]
+    return {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
 
 
 async def assert_serves(layer: ForebayDataLayer) -> None:
@@ -265,7 +237,7 @@ async def test_readers_that_are_cancelled_in_mid_query_give_their_connections_ba
     readers = [
         asyncio.create_task(layer.execute_sql("SELECT pg_sleep(60)", {})) for _ in range(10)
     ]  # three at most run, the others wait for a connection
-    await waiting(emptied_postgres_url, "Timeout", 2)
+    await sessions_wait(emptied_postgres_url, "Timeout", 2)
     for reader in readers:
         reader.cancel()
     done = await asyncio.gather(*readers, return_exceptions=True)
@@ -282,7 +254,7 @@ async def test_cancelled_reads_that_wait_for_a_lock_leave_nothing_behind(
     async with locked(emptied_postgres_url):
         readers = [asyncio.create_task(getattr(layer, read)(new_id())) for _ in range(10)]
         if read != "get_step":  # whose tables are not locked
-            await waiting(emptied_postgres_url, "Lock", 2)
+            await sessions_wait(emptied_postgres_url, "Lock", 2)
         for reader in readers:
             reader.cancel()
         await asyncio.wait(readers)
@@ -357,8 +329,7 @@ async def test_a_writer_that_is_cancelled_in_a_batch_loses_nothing(
     step = a_step(new_id())
     async with locked(emptied_postgres_url):
         await layer.create_step(step)
-        while not layer._engine.counts.retries:
-            await asyncio.sleep(0.01)
+        await until(lambda: bool(layer._engine.counts.retries))
     await layer.flush()
     assert (await stored_step(layer, step["id"]))["id"] == step["id"]
     assert layer._engine.counts.written["steps"] == 1
