@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from chainlit.context import context_var, init_http_context
+from chainlit.context import ChainlitContext, init_http_context
 from hypothesis import HealthCheck, settings
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from forebay import migrations
 from forebay.urls import parse_url
-from tests.support.postgres import PostgresServer, name_of, run_apart
+from tests.support.postgres import EXTERNAL, NoPostgres, PostgresServer, name_of, run_apart
 
 _SLOW_IS_FINE = (HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large)
 settings.register_profile("default", deadline=None, print_blob=True, suppress_health_check=_SLOW_IS_FINE)
 settings.register_profile("ci", settings.get_profile("default"), derandomize=True)
 settings.register_profile("long", settings.get_profile("default"), max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "default"))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _chainlit_root() -> Iterator[None]:
-    yield
-    shutil.rmtree(os.environ["CHAINLIT_APP_ROOT"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -38,8 +33,14 @@ def postgres_server() -> Iterator[PostgresServer]:
 
 @pytest.fixture
 def own_postgres_server() -> Iterator[PostgresServer]:
-    """A PostgreSQL server that the test may stop, crash and start."""
-    with PostgresServer() as server:
+    """A PostgreSQL server that the test may stop, crash and start; never the environment's."""
+    with contextlib.ExitStack() as stack:
+        try:
+            server = stack.enter_context(PostgresServer(own=True))
+        except NoPostgres as error:
+            if EXTERNAL not in os.environ:
+                raise
+            pytest.skip(str(error))  # the environment's server serves all other tests
         yield server
 
 
@@ -58,10 +59,11 @@ def sqlite_url(tmp_path: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def _postgres_template(postgres_server: PostgresServer) -> str:
+def _postgres_template(postgres_server: PostgresServer) -> Iterator[str]:
     url = postgres_server.create_database()
     _migrate(url)
-    return name_of(url)
+    yield name_of(url)
+    postgres_server.drop_database(url)  # the environment's server outlives the tests
 
 
 @pytest.fixture
@@ -103,9 +105,9 @@ def migrated_url(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-async def chainlit_context() -> None:
+async def chainlit_context() -> ChainlitContext:
     """A Chainlit context without a websocket, which the wrappers of the write methods look at."""
-    context_var.set(init_http_context())
+    return init_http_context()
 
 
 def _migrate(url: str) -> None:

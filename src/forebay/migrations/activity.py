@@ -15,7 +15,7 @@ PAGE_ROWS = 1000
 def is_behind(connection: sa.Connection, *, has_column: bool = True) -> bool:
     """Whether a thread with steps has no `updatedAt`; `has_column` tells whether there is such a column."""
     missing = _is_unfilled() if has_column else _has_steps()
-    return bool(connection.scalar(sa.select(sa.exists().where(missing))))
+    return bool(connection.scalar(sa.select(sa.select(threads.c.id).where(missing).exists())))
 
 
 def fill_statement(dialect: sa.Dialect) -> sa.Update:

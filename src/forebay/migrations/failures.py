@@ -14,7 +14,7 @@ from forebay import retry
 from forebay.errors import AccessError, DatabaseError, ForebayError, SchemaError, TransientError
 
 _DRIVERS = (sa.exc.SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, CommandError)
-_AGAIN = "What was done stays, and the next `forebay migrate` goes on from there."
+_AGAIN = "`forebay migrate` may be run again at any time; it goes on from where this run was."
 _BUSY = frozenset({"55P03", "40P01"})  # lock_not_available, deadlock_detected
 
 
@@ -34,6 +34,9 @@ def translated() -> Iterator[None]:
     except ForebayError:
         raise
     except _DRIVERS as error:
+        for cause in _causes(error):
+            if not isinstance(cause, Exception):  # a cancellation, which Alembic's tidying up has hidden
+                raise cause from None
         raise _translate(error) from None
 
 
@@ -58,8 +61,8 @@ def _explain(known: DatabaseError, said: str) -> DatabaseError:
     state = known.sqlstate
     if state in _BUSY:
         return TransientError(
-            f"other sessions keep the tables locked ({said}); end long transactions (see pg_stat_activity),"
-            f" then run `forebay migrate`. {_AGAIN}",
+            f"other sessions keep the tables locked ({said}); end long transactions, which pg_stat_activity shows."
+            f" {_AGAIN}",
             sqlstate=state,
         )
     if state == "42501":

@@ -33,12 +33,15 @@ def exclusive(engine: AsyncEngine) -> AbstractAsyncContextManager[AsyncConnectio
 @asynccontextmanager
 async def _exclusive_postgres(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     async with engine.connect() as connection:
-        # The lock and the settings are the session's: closing it ends them, however the upgrade ends.
-        await connection.run_sync(lambda c: c.detach())
-        await _wait_for(lambda: _try_advisory_lock(connection))
-        async with connection.begin():
-            await connection.execute(sa.text("SET statement_timeout = 0"))  # an index may take its time
-        yield connection
+        try:
+            await _wait_for(lambda: _try_advisory_lock(connection))
+            async with connection.begin():
+                await connection.execute(sa.text("SET statement_timeout = 0"))  # an index may take its time
+            yield connection
+        finally:
+            # The lock and the settings are the session's: closing it ends them, however the upgrade ended.
+            with anyio.CancelScope(shield=True):
+                await connection.invalidate()
 
 
 async def _try_advisory_lock(connection: AsyncConnection) -> bool:

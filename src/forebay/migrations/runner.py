@@ -20,7 +20,7 @@ from forebay.migrations.activity import is_behind
 from forebay.migrations.failures import is_busy, translated
 from forebay.migrations.lock import exclusive
 from forebay.migrations.shape import read_shape
-from forebay.migrations.todo import decide
+from forebay.migrations.todo import Todo, decide
 from forebay.migrations.work import Work
 from forebay.retry import Backoff
 
@@ -57,10 +57,12 @@ async def upgrade(engine: AsyncEngine) -> list[str]:
 
     Nothing is done, and the list is empty, when it is there already. Several processes may call it at once:
     one works, the others wait. Writers go on meanwhile: on PostgreSQL, tables in use are altered within a
-    short lock, and their indexes are built concurrently. (A `command_timeout` of asyncpg's cuts that off.)
+    short lock, and their indexes are built concurrently. That needs a connection of its own: no pooler in
+    transaction mode, and no `command_timeout` of asyncpg's.
 
-    Raises SchemaError when the tables are such that an operator must decide (nothing was changed then),
-    AccessError when the user may not change them, TransientError when they are locked or unreachable.
+    Raises SchemaError when the tables are such that an operator must decide, and AccessError when they are not
+    the user's (nothing was changed then); TransientError when they stay locked or can't be reached. Whatever
+    ends it, the database works as before, and the next upgrade goes on from there.
     """
     with translated():
         if await is_current(engine) and not await _is_behind(engine):
@@ -103,20 +105,19 @@ async def _upgrade_patiently(connection: AsyncConnection) -> list[str]:
 def _upgrade(connection: sa.Connection, lines: list[str]) -> None:
     """One attempt, which looks at what is there anew."""
     if connection.in_transaction():  # SQLite's one transaction
-        revision, shape = _revision(connection), read_shape(connection)
+        revision, todo = _look(connection)
     else:
         with connection.begin():
             connection.execute(sa.text("SET lock_timeout = 0"))
-            revision, shape = _revision(connection), read_shape(connection)
-    current = revision == head()
-    if current and connection.dialect.name == "postgresql":
-        connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+            revision, todo = _look(connection)
+        if revision == head():
+            connection = connection.execution_options(isolation_level="AUTOCOMMIT")
     context = MigrationContext.configure(connection=connection, opts=_options())
-    _run(context, Work(Operations(context), decide(shape), lines), current=current)
+    _run(context, Work(Operations(context), todo, lines), revision)
 
 
 def _plan(connection: sa.Connection) -> str:
-    revision, shape = _revision(connection), read_shape(connection)
+    revision, todo = _look(connection)
     text = io.StringIO()
     opts = _options() | {
         "as_sql": True,
@@ -126,13 +127,22 @@ def _plan(connection: sa.Connection) -> str:
         "transactional_ddl": True,
     }
     context = MigrationContext.configure(dialect=connection.dialect, opts=opts)
-    work = Work(Operations(context), decide(shape))
-    _run(context, work, current=revision == head())
-    return text.getvalue().strip()
+    _run(context, Work(Operations(context), todo), revision)
+    # An interrupted run leaves it empty, and Alembic would create it again.
+    statement = f"CREATE TABLE {VERSION_TABLE}"
+    return text.getvalue().replace(statement, statement.replace("TABLE", "TABLE IF NOT EXISTS")).strip()
 
 
-def _run(context: MigrationContext, work: Work, *, current: bool) -> None:
-    if current:
+def _look(connection: sa.Connection) -> tuple[str | None, Todo]:
+    """The database's revision, and what there is to do."""
+    revision = _revision(connection)
+    if revision == head():
+        return revision, Todo(fill=is_behind(connection))
+    return revision, decide(read_shape(connection))
+
+
+def _run(context: MigrationContext, work: Work, revision: str | None) -> None:
+    if revision == head():
         work.fill_activity()
         return
     with context.begin_transaction():

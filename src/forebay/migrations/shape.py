@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine.interfaces import ReflectedColumn
+from sqlalchemy.engine.interfaces import ReflectedColumn, ReflectedIndex
 
 from forebay import schema
 from forebay.migrations.activity import is_behind
@@ -18,11 +18,16 @@ _UNFINISHED = sa.text(
     " FROM pg_catalog.pg_index AS i JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid"
     " WHERE NOT i.indisvalid AND i.indrelid = to_regclass(:table)"
 )
+_OWNED = sa.text(
+    "SELECT pg_has_role(relowner, 'USAGE') FROM pg_catalog.pg_class WHERE oid = to_regclass(:table)"
+)
 _COLLATION = sa.text(
     "SELECT c.collname FROM pg_catalog.pg_attribute AS a"
     " JOIN pg_catalog.pg_collation AS c ON c.oid = a.attcollation"
     " WHERE a.attrelid = to_regclass('threads') AND a.attname = 'updatedAt'"
 )
+_SQLITE_UNIQUE = sa.text('SELECT name FROM pragma_index_list(:table) WHERE "unique" AND NOT partial')
+_SQLITE_INDEX = sa.text("SELECT name FROM pragma_index_info(:index) ORDER BY seqno")
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class Shape:
     """A database: those of the schema's tables that it has, and what their rows mean for the migration.
 
     `repeated_identifiers` counts the users' identifiers that occur more than once, where nothing forbids it.
+    `foreign` names the tables that the user does not own, and so may not alter.
     `behind` tells whether a thread with steps has no `updatedAt`.
     """
 
@@ -57,6 +63,7 @@ class Shape:
     tables: Mapping[str, FoundTable]
     repeated_identifiers: int
     activity_collation: str | None
+    foreign: tuple[str, ...]
     behind: bool
 
     @property
@@ -79,6 +86,9 @@ def read_shape(connection: sa.Connection) -> Shape:
         tables=tables,
         repeated_identifiers=_repeated_identifiers(connection, tables.get("users")),
         activity_collation=connection.scalar(_COLLATION) if is_postgres else None,
+        foreign=tuple(
+            name for name in tables if is_postgres and not connection.scalar(_OWNED, {"table": name})
+        ),
         behind=_behind(connection, tables),
     )
 
@@ -86,24 +96,17 @@ def read_shape(connection: sa.Connection) -> Shape:
 def _read_table(connection: sa.Connection, inspector: sa.Inspector, table: sa.Table) -> FoundTable:
     spell = _speller(connection.dialect, table)
     found = [_column(column, spell) for column in inspector.get_columns(table.name)]
-    indexes = inspector.get_indexes(table.name)
     unfinished = _unfinished(connection, table)
-    keys = [inspector.get_pk_constraint(table.name)["constrained_columns"]]
-    keys += [unique["column_names"] for unique in inspector.get_unique_constraints(table.name)]
-    keys += [
-        [name for name in index["column_names"] if name is not None]
-        for index in indexes
-        if index["unique"] and index["name"] not in unfinished and _covers_every_row(index)
-    ]
+    keys = _keys(connection, inspector, table, unfinished)
     return FoundTable(
         columns={column.name: column for column in found},
         keys=frozenset(tuple(spell(name) for name in key) for key in keys),
-        indexes=frozenset(index["name"] for index in indexes if index["name"]),
+        indexes=frozenset(str(index["name"]) for index in inspector.get_indexes(table.name)),
         unfinished=unfinished,
     )
 
 
-def _speller(dialect: sa.Dialect, table: sa.Table) -> Any:
+def _speller(dialect: sa.Dialect, table: sa.Table) -> Callable[[str], str]:
     """SQLite takes a column's name in any case, so a found one is spelled as the schema spells it."""
     if dialect.name == "postgresql":
         return str
@@ -111,19 +114,32 @@ def _speller(dialect: sa.Dialect, table: sa.Table) -> Any:
     return lambda name: names.get(name.casefold(), name)
 
 
-def _column(found: ReflectedColumn, spell: Any) -> FoundColumn:
+def _column(found: ReflectedColumn, spell: Callable[[str], str]) -> FoundColumn:
     filled = found.get("default") is not None or any(found.get(key) for key in ("identity", "computed"))
     return FoundColumn(spell(found["name"]), found["type"], found["nullable"], filled)
 
 
-def _covers_every_row(index: Any) -> bool:
-    partial = any(key.endswith("_where") and value is not None for key, value in _options(index).items())
-    return not partial and None not in index["column_names"]
+def _keys(
+    connection: sa.Connection, inspector: sa.Inspector, table: sa.Table, unfinished: frozenset[str]
+) -> Iterator[Sequence[str]]:
+    yield inspector.get_pk_constraint(table.name)["constrained_columns"]
+    if connection.dialect.name == "sqlite":
+        # SQLAlchemy looks for UNIQUE in the table's text, and doesn't find it everywhere.
+        for index in connection.scalars(_SQLITE_UNIQUE, {"table": table.name}).all():
+            names = connection.scalars(_SQLITE_INDEX, {"index": index}).all()
+            if None not in names:  # as for an expression
+                yield names
+        return
+    for unique in inspector.get_unique_constraints(table.name):
+        yield unique["column_names"]
+    for found in inspector.get_indexes(table.name):
+        if found["unique"] and found["name"] not in unfinished and _covers_every_row(found):
+            yield [str(name) for name in found["column_names"]]
 
 
-def _options(index: Any) -> dict[str, Any]:
-    options: dict[str, Any] = index.get("dialect_options", {})
-    return options
+def _covers_every_row(index: ReflectedIndex) -> bool:
+    is_partial = index.get("dialect_options", {}).get("postgresql_where") is not None
+    return not is_partial and None not in index["column_names"]
 
 
 def _unfinished(connection: sa.Connection, table: sa.Table) -> frozenset[str]:

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from forebay import schema
-from forebay.errors import SchemaError
+from forebay.errors import AccessError, SchemaError
 from forebay.migrations.shape import FoundColumn, FoundTable, Shape
 from forebay.schema import Kind
 
@@ -39,20 +39,32 @@ class NewIndex:
 
 @dataclass(frozen=True)
 class Todo:
-    """The changes that bring a database to the schema, in the order in which they are made."""
+    """The changes that bring a database to the schema, in the order in which they are made.
 
-    tables: tuple[sa.Table, ...]
-    columns: tuple[sa.Column[Any], ...]
-    default_old_column: bool
-    recollate: bool
-    indexes: tuple[NewIndex, ...]
-    fill: bool
-    in_use: bool
-    warnings: tuple[str, ...]
+    `in_use` tells whether there are tables already, which others may be writing to.
+    """
+
+    tables: tuple[sa.Table, ...] = ()
+    columns: tuple[sa.Column[Any], ...] = ()
+    default_old_column: bool = False
+    recollate: bool = False
+    indexes: tuple[NewIndex, ...] = ()
+    fill: bool = False
+    in_use: bool = True
+    warnings: tuple[str, ...] = ()
 
 
 def decide(shape: Shape) -> Todo:
-    """What to do. Raises SchemaError, listing everything that only the operator can mend."""
+    """What to do.
+
+    Raises AccessError when the user may not do it; SchemaError, listing everything that only the operator can mend.
+    """
+    if shape.foreign:
+        raise AccessError(
+            f"the database user does not own {', '.join(shape.foreign)}; run `forebay migrate` as their owner."
+            " Nothing was changed.",
+            sqlstate="42501",
+        )
     if problems := list(_problems(shape)):
         raise SchemaError("\n".join(["the tables can't be migrated as they are:", *problems, _ADVICE]))
     tables, indexes = _wanted(shape)

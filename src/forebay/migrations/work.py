@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 
 import sqlalchemy as sa
@@ -30,33 +30,36 @@ class Work:
     lines: list[str] = field(default_factory=list)
 
     def bring_to_schema(self) -> None:
-        """Do everything in `todo`: the tables and columns in a transaction, then the indexes, then the rows.
+        """Do everything in `todo`: the tables and columns, then the indexes, then the rows.
 
-        Tables that may be in use get their indexes online, each in a transaction of its own. If that is
-        interrupted, the revision is not recorded, and the next run goes on from where this one was.
+        SQLite and an empty PostgreSQL do it in one transaction. Where writers may be at work, each statement is a
+        transaction of its own: one that held the lock of one table while it waits for another's would deadlock
+        with them, and it may be a writer that the database then fails. If that is interrupted, the revision is
+        not recorded, and the next run goes on from where this one was.
         """
-        self._limit_lock_waits()
-        done = [*self._create_tables(), *self._add_columns(), *self._mend_columns(), *self.todo.warnings]
-        done += [self._create_index(index) for index in self.todo.indexes if not index.online]
-        if not (self.is_postgres and self.todo.in_use):
-            if self.todo.fill:
-                done.append(self._fill())
-            self._say(*done)
-            return
-        with self.op.get_context().autocommit_block():
-            self._say(*done)
+        with self._transactions():
+            self._limit_lock_waits()
+            self._create_tables()
+            self._add_columns()
+            self._mend_columns()
+            self._say(*self.todo.warnings)
+            self._limit_lock_waits(0)  # building an index concurrently waits for others, but none for it
             for index in self.todo.indexes:
-                if index.online:
-                    self._say(self._create_index(index))
+                self._create_index(index)
             self.fill_activity()
 
     def fill_activity(self) -> None:
         """Fill `threads."updatedAt"` if need be. On PostgreSQL the connection is in autocommit."""
         if not self.todo.fill:
             return
-        if self.is_postgres:
-            self.op.execute(f"SET lock_timeout = {LOCK_TIMEOUT_MS}")
-        self._say(self._fill())
+        self._limit_lock_waits()
+        if self._as_text:
+            if self.is_postgres:
+                self._comment("the upgrade does this in pages, each in a transaction of its own")
+            self.op.execute(fill_statement(self.op.get_context().dialect))
+        else:
+            count = fill(self.op.get_bind())
+            self._say(f'filled "updatedAt" of {count} thread{"s" * (count != 1)}')
 
     @property
     def is_postgres(self) -> bool:
@@ -79,32 +82,33 @@ class Work:
     def _comment(self, line: str) -> None:
         self.op.get_context().impl.static_output(f"-- {line}")
 
-    def _limit_lock_waits(self) -> None:
-        if self.is_postgres and self.todo.in_use:
-            self.op.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
+    def _transactions(self) -> AbstractContextManager[None]:
+        in_use = self.is_postgres and self.todo.in_use
+        return self.op.get_context().autocommit_block() if in_use else nullcontext()
 
-    def _create_tables(self) -> list[str]:
+    def _limit_lock_waits(self, milliseconds: int | None = None) -> None:
+        if self.is_postgres and self.todo.in_use:
+            limit = LOCK_TIMEOUT_MS if milliseconds is None else milliseconds
+            self.op.execute(f"SET lock_timeout = {limit}")
+
+    def _create_tables(self) -> None:
         for table in self.todo.tables:
             self.op.execute(CreateTable(table))
-        return [f"created the table {table.name}" for table in self.todo.tables]
+            self._say(f"created the table {table.name}")
 
-    def _add_columns(self) -> list[str]:
-        lines = []
+    def _add_columns(self) -> None:
         for column in self.todo.columns:
             table = column.table.name
             self.op.add_column(table, sa.Column(column.name, column.type))
-            lines.append(f'added the column {table}."{column.name}"')
-        return lines
+            self._say(f'added the column {table}."{column.name}"')
 
-    def _mend_columns(self) -> list[str]:
-        lines = []
+    def _mend_columns(self) -> None:
         if self.todo.default_old_column:
             self._default_old_column()
-            lines.append(f'gave steps."{OLD_COLUMN}" the default false')
+            self._say(f'gave steps."{OLD_COLUMN}" the default false')
         if self.todo.recollate:
             self.op.execute('ALTER TABLE threads ALTER COLUMN "updatedAt" TYPE TEXT COLLATE "C"')
-            lines.append('made threads."updatedAt" sort by code point')
-        return lines
+            self._say('made threads."updatedAt" sort by code point')
 
     def _default_old_column(self) -> None:
         if self.is_postgres:
@@ -117,7 +121,7 @@ class Work:
         self.op.execute(f'UPDATE steps SET "{OLD_COLUMN}" = "{_PARKED}"')  # noqa: S608 - constants
         self.op.execute(f'ALTER TABLE steps DROP COLUMN "{_PARKED}"')
 
-    def _create_index(self, index: NewIndex) -> str:
+    def _create_index(self, index: NewIndex) -> None:
         if index.unfinished:
             self._drop_index(index)
         options = index.options | {"postgresql_concurrently": index.online}
@@ -133,16 +137,7 @@ class Work:
             if index.unique and isinstance(error, sa.exc.IntegrityError):
                 raise SchemaError(repeated_identifiers().removeprefix("- ")) from None
             raise
-        return f"{'rebuilt' if index.unfinished else 'created'} the index {index.name}"
+        self._say(f"{'rebuilt' if index.unfinished else 'created'} the index {index.name}")
 
     def _drop_index(self, index: NewIndex) -> None:
         self.op.drop_index(index.name, index.table, if_exists=True, postgresql_concurrently=True)
-
-    def _fill(self) -> str:
-        if self._as_text:
-            if self.is_postgres:
-                self._comment("the upgrade does this in pages, each in a transaction of its own")
-            self.op.execute(fill_statement(self.op.get_context().dialect))
-            return ""
-        count = fill(self.op.get_bind())
-        return f'filled "updatedAt" of {count} thread{"s" * (count != 1)}'
