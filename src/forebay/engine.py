@@ -280,7 +280,12 @@ class Engine:
 
     async def recover(self) -> None:
         """Write out the journals of processes that are gone. See `writer.Observer`."""
-        for orphan in await asyncio.to_thread(lambda: [*adopt(self.settings.journal_dir)]):
+        try:
+            orphans = await asyncio.to_thread(lambda: [*adopt(self.settings.journal_dir)])
+        except OSError as error:
+            logger.error("journals not looked for in=%s reason=%s", self.settings.journal_dir, error.strerror)
+            orphans = []
+        for orphan in orphans:
             try:
                 await self._write_out(orphan)
             except JournalError as error:

@@ -20,6 +20,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ FORMAT = 1
 _SUFFIX = ".journal"
 _TABLES = """
 CREATE TABLE about (format INTEGER NOT NULL, journal_id TEXT NOT NULL);
-CREATE TABLE changes (first_seq INTEGER PRIMARY KEY, last_seq INTEGER NOT NULL, crc INTEGER NOT NULL, lines BLOB NOT NULL);
+CREATE TABLE changes (
+    first_seq INTEGER PRIMARY KEY, last_seq INTEGER NOT NULL, crc INTEGER NOT NULL, lines BLOB NOT NULL);
 """
 
 Record = tuple[int, Change]
@@ -130,9 +132,7 @@ class Journal:
                 if isinstance(work, _Group):
                     self._commit(connection, work)
                 else:
-                    self._answer(
-                        work.done, lambda read=work: _read(connection, read.after_seq, read.max_bytes)
-                    )  # type: ignore[misc]
+                    self._answer(work.done, partial(_read, connection, work.after_seq, work.max_bytes))
 
     def _commit(self, connection: sqlite3.Connection, group: _Group) -> None:
         with self._guard:

@@ -40,7 +40,9 @@ class Applies(Protocol):
 class Observer(Protocol):
     """Who is told how it goes; see the engine."""
 
-    journal_id: str | None  # whose checkpoint the batches carry
+    @property
+    def journal_id(self) -> str | None:
+        """Whose checkpoint the batches carry."""
 
     async def recover(self) -> None:
         """Before the first batch: what was left behind by a process that is gone."""
