@@ -2,9 +2,10 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 # The first of these that runs. A name on the PATH may be a version manager's stand-in that does not.
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
-	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
+	$$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTEST_ARGS ?= -n 2
 
@@ -41,9 +42,12 @@ clean:  ## Remove what was set up
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
 
 $(BIN)/python:
-	@test -n "$(PYTHON)" || { echo "forebay needs Python 3.11, 3.12 or 3.13; none was found (make PYTHON=/path/to/python)" >&2; exit 1; }
+	@"$(PYTHON)" -c '$(SUPPORTED)' 2>/dev/null || { \
+		echo "forebay needs Python 3.11, 3.12 or 3.13; found: $(or $(PYTHON),none) (make PYTHON=/path/to/python)" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "Python's venv module is incomplete; on Debian: apt-get install python3-venv" >&2; exit 1; }
 	@echo "Setting up $(VENV) with $(PYTHON), once"
-	@$(PYTHON) -m venv $(VENV) || { echo "Python's venv module is incomplete; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	@"$(PYTHON)" -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/runtime: requirements.txt pyproject.toml | $(BIN)/python
 	@echo "Installing the pinned packages"

@@ -1,6 +1,9 @@
 """forebay: a data layer for Chainlit whose writes are batched and whose reads are one statement each."""
 
-from forebay.data_layer import ForebayDataLayer
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from forebay.errors import (
     AccessError,
     DatabaseError,
@@ -14,8 +17,11 @@ from forebay.errors import (
     TransientError,
     WrongLoop,
 )
-from forebay.lifespan import lifespan
 from forebay.settings import Settings
+
+if TYPE_CHECKING:
+    from forebay.data_layer import ForebayDataLayer
+    from forebay.mounted import lifespan
 
 __all__ = [
     "AccessError",
@@ -33,3 +39,16 @@ __all__ = [
     "WrongLoop",
     "lifespan",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What needs Chainlit is imported when asked for: importing it takes seconds and writes into its root."""
+    if name == "ForebayDataLayer":
+        from forebay.data_layer import ForebayDataLayer
+
+        return ForebayDataLayer
+    if name == "lifespan":
+        from forebay.mounted import lifespan
+
+        return lifespan
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -100,7 +100,8 @@ def thread(
     kept = _keys(given)
     if kept:
         row["metadata"] = kept
-    removed = frozenset(cleaning.text(key) for key, value in given.items() if value is None)
+    # Two keys may be one when they are cleaned; then the one with a value counts, here and in a fold.
+    removed = frozenset(cleaning.text(key) for key, value in given.items() if value is None) - kept.keys()
     return _upsert("threads", row, row.get("id"), removed)
 
 

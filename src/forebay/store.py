@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol, cast
 
 import aiosqlite
 import anyio
+import anyio.to_thread
 import asyncpg
 import orjson
 import sqlalchemy as sa
@@ -138,7 +139,13 @@ class Store:
                     await self._check_schema()
                 self._prepared = True
 
+    async def _open_file(self) -> None:
+        """Fail here where a SQLite file can't be opened: aiosqlite's thread would outlive its event loop."""
+        if not self._postgres and not in_memory(self.url):
+            await anyio.to_thread.run_sync(_open_and_close, self.url)
+
     async def _check_schema(self) -> None:
+        await self._open_file()
         automatic = self._settings.auto_migrate
         if automatic or (automatic is None and not self._postgres):
             await migrations.upgrade(self.engine)
@@ -147,6 +154,18 @@ class Store:
                 f"the tables of {self.location} are not forebay's yet: run `forebay migrate`,"
                 " or set FOREBAY_AUTO_MIGRATE=true"
             )
+
+    async def migrate(self) -> list[str]:
+        """Bring the tables to forebay's; what was done, a line each. Raises a DatabaseError."""
+        with _translated(self.location):
+            await self._open_file()
+            return await migrations.upgrade(self.engine)
+
+    async def migration_plan(self) -> str:
+        """The SQL that `migrate` would run. Raises a DatabaseError."""
+        with _translated(self.location):
+            await self._open_file()
+            return await migrations.plan(self.engine)
 
     async def read(self, statement: Statement, **parameters: Any) -> Any:
         """Run a statement that returns one JSON document, and parse it. None when there is no row."""
@@ -335,6 +354,15 @@ class _Aiosqlite:
             with anyio.CancelScope(shield=True):
                 await self._connection.rollback()
             raise
+
+
+def _open_and_close(url: sa.URL) -> None:
+    engine = sa.create_engine(url.set(drivername="sqlite"))
+    try:
+        with engine.connect() as connection:
+            connection.execute(sa.text("PRAGMA schema_version"))
+    finally:
+        engine.dispose()
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

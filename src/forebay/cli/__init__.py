@@ -1,0 +1,42 @@
+"""The command line: `forebay demo`, `forebay migrate`.
+
+Each option has an environment twin, which its help shows. Exit codes: 0, done; 1, an error that is told in
+one line with its remedy; 2, wrong usage.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+import click
+
+from forebay.errors import ForebayError
+
+
+class _Group(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        """A ForebayError ends as one line on standard error, without a traceback."""
+        try:
+            return super().invoke(ctx)
+        except ForebayError as error:
+            raise click.ClickException(str(error)) from None
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("forebay"), prog_name="forebay")
+def main() -> None:
+    """The data layer for busy Chainlit deployments.
+
+    Try it with `forebay demo`. To move an existing deployment, look at `forebay migrate --dry-run`, run
+    `forebay migrate`, and return a ForebayDataLayer from your app's @cl.data_layer.
+    """
+
+
+# The commands import what they need when they run: Chainlit takes seconds to import, `--help` should not.
+from forebay.cli import demo, migrate  # noqa: E402 - they register themselves on the group above
+
+main.add_command(demo.demo)
+main.add_command(migrate.migrate)
+
+__all__ = ["main"]

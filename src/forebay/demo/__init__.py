@@ -1,0 +1,1 @@
+"""A Chainlit app that shows what forebay keeps; `forebay demo` runs it."""

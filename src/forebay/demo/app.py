@@ -1,0 +1,128 @@
+"""The demo's chat: a scripted assistant that shows everything which a data layer keeps.
+
+Run by `forebay demo`, which sets the environment. It needs no key and no network.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+
+import chainlit as cl
+from chainlit.types import ThreadDict
+
+from forebay import ForebayDataLayer
+
+LOGIN = "demo"
+_NOTES = {
+    "forebay": "A forebay is the pool that buffers water ahead of the turbines.",
+    "queue": "Writes wait in one ordered queue and leave in batches, so nothing overtakes.",
+    "history": "A page of the history is one statement, however many chats there are.",
+    "restart": "Stop the server and start it again: this chat will be in the sidebar.",
+}
+_HELP = """I am scripted, so I know little, but all that I say is kept. Try:
+
+- **steps**: look something up, in steps within steps
+- **file**: get a file that is still there after a restart
+- **count to 20**: a streamed answer
+- **what did I say?**: this chat's questions, also after a restart
+- anything else, for instance about the *queue* or the *history*
+
+Rate an answer with the thumbs below it, rename or delete a chat in the sidebar."""
+
+
+@cl.data_layer
+def data_layer() -> ForebayDataLayer:
+    """The one line that an app changes."""
+    return ForebayDataLayer.from_env()
+
+
+@cl.password_auth_callback
+async def log_in(username: str, password: str) -> cl.User | None:
+    """demo / demo."""
+    return cl.User(identifier=LOGIN) if (username, password) == (LOGIN, LOGIN) else None
+
+
+@cl.set_starters
+async def starters(_user: cl.User | None) -> list[cl.Starter]:
+    """What to begin with."""
+    return [
+        cl.Starter(label="What can you do?", message="help"),
+        cl.Starter(label="Look something up", message="steps"),
+        cl.Starter(label="Give me a file", message="file"),
+        cl.Starter(label="Count to 20", message="count to 20"),
+    ]
+
+
+@cl.on_chat_start
+async def start() -> None:
+    """A new chat has asked nothing."""
+    cl.user_session.set("questions", [])
+
+
+@cl.on_chat_resume
+async def resume(thread: ThreadDict) -> None:
+    """A chat from the sidebar: what was asked is in its steps."""
+    asked = [step["output"] for step in thread["steps"] if step["type"] == "user_message"]
+    cl.user_session.set("questions", asked)
+
+
+@cl.on_message
+async def answer(message: cl.Message) -> None:
+    """Answer by the first word that is known."""
+    asked = message.content.lower()
+    questions = cl.user_session.get("questions") or []
+    if "help" in asked:
+        await cl.Message(_HELP).send()
+    elif "file" in asked:
+        await _send_file(questions)
+    elif "count" in asked:
+        await _count(asked)
+    elif "did i say" in asked:
+        said = "\n".join(f"{number}. {text}" for number, text in enumerate(questions, 1))
+        await cl.Message(said or "Nothing yet.").send()
+    else:
+        await _look_up(asked)
+    cl.user_session.set("questions", [*questions, message.content])
+
+
+async def _send_file(questions: list[str]) -> None:
+    rows = "\n".join(f'{number},"{text}"' for number, text in enumerate(questions, 1))
+    content = base64.b64encode(f"number,question\n{rows}\n".encode()).decode()
+    # A data URL is kept in the element's row, so the file needs no storage.
+    file = cl.File(name="questions.csv", url=f"data:text/csv;base64,{content}", mime="text/csv")
+    await cl.Message("Your questions so far, as a file:", elements=[file]).send()
+
+
+async def _count(asked: str) -> None:
+    digits = "".join(character for character in asked if character.isdigit())
+    reply = cl.Message("")
+    for number in range(1, min(int(digits or 10), 200) + 1):
+        await reply.stream_token(f"{number} ")
+        await asyncio.sleep(0.02)
+    await reply.send()
+
+
+async def _look_up(asked: str) -> None:
+    async with cl.Step(name="Look it up", type="tool") as outer:
+        outer.input = asked
+        found = await _search(asked)
+        async with cl.Step(name="Read the notes", type="tool") as inner:
+            inner.input = ", ".join(found)
+            await asyncio.sleep(0.1)
+            inner.output = "\n".join(_NOTES[topic] for topic in found)
+        outer.output = f"{len(found)} of {len(_NOTES)} notes"
+    reply = cl.Message("")
+    for word in f"You said: {asked}\n\n{inner.output}".split(" "):
+        await reply.stream_token(word + " ")
+        await asyncio.sleep(0.01)
+    await reply.send()
+
+
+async def _search(asked: str) -> list[str]:
+    async with cl.Step(name="Search the notes", type="retrieval") as step:
+        step.input = asked
+        await asyncio.sleep(0.1)
+        found = [topic for topic in _NOTES if topic in asked] or [*_NOTES]
+        step.output = ", ".join(found)
+    return found

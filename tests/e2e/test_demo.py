@@ -1,0 +1,143 @@
+"""`forebay demo`, as a new user runs it: over the websocket, and in a real browser."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+from playwright.async_api import Page, async_playwright, expect
+
+from tests.support.chainlit_client import ChainlitClient
+from tests.support.chainlit_server import ChainlitServer
+
+_CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+_ON_A_ROOM_TO_ITSELF = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
+_SLOW = 30_000.0  # milliseconds
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> Iterator[ChainlitServer]:
+    command = ("-m", "forebay.cli", "demo", "--port", "{port}", "--data", str(tmp_path / "data"))
+    with ChainlitServer(
+        None, tmp_path, {"FOREBAY_DATABASE_URL": "sqlite:///not-this-one.db"}, command
+    ) as server:
+        yield server
+
+
+async def test_a_chat_is_there_after_a_restart(demo: ChainlitServer, tmp_path: Path) -> None:
+    async with ChainlitClient(demo.url) as client:
+        assert "scripted" in (await client.say("help"))["output"]
+        answer = await client.say("tell me about the queue")
+        assert "nothing overtakes" in answer["output"]
+        thread_id = client.thread_id
+    assert demo.stop(signal.SIGINT) == 0
+    assert "demo / demo" in demo.log
+    assert f"Data     {tmp_path / 'data' / 'chat.db'}\n" in demo.log
+
+    demo.start()
+    async with ChainlitClient(demo.url, thread_id=thread_id) as client:
+        assert [thread["name"] for thread in await client.history()] == ["help"]
+        said = await client.say("what did I say?")
+        assert said["output"] == "1. help\n2. tell me about the queue"
+        steps = (await client.thread(thread_id))["steps"]
+        names = {step["id"]: step["name"] for step in steps}
+        nested = [
+            (step["name"], names.get(step["parentId"]))
+            for step in steps
+            if step["type"] in ("tool", "retrieval")
+        ]
+        assert nested == [
+            ("Look it up", "on_message"),
+            ("Search the notes", "Look it up"),
+            ("Read the notes", "Look it up"),
+        ]
+
+
+async def test_the_demos_file_is_there_after_a_restart(demo: ChainlitServer) -> None:
+    async with ChainlitClient(demo.url) as client:
+        await client.say("give me a file")
+        thread_id = client.thread_id
+    demo.stop()
+    demo.start()
+    async with ChainlitClient(demo.url, thread_id=thread_id) as client:
+        (element,) = (await client.thread(thread_id))["elements"]
+        assert (element["name"], element["mime"]) == ("questions.csv", "text/csv")
+        with urlopen(element["url"]) as file:
+            assert file.read() == b"number,question\n\n"
+
+
+def test_a_taken_port_names_the_option(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = _run_demo("--port", port, "--data", str(tmp_path))
+    assert done.returncode == 1
+    assert f"port {port} on 127.0.0.1 can't be used" in done.stderr
+    assert "--port" in done.stderr
+
+
+def test_a_folder_that_cannot_be_made_names_the_option(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = _run_demo("--data", str(tmp_path / "file" / "data"))
+    assert done.returncode == 1
+    assert "can't be written" in done.stderr
+    assert "--data" in done.stderr
+
+
+def _run_demo(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "forebay.cli", "demo", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+# ---- in a browser
+
+
+@pytest.fixture
+async def page(tmp_path: Path) -> AsyncIterator[Page]:
+    if _CHROMIUM is None:
+        pytest.skip("there is no Chromium; install it with `apt-get install chromium`")
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=_CHROMIUM, args=[*_ON_A_ROOM_TO_ITSELF])
+        page = await browser.new_page(viewport={"width": 1280, "height": 900})
+        page.set_default_timeout(_SLOW)
+        yield page
+        if folder := os.environ.get("FOREBAY_TEST_SCREENSHOTS"):
+            await page.screenshot(path=Path(folder) / "demo.png")
+        await browser.close()
+
+
+async def _send(page: Page, text: str) -> None:
+    await page.click("#chat-input")
+    await page.keyboard.type(text)
+    # What is typed before the socket is up is lost, and the button stays disabled.
+    await expect(page.locator("#chat-submit")).to_be_enabled(timeout=_SLOW)
+    await page.click("#chat-submit")
+
+
+async def test_a_person_finds_the_chat_again(demo: ChainlitServer, page: Page) -> None:
+    await page.goto(f"{demo.url}/login")
+    await page.fill("input[type=email], input#email", "demo")
+    await page.fill("input[type=password]", "demo")
+    await page.keyboard.press("Enter")
+    await page.wait_for_selector("#chat-input")
+    await page.get_by_text("Look something up").wait_for()
+
+    await _send(page, "tell me about the queue")
+    await page.get_by_text("nothing overtakes").last.wait_for()
+    await page.get_by_text("Look it up").wait_for()
+
+    demo.stop()
+    demo.start()
+    await page.goto(demo.url)
+    await page.locator("a[href^='/thread/']", has_text="tell me about the queue").first.click()
+    await page.get_by_text("nothing overtakes").last.wait_for()
+    await page.get_by_text("Look it up").wait_for()

@@ -1,0 +1,131 @@
+"""A Chainlit client without a browser: it does over HTTP and the websocket what the web client does."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from datetime import UTC, datetime
+from typing import Any, Self
+
+import aiohttp
+import socketio
+
+_TIMEOUT = 30.0
+
+
+class ChainlitClient:
+    """One person in one chat. `steps` holds each step as the client last saw it, by id. A context manager."""
+
+    def __init__(self, url: str, login: str = "demo", password: str = "demo", thread_id: str = "") -> None:
+        self.thread_id = thread_id
+        self.steps: dict[str, dict[str, Any]] = {}
+        self.resumed: dict[str, Any] | None = None
+        self._url = url
+        self._login = {"username": login, "password": password}
+        self._session_id = str(uuid.uuid4())
+        self._turn_over = asyncio.Event()
+        self._ready = asyncio.Event()
+        self._sio = socketio.AsyncClient(reconnection=False)
+        self._listen()
+
+    async def __aenter__(self) -> Self:
+        self._http = aiohttp.ClientSession(self._url, cookie_jar=aiohttp.CookieJar(unsafe=True))
+        async with self._http.post("/login", data=self._login) as response:
+            assert response.status == 200, await response.text()
+        await self._connect()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.disconnect()
+        await self._http.close()
+
+    async def disconnect(self) -> None:
+        """Leave the chat, as closing the window does."""
+        if self._sio.connected:
+            await self._sio.disconnect()
+
+    async def say(self, text: str) -> dict[str, Any]:
+        """Send a message and wait until its turn is over; the answer as it was shown last."""
+        self._turn_over.clear()
+        before = set(self.steps)
+        message = {
+            "id": str(uuid.uuid4()),
+            "threadId": self.thread_id,
+            "name": self._login["username"],
+            "type": "user_message",
+            "output": text,
+            "createdAt": datetime.now(UTC).replace(tzinfo=None).isoformat() + "Z",
+        }
+        await self._sio.emit("client_message", {"message": message, "fileReferences": []})
+        await asyncio.wait_for(self._turn_over.wait(), _TIMEOUT)
+        new = [step for key, step in self.steps.items() if key not in before]
+        return [step for step in new if step["type"] == "assistant_message"][-1]
+
+    async def history(self, search: str | None = None) -> list[dict[str, Any]]:
+        """The threads in the sidebar."""
+        body = {"pagination": {"first": 20}, "filter": {"search": search}}
+        found: dict[str, Any] = await self._request("POST", "/project/threads", body)
+        return list(found["data"])
+
+    async def thread(self, thread_id: str) -> dict[str, Any]:
+        """A thread with its steps."""
+        found: dict[str, Any] = await self._request("GET", f"/project/thread/{thread_id}")
+        return found
+
+    async def rate(self, step_id: str, value: int) -> str:
+        """Give a step a thumb up (1) or down (0); the feedback's id."""
+        feedback = {"forId": step_id, "threadId": self.thread_id, "value": value}
+        body = {"feedback": feedback, "sessionId": self._session_id}
+        done: dict[str, Any] = await self._request("PUT", "/feedback", body)
+        return str(done["feedbackId"])
+
+    async def rename(self, thread_id: str, name: str) -> None:
+        """Rename a thread."""
+        await self._request("PUT", "/project/thread", {"threadId": thread_id, "name": name})
+
+    async def delete(self, thread_id: str) -> None:
+        """Delete a thread."""
+        await self._request("DELETE", "/project/thread", {"threadId": thread_id})
+
+    async def _request(self, method: str, path: str, body: Any = None) -> Any:
+        async with self._http.request(method, path, json=body) as response:
+            assert response.status == 200, f"{method} {path}: {response.status} {await response.text()}"
+            return await response.json()
+
+    async def _connect(self) -> None:
+        cookies = self._http.cookie_jar.filter_cookies(self._http._base_url)  # type: ignore[arg-type]
+        await self._sio.connect(
+            self._url,
+            socketio_path="/ws/socket.io",
+            transports=["websocket"],
+            headers={"Cookie": "; ".join(f"{name}={morsel.value}" for name, morsel in cookies.items())},
+            auth={
+                "clientType": "webapp",
+                "sessionId": self._session_id,
+                "threadId": self.thread_id,
+                "userEnv": "{}",
+                "chatProfile": "",
+            },
+        )
+        await self._sio.emit("connection_successful")
+        await asyncio.wait_for(self._ready.wait(), _TIMEOUT)
+
+    def _listen(self) -> None:
+        self._sio.on("new_message", self._see)
+        self._sio.on("update_message", self._see)
+        self._sio.on("stream_start", self._see)
+        self._sio.on("clear_call_fn", lambda *_: self._ready.set())
+        self._sio.on("first_interaction", self._note_thread)
+        self._sio.on("resume_thread", self._note_resumed)
+
+    async def _see(self, step: dict[str, Any]) -> None:
+        self.steps[step["id"]] = step
+        # The run that wraps on_message is updated when the handler has returned.
+        if step["type"] == "run" and step["name"] == "on_message" and step.get("end"):
+            self._turn_over.set()
+
+    async def _note_thread(self, interaction: dict[str, Any]) -> None:
+        self.thread_id = interaction["thread_id"]
+
+    async def _note_resumed(self, thread: dict[str, Any]) -> None:
+        self.resumed = thread
