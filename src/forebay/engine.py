@@ -329,6 +329,8 @@ class Engine:
             raise WrongLoop("the data layer runs in another event loop; create one layer for each loop")
         if self._loop is not None:
             self.store.forget_connections()
+            if self._journal is not None:
+                self._journal.rebind(loop)
         self._loop = loop
         self._nothing_to_wait_for = loop.create_future()
         self._nothing_to_wait_for.set_result(None)

@@ -32,6 +32,7 @@ logger = logging.getLogger("forebay.journal")
 
 FORMAT = 1
 _SUFFIX = ".journal"
+_CHUNK_BYTES = 64 * 1024
 _TABLES = """
 CREATE TABLE about (format INTEGER NOT NULL, journal_id TEXT NOT NULL);
 CREATE TABLE changes (
@@ -93,8 +94,20 @@ class Journal:
             group.lines.append(line)
             group.last_seq = seq
         self.size += len(line)
-        self._live.append((seq, len(line)))
+        self._note(seq, len(line))
         return group.done
+
+    def _note(self, seq: int, size: int) -> None:
+        """Remember what is to be trimmed, in chunks: an entry for each change would fill the memory in an outage."""
+        if self._live and self._live[-1][1] < _CHUNK_BYTES:
+            size += self._live.pop()[1]
+        self._live.append((seq, size))
+
+    def rebind(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Answer in another event loop from now on; the one before is closed."""
+        self._loop = loop
+        with self._guard:
+            self._gathering = None
 
     def trim(self, applied_seq: int) -> None:
         """The database has everything up to here; the next commit takes it off the disk."""

@@ -41,9 +41,9 @@ class Settings(BaseSettings):
         description="Where the tables are: postgresql://… or sqlite:///…; falls back to DATABASE_URL.",
     )
     durability: Durability = Field(
-        default="journal",
-        description="When a write call returns: `journal`, once it is on disk; `memory`, once it is queued; `commit`, "
-        "once its batch has committed.",
+        default="memory",
+        description="When a write call returns: `memory`, once it is queued; `journal`, once it is on this machine's "
+        "disk; `commit`, once its batch has committed.",
     )
     journal_dir: Path = Field(
         default_factory=_default_journal_dir,

@@ -18,7 +18,13 @@ async def _write(layer: ForebayDataLayer, prefix: str) -> None:
     while True:
         step_id, thread_id = str(uuid.uuid4()), str(uuid.uuid5(uuid.NAMESPACE_URL, f"{prefix}{number // 10}"))
         for version in range(5):
-            values = {"id": step_id, "threadId": thread_id, "name": "s", "type": "run", "output": str(version)}
+            values = {
+                "id": step_id,
+                "threadId": thread_id,
+                "name": "s",
+                "type": "run",
+                "output": str(version),
+            }
             await layer.update_step(values)  # type: ignore[arg-type]
             sys.stdout.write(f"{step_id} {version}\n")
             sys.stdout.flush()

@@ -58,7 +58,9 @@ async def test_nothing_acknowledged_is_lost(number: int, migrated_postgres_url: 
     await layer.execute_sql("SELECT 1", {})  # runs after the recovery
     await layer.close()
 
-    stored = {str(row["id"]): int(row["output"]) for row in await connection.fetch("SELECT id, output FROM steps")}
+    stored = {
+        str(row["id"]): int(row["output"]) for row in await connection.fetch("SELECT id, output FROM steps")
+    }
     lost = {key: version for key, version in acknowledged.items() if stored.get(key, -1) < version}
     assert lost == {}
     applied = await connection.fetch(
