@@ -74,6 +74,9 @@ class Sql(Protocol):
     def needle(self, search: str) -> str:
         """What to pass as the needle."""
 
+    def among(self, column: sa.Column[Any], found: sa.Select[Any]) -> Expression:
+        """Whether the column is one of what the select finds, which is few."""
+
     def is_favorite(self) -> Expression:
         """Whether a step is marked as a favourite."""
 
@@ -154,6 +157,10 @@ class PostgresSql:
         """An ILIKE pattern that takes `%`, `_` and the backslash literally."""
         escaped = search.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
         return f"%{escaped}%"
+
+    def among(self, column: sa.Column[Any], found: sa.Select[Any]) -> Expression:
+        """An array: with IN, the planner takes a tree of steps for thousands, and reads the table through."""
+        return column == sa.func.any(sa.func.array(found.scalar_subquery()))
 
     def is_favorite(self) -> Expression:
         """The condition of the partial index."""
@@ -240,6 +247,10 @@ class SqliteSql:
     def needle(self, search: str) -> str:
         """The text without its case."""
         return search.casefold()
+
+    def among(self, column: sa.Column[Any], found: sa.Select[Any]) -> Expression:
+        """IN."""
+        return column.in_(found)
 
     def is_favorite(self) -> Expression:
         """JSON's true is 1."""

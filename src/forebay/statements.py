@@ -214,7 +214,7 @@ class Statements:
 
         A statement that returns rows returns the object keys of elements whose content is to be deleted.
         """
-        return tuple(self._compile(statement) for statement in _DELETES[table])
+        return tuple(self._compile(statement) for statement in _deletes(self._sql)[table])
 
     @cached_property
     def create_user(self) -> Statement:
@@ -337,8 +337,10 @@ class Statements:
 
     def _matches(self) -> Expression:
         said = sa.or_(self._sql.contains(steps.c.output), self._sql.contains(steps.c.input))
-        in_steps = sa.exists().where(steps.c.threadId == threads.c.id, said)
-        return sa.or_(self._sql.contains(threads.c.name), in_steps)
+        # Not EXISTS: PostgreSQL may turn that into a hash of all users' steps.
+        found = sa.select(steps.c.id).where(steps.c.threadId == threads.c.id, said)
+        in_steps = found.limit(sa.literal_column("1")).correlate(threads).scalar_subquery()
+        return sa.or_(self._sql.contains(threads.c.name), in_steps.is_not(None))
 
     def _thread_document(self, with_steps: bool, **more: Expression) -> Expression:
         values = {**self._values(threads, leaving_out=("updatedAt",)), **more}
@@ -408,7 +410,7 @@ def _has_feedback() -> Expression:
     )
 
 
-def _deletes() -> dict[str, tuple[sa.sql.ClauseElement, ...]]:
+def _deletes(sql: Sql) -> dict[str, tuple[sa.sql.ClauseElement, ...]]:
     key = _id_parameter("id")
     tree = sa.select(steps.c.id).where(steps.c.id == key).cte("tree", recursive=True)
     # UNION, not UNION ALL: a step that is its own ancestor ends the walk.
@@ -418,14 +420,16 @@ def _deletes() -> dict[str, tuple[sa.sql.ClauseElement, ...]]:
     object_key = elements.c.objectKey
     return {
         "steps": (
-            sa.delete(feedbacks).where(feedbacks.c.forId.in_(in_tree)),
-            sa.delete(elements).where(elements.c.forId.in_(in_tree)).returning(object_key),
-            sa.delete(steps).where(steps.c.id.in_(in_tree)),
+            sa.delete(feedbacks).where(sql.among(feedbacks.c.forId, in_tree)),
+            sa.delete(elements).where(sql.among(elements.c.forId, in_tree)).returning(object_key),
+            sa.delete(steps).where(sql.among(steps.c.id, in_tree)),
         ),
         "threads": (
-            sa.delete(feedbacks).where((feedbacks.c.threadId == key) | feedbacks.c.forId.in_(in_thread)),
+            sa.delete(feedbacks).where(
+                (feedbacks.c.threadId == key) | sql.among(feedbacks.c.forId, in_thread)
+            ),
             sa.delete(elements)
-            .where((elements.c.threadId == key) | elements.c.forId.in_(in_thread))
+            .where((elements.c.threadId == key) | sql.among(elements.c.forId, in_thread))
             .returning(object_key),
             sa.delete(steps).where(steps.c.threadId == key),
             sa.delete(threads).where(threads.c.id == key),
@@ -433,6 +437,3 @@ def _deletes() -> dict[str, tuple[sa.sql.ClauseElement, ...]]:
         "elements": (sa.delete(elements).where(elements.c.id == key).returning(object_key),),
         "feedbacks": (sa.delete(feedbacks).where(feedbacks.c.id == key),),
     }
-
-
-_DELETES = _deletes()
