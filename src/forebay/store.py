@@ -167,6 +167,15 @@ class Store:
             await self._open_file()
             return await migrations.plan(self.engine)
 
+    @contextmanager
+    def _rechecking(self) -> Iterator[None]:
+        """Look at the tables again after somebody has changed them, so that a migration mends it."""
+        try:
+            yield
+        except SchemaError:
+            self._prepared = False
+            raise
+
     async def read(self, statement: Statement, **parameters: Any) -> Any:
         """Run a statement that returns one JSON document, and parse it. None when there is no row."""
         await self.prepare()
@@ -180,7 +189,11 @@ class Store:
     async def _one_document(
         self, statement: Statement, parameters: Mapping[str, Any], *, in_transaction: bool = False
     ) -> Any:
-        with _translated(self.location), anyio.fail_after(self._settings.statement_timeout):
+        with (
+            self._rechecking(),
+            _translated(self.location),
+            anyio.fail_after(self._settings.statement_timeout),
+        ):
             async with self._reader() as driver:
                 if in_transaction:
                     async with driver.transaction():
@@ -210,7 +223,11 @@ class Store:
         Returns for each change the object keys of the elements that it deleted. Raises a DatabaseError.
         """
         await self.prepare()
-        with _translated(self.location), anyio.fail_after(self._settings.statement_timeout):
+        with (
+            self._rechecking(),
+            _translated(self.location),
+            anyio.fail_after(self._settings.statement_timeout),
+        ):
             async with self._shared(), self._writing() as driver:
                 if self._postgres and not any(isinstance(change, Delete) for change in changes):
                     await self._upsert_run(driver, cast("Sequence[Upsert]", changes), checkpoint)
