@@ -30,8 +30,9 @@ from forebay.errors import (
     WrongLoop,
 )
 from forebay.inbox import Batch, Inbox, Op
-from forebay.journal import Journal, Orphan, adopt
+from forebay.journal import Journal
 from forebay.metrics import Metrics
+from forebay.recovery import Recovery
 from forebay.settings import Settings
 from forebay.statements import Statement
 from forebay.store import Store
@@ -141,7 +142,11 @@ class Engine:
     def _own_journal(self) -> Journal | None:
         """This process's journal, created at its first write. Raises JournalError."""
         if self._journal is None and self.settings.durability == "journal":
-            self._journal = Journal(self.settings.journal_dir, asyncio.get_running_loop())
+            try:
+                self._journal = Journal(self.settings.journal_dir, asyncio.get_running_loop())
+            except JournalError as error:
+                self.refuse(error)
+                raise
         return self._journal
 
     def _is_dead(self, change: Change) -> bool:
@@ -186,8 +191,8 @@ class Engine:
         return durable
 
     def refuse(self, error: ForebayError) -> None:
-        """Count and log a change that could not be made."""
-        self.counts.refused["invalid"] += 1
+        """Count and log a change that could not be made or journaled."""
+        self.counts.refused[type(error).__name__] += 1
         logger.error("change refused reason=%s", error)
 
     def _refusal(self, change: Change, error: QueueFull) -> QueueFull:
@@ -279,35 +284,13 @@ class Engine:
             self.inbox.refill(seq, change, self._clock(), self._spilled_tickets.pop(seq, None))
 
     async def recover(self) -> None:
-        """Write out the journals of processes that are gone. See `writer.Observer`."""
-        try:
-            orphans = await asyncio.to_thread(lambda: [*adopt(self.settings.journal_dir)])
-        except OSError as error:
-            logger.error("journals not looked for in=%s reason=%s", self.settings.journal_dir, error.strerror)
-            orphans = []
-        for orphan in orphans:
-            try:
-                await self._write_out(orphan)
-            except JournalError as error:
-                logger.error("journal damaged kept_at=%s reason=%s", orphan.set_aside(), error)
+        """See `writer.Observer`."""
+        settings = self.settings
+        await Recovery(
+            settings.journal_dir, self.writer, self.store, self.counts, self._clock, settings.batch_max_bytes
+        ).run()
         self._recovered = True
         self._readers.reached(0)
-
-    async def _write_out(self, orphan: Orphan) -> None:
-        """Raises JournalError for a damaged file."""
-        applied_seq = await self.writer.until_answered(lambda: self.store.applied_seq(orphan.id))
-        before = self.counts.replayed
-        while records := await asyncio.to_thread(orphan.read, applied_seq, self.settings.batch_max_bytes):
-            batch = Batch(self._clock())
-            for seq, change in records:
-                self.counts.accepted[change.table] += 1
-                batch.add(seq, change, None, self.counts)
-            await self.writer.write(batch, orphan.id)
-            self.counts.replayed += len(records)
-            applied_seq = batch.last_seq
-        orphan.remove()
-        await self.writer.until_answered(lambda: self.store.forget_journal(orphan.id))
-        logger.warning("journal recovered changes=%d journal=%s", self.counts.replayed - before, orphan.id)
 
     def op_settled(self, op: Op, result: list[str] | DatabaseError) -> None:
         """See `writer.Observer`."""

@@ -71,7 +71,7 @@ class Journal:
         self.durable_seq = 0
         self._loop = loop
         self._pid = os.getpid()
-        self._lock_file, self.path = _create(folder, self.id)
+        self._lock_file, self.path, self._connection = _create(folder, self.id)
         self._gathering: _Group | None = None
         self._guard = threading.Lock()
         self._work: queue.SimpleQueue[_Group | _Read | None] = queue.SimpleQueue()
@@ -140,7 +140,7 @@ class Journal:
     # ---- in the thread
 
     def _run(self) -> None:
-        with contextlib.closing(_connect(self.path)) as connection:
+        with contextlib.closing(self._connection) as connection:
             while (work := self._work.get()) is not None:
                 if isinstance(work, _Group):
                     self._commit(connection, work)
@@ -171,6 +171,7 @@ class Journal:
             if done.done():
                 return
             if error is not None:
+                logger.error("journal failed reason=%s", error)
                 done.set_exception(error)
             else:
                 done.set_result(result)
@@ -216,19 +217,34 @@ def adopt(folder: Path) -> Iterator[Orphan]:
         lock_file = _lock(path.with_suffix(".lock"))
         if lock_file is None:
             continue
-        if path.exists():
-            yield Orphan(path, lock_file)
-        else:  # somebody else wrote it out in between
+        if not path.exists():  # somebody else wrote it out in between
+            path.with_suffix(".lock").unlink(missing_ok=True)
             lock_file.close()
+        elif _format_of(path) not in (FORMAT, None):
+            logger.error("journal left alone path=%s reason=another release of forebay wrote it", path)
+            lock_file.close()
+        else:
+            yield Orphan(path, lock_file)
 
 
-def _create(folder: Path, journal_id: str) -> tuple[Any, Path]:
+def _format_of(path: Path) -> int | None:
+    """The file's format version; None where it can't be told, which reading it will explain."""
+    try:
+        with contextlib.closing(_connect(path)) as connection:
+            found: int = connection.execute("SELECT format FROM about").fetchone()[0]
+            return found
+    except (sqlite3.Error, TypeError):
+        return None
+
+
+def _create(folder: Path, journal_id: str) -> tuple[Any, Path, sqlite3.Connection]:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = folder / f"{journal_id}{_SUFFIX}"
         lock_file = _lock(path.with_suffix(".lock"))
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-        with contextlib.closing(_connect(path)) as connection, connection:
+        connection = _connect(path)
+        with connection:
             connection.executescript(_TABLES)
             connection.execute("INSERT INTO about VALUES (?, ?)", (FORMAT, journal_id))
     except (OSError, sqlite3.Error) as error:
@@ -236,7 +252,7 @@ def _create(folder: Path, journal_id: str) -> tuple[Any, Path]:
             f"the journal can't be written in {folder} ({_reason(error)}); set FOREBAY_JOURNAL_DIR to a folder on a"
             " local disk that this process may write to"
         ) from None
-    return lock_file, path
+    return lock_file, path, connection
 
 
 def _lock(path: Path) -> Any:

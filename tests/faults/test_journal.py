@@ -222,6 +222,17 @@ async def test_a_damaged_journal_is_set_aside_and_invents_nothing(
     await layer.close()
 
 
+async def test_a_journal_of_another_release_is_left_alone(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = await _leave_behind(folder, str(uuid.uuid4()), 1)
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE about SET format = 99")
+    assert list(adopt(folder)) == []
+    assert "another release" in caplog.text
+    assert path.exists()
+
+
 async def test_a_folder_that_cannot_be_written_is_a_clear_error(
     make_layer: MakeLayer, migrated_url: str, tmp_path: Path
 ) -> None:
