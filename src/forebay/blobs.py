@@ -7,7 +7,7 @@ fresh URL, never the element's row or the call.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import aiofiles
@@ -68,14 +68,17 @@ class Blobs:
         self.client = client
         self._counts = counts
 
-    async def store(self, content: Content, object_key: str) -> tuple[str, str | None] | None:
-        """Store the content: its object key and URL, or None when it could not be stored."""
+    async def store(
+        self, content: Content, owner: Callable[[], Awaitable[str | None]]
+    ) -> tuple[str, str | None] | None:
+        """Store the content under its `owner`: its object key and URL, or None when it could not be stored."""
         if self.client is None:
             return None
         try:
-            data = await content.read()
+            data = await content.read()  # at once: the file is removed when its session ends
             if data is None:
                 raise FileNotFoundError("the element has no content")
+            object_key = content.object_key(await owner())
             uploaded = await self.client.upload_file(
                 object_key=object_key, data=data, mime=content.mime or _DEFAULT_MIME, overwrite=True
             )

@@ -5,12 +5,15 @@ It has the parameters, the helpers and the tables of `chainlit.data.sql_alchemy.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any, TypeVar, cast
+from weakref import WeakValueDictionary
 
 from chainlit.data.base import BaseDataLayer
 from chainlit.data.storage_clients.base import BaseStorageClient
@@ -26,7 +29,7 @@ from forebay import changes, cleaning, documents
 from forebay.blobs import Blobs, Content
 from forebay.changes import Delete, Upsert
 from forebay.engine import Engine
-from forebay.errors import RowError
+from forebay.errors import DatabaseError, RowError
 from forebay.metrics import Metrics
 from forebay.schema import EXTRA
 from forebay.settings import Settings
@@ -94,6 +97,7 @@ class ForebayDataLayer(BaseDataLayer):
         self._statements = self._store.statements
         self._positions = _Positions()
         self._blobs = Blobs(storage_provider, self._engine.counts)
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.async_session = async_sessionmaker(self.engine, expire_on_commit=False)
 
     @classmethod
@@ -365,13 +369,27 @@ class ForebayDataLayer(BaseDataLayer):
         if not element.for_id:
             return
         values = dict(element.to_dict())  # before the first await: Chainlit changes the element afterwards
-        content = Content.of(element)
-        if self._blobs.client is not None:
-            owner = await self._owner(element.thread_id) if self._store.valid_id(element.thread_id) else {}
-            stored = await self._blobs.store(content, content.object_key(owner.get("userId")))
-            if stored is not None:
-                values["objectKey"], values["url"] = stored
-        await self._write(changes.element, values)
+        content, owner = Content.of(element), partial(self._owner_id, element.thread_id)
+        async with self._turn(element.id):
+            if self._blobs.client is not None:
+                stored = await self._blobs.store(content, owner)
+                if stored is not None:
+                    values["objectKey"], values["url"] = stored
+            dropped = await self._write(changes.element, values)
+        await self._blobs.delete(dropped)
+
+    def _turn(self, element_id: str) -> asyncio.Lock:
+        """One call at a time for each element, in their order: an upload takes a while, and none may overtake."""
+        return self._turns.setdefault(element_id, asyncio.Lock())
+
+    async def _owner_id(self, thread_id: str) -> str | None:
+        """Whose an element's content is; None also while the database can't tell, which must not cost it."""
+        if not self._store.valid_id(thread_id):
+            return None
+        try:
+            return (await self._owner(thread_id)).get("userId")
+        except DatabaseError:
+            return None
 
     async def get_element(self, thread_id: str, element_id: str) -> ElementDict | None:
         """The element with a fresh URL, or None."""
@@ -390,11 +408,12 @@ class ForebayDataLayer(BaseDataLayer):
     async def delete_element(self, element_id: str, thread_id: str | None = None) -> None:
         """Delete an element's row, then its content."""
         self._log_call("delete_element")
-        await self._delete("elements", element_id, thread_id)
+        async with self._turn(element_id):
+            await self._delete("elements", element_id, thread_id)
 
     # ---- what they share
 
-    async def _write(self, make: Any, *arguments: Any) -> None:
+    async def _write(self, make: Any, *arguments: Any) -> list[str]:
         try:
             change: Upsert = make(*arguments)
         except RowError as error:
@@ -402,7 +421,7 @@ class ForebayDataLayer(BaseDataLayer):
             raise
         if EXTRA in change.row:
             self._engine.counts.unknown_keys[change.table] += len(change.row[EXTRA])
-        await self._engine.write(change)
+        return await self._engine.write(change)
 
     async def _delete(self, table: str, key: str, thread_id: str | None = None) -> None:
         if not self._store.valid_id(key):

@@ -18,7 +18,7 @@ from typing import Any
 
 import anyio
 
-from forebay.changes import Change, Delete, encode
+from forebay.changes import Change, Delete, Upsert, encode
 from forebay.counts import Counts
 from forebay.errors import (
     DatabaseError,
@@ -90,12 +90,14 @@ class Engine:
         """Queue a change; its place is fixed before the first await.
 
         Returns when it is queued, or, with `committed` or `durability=commit`, when its transaction has
-        committed: then with the object keys of the elements that it deleted. Raises QueueFull, and with
-        `committed` the RowError of a row that the database refuses.
+        committed: then with the object keys of the elements that it deleted. Of an element that is dropped,
+        as its thread is deleted, the own one is returned. Raises QueueFull, and with `committed` the RowError
+        of a row that the database refuses.
         """
         loop = self._ensure_running()
         if self._is_dead(change):
-            return []
+            key = change.row.get("objectKey") if isinstance(change, Upsert) else None
+            return [key] if key else []
         wait = committed or self.settings.durability == "commit"
         ticket = _quiet_future(loop) if wait else None
         durable = self._accept(change, ticket) or await self._wait_for_room(change, ticket, loop)

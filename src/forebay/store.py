@@ -184,7 +184,8 @@ class Store:
     async def write(self, statement: Statement, **parameters: Any) -> Any:
         """Run one statement in a transaction of its own; its JSON document, as in `read`."""
         await self.prepare()
-        return await self._one_document(statement, parameters, in_transaction=True)
+        # PostgreSQL's single statement is a transaction; SQLite's driver would leave one open.
+        return await self._one_document(statement, parameters, in_transaction=not self._postgres)
 
     async def _one_document(
         self, statement: Statement, parameters: Mapping[str, Any], *, in_transaction: bool = False
@@ -283,6 +284,8 @@ class Store:
 
     def forget_connections(self) -> None:
         """Drop connections whose event loop is gone; they can't be closed any more."""
+        if self._writer is not None and self._writer.sync_connection is not None:
+            self._writer.sync_connection.detach()  # or the pool would try to close it
         self._writer = None
         self.engine.sync_engine.dispose(close=False)
 

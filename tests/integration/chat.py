@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-from chainlit.context import ChainlitContext
 from chainlit.types import ThreadDict
 from chainlit.user import PersistedUser, User
 
 from forebay import ForebayDataLayer
-from tests.integration.contract import accounted_for
 from tests.integration.contract import new_id
 
 

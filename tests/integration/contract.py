@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
+import aiosqlite
+import asyncpg
 from chainlit.element import ElementDict
 from chainlit.step import StepDict
 from chainlit.types import ThreadDict
 from chainlit.user import PersistedUser, User
 
 from forebay import ForebayDataLayer
+from forebay.urls import parse_url
+
+UNREACHABLE = "postgresql://nobody@127.0.0.1:1/nowhere"
 
 
 def new_id() -> str:
@@ -75,3 +83,46 @@ def dead_letters(layer: ForebayDataLayer) -> int:
 def accounted_for(layer: ForebayDataLayer) -> bool:
     """Whether every accepted change is written, folded, given up, dropped or still queued."""
     return layer._engine.counts.pending == layer._engine.inbox.pending
+
+
+# ---- a database that is busy
+
+
+@asynccontextmanager
+async def locked(url: str) -> AsyncIterator[None]:
+    """While it lasts, nobody can write threads; on PostgreSQL, nobody can read them either."""
+    where = parse_url(url)[0]
+    if where.get_backend_name() == "sqlite":
+        async with aiosqlite.connect(str(where.database)) as file:
+            await file.execute("BEGIN IMMEDIATE")
+            yield
+            await file.rollback()
+        return
+    other = await asyncpg.connect(url)
+    try:
+        async with other.transaction():
+            await other.execute("LOCK TABLE threads IN ACCESS EXCLUSIVE MODE")
+            yield
+    finally:
+        await other.close()
+
+
+async def sessions_wait(url: str, kind: str, count: int) -> None:
+    """Return when at least so many of PostgreSQL's sessions in this database wait for that kind of event."""
+    query = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = $1"
+    )
+    other = await asyncpg.connect(url)
+    try:
+        async with asyncio.timeout(10):
+            while await other.fetchval(query, kind) < count:  # noqa: ASYNC110 - it has nothing to wait on
+                await asyncio.sleep(0.01)
+    finally:
+        await other.close()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Return when it holds, which the writer's task brings about."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - a counter has nothing to wait on
+            await asyncio.sleep(0.001)

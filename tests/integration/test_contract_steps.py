@@ -163,12 +163,12 @@ async def test_the_input_is_given_back_only_where_it_is_to_be_shown(
 
 
 async def test_the_dict_may_change_once_the_call_has_begun(layer: ForebayDataLayer) -> None:
-    step = a_step(new_id(), metadata={"list": [1]}, tags=["a"])
+    tags = ["a"]
+    step = a_step(new_id(), metadata={"list": [1]}, tags=tags)
     call = asyncio.create_task(layer.create_step(step))
     await asyncio.sleep(0)
     step["metadata"]["list"].append(2)
-    step["tags"] = cast("list[str]", step["tags"])
-    step["tags"].append("b")
+    tags.append("b")
     await call
     stored = await stored_step(layer, step["id"])
     assert (stored["metadata"], stored["tags"]) == ({"list": [1]}, ["a"])

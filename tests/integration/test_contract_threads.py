@@ -19,7 +19,7 @@ async def _names(
 ) -> list[str]:
     page = await chat.layer.list_threads(
         Pagination(first=first, cursor=cursor),
-        ThreadFilter(userId=user_id, **filters),  # type: ignore[arg-type]
+        ThreadFilter(userId=user_id, **filters),
     )
     return [str(thread["name"]) for thread in page.data]
 

@@ -1,0 +1,372 @@
+"""Every statement finds its rows by an index, and a read or a batch is one round trip."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol, Self
+from uuid import UUID
+
+import asyncpg
+import pytest
+import sqlalchemy as sa
+from chainlit.types import Pagination, ThreadFilter
+from chainlit.user import User
+
+from forebay import ForebayDataLayer, Settings, changes, schema
+from forebay.dialects import SQLITE_FUNCTIONS
+from forebay.statements import Documents, Statement, Statements, documents
+from forebay.store import Store
+from tests.support.postgres import PostgresServer, run_apart
+
+# Enough of each that reading a table through would cost more. One user has a tenth of the threads, and one
+# thread has more steps than the others.
+USERS, THREADS, STEPS_OF_A_THREAD, STEPS_OF_THE_LONG_THREAD = 1_000, 10_000, 4, 50
+
+
+def key(kind: int, number: int = 0) -> str:
+    return str(UUID(int=kind * 10**9 + number))
+
+
+USER, THREAD, STEP, ELEMENT, FEEDBACK = (key(kind) for kind in range(1, 6))
+
+
+def a_chat() -> Iterator[changes.Upsert]:
+    made = 0
+    for number in range(THREADS):
+        thread = key(2, number)
+        owner = USER if number % 10 == 0 else key(1, 1 + number % (USERS - 1))
+        yield changes.thread(thread, f"thread {number}", owner)
+        for of_thread in range(STEPS_OF_A_THREAD if number else STEPS_OF_THE_LONG_THREAD):
+            created = f"2024-{number % 12 + 1:02}-01T{number % 24:02}:00:{of_thread:02}.{number:06}Z"
+            step: dict[str, Any] = {
+                "id": key(3, made),
+                "threadId": thread,
+                "parentId": key(3, made - of_thread),
+                "type": "run",
+            }
+            step |= {"name": "step", "streaming": False, "createdAt": created, "output": f"answer {made}"}
+            yield changes.step(step | {"metadata": {"favorite": True} if made % 200 == 0 else {}})
+            if made % 4 == 0:
+                yield changes.element(
+                    {"id": key(4, made), "threadId": thread, "forId": key(3, made), "name": "e"}
+                )
+                yield changes.feedback(
+                    {"id": key(5, made), "threadId": thread, "forId": key(3, made), "value": 1}
+                )
+            made += 1
+
+
+async def fill(url: str) -> None:
+    store = Store(url, Settings())
+    users = [{"id": key(1, n), "identifier": f"user {n}", "metadata": {}} for n in range(USERS)]
+    async with store.engine.begin() as connection:
+        await connection.execute(schema.users.insert(), users)
+    chat = a_chat()
+    while batch := [change for change, _ in zip(chat, range(10_000), strict=False)]:
+        await store.apply(batch)
+    async with store.engine.begin() as connection:
+        await connection.execute(sa.text("ANALYZE"))
+    await store.close()
+
+
+@pytest.fixture(scope="module")
+def full_postgres_url(postgres_server: PostgresServer, _postgres_template: str) -> Iterator[str]:
+    url = postgres_server.create_database(template=_postgres_template)
+    run_apart(lambda: fill(url))
+    yield url
+    postgres_server.drop_database(url)
+
+
+@pytest.fixture(scope="module")
+def full_sqlite_url(_sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("full") / "chat.db"
+    shutil.copy(_sqlite_template, path)
+    run_apart(lambda: fill(f"sqlite:///{path}"))
+    return f"sqlite:///{path}"
+
+
+class Plan(Protocol):
+    """What a database says about how it would run a statement."""
+
+    indexes: set[str]
+    scanned: set[str]  # the tables that it would read from end to end
+
+
+Explain = Callable[[Statement, Mapping[str, Any]], Awaitable[Plan]]
+
+
+class PostgresPlan:
+    def __init__(self, plan: str) -> None:
+        self.text = plan
+        self.indexes: set[str] = set()
+        self.scanned: set[str] = set()
+        self._read(json.loads(plan)[0]["Plan"])
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def _read(self, node: dict[str, Any]) -> None:
+        self.indexes |= {node["Index Name"]} if "Index Name" in node else set()
+        self.scanned |= {node["Relation Name"]} if node["Node Type"] == "Seq Scan" else set()
+        for inner in node.get("Plans", ()):
+            self._read(inner)
+
+
+class SqlitePlan:
+    def __init__(self, details: list[str]) -> None:
+        self.details = details
+        words = [detail.split() for detail in details]
+        self.indexes = {line[line.index("INDEX") + 1] for line in words if "INDEX" in line}
+        self.scanned = {line[1] for line in words if line[0] == "SCAN"} & schema.TABLES.keys()
+
+    def __repr__(self) -> str:
+        return "\n".join(self.details)
+
+
+def literal(value: Any) -> str:
+    if value is None:
+        return "NULL"
+    return str(value) if isinstance(value, int) else "'" + str(value).replace("'", "''") + "'"
+
+
+@pytest.fixture(params=["custom", "generic"])
+async def explain_postgres(full_postgres_url: str, request: pytest.FixtureRequest) -> AsyncIterator[Explain]:
+    """Plans made for these values, and the one for all values that PostgreSQL may go over to later."""
+    connection = await asyncpg.connect(full_postgres_url)
+    await connection.execute(f"SET plan_cache_mode = force_{request.param}_plan")
+
+    async def explain(statement: Statement, parameters: Mapping[str, Any]) -> Plan:
+        prepared = await connection.prepare(statement.sql)  # and dropped with this variable
+        values = ", ".join(map(literal, statement.arguments(parameters)))
+        call = f"{prepared.get_name()}({values})" if values else prepared.get_name()
+        return PostgresPlan(await connection.fetchval(f"EXPLAIN (FORMAT JSON) EXECUTE {call}"))
+
+    yield explain
+    await connection.close()
+
+
+@pytest.fixture
+def explain_sqlite(full_sqlite_url: str) -> Iterator[Explain]:
+    connection = sqlite3.connect(full_sqlite_url.removeprefix("sqlite:///"))
+    for name, count, function in SQLITE_FUNCTIONS:
+        connection.create_function(name, count, function, deterministic=True)
+
+    async def explain(statement: Statement, parameters: Mapping[str, Any]) -> Plan:
+        rows = connection.execute(f"EXPLAIN QUERY PLAN {statement.sql}", statement.arguments(parameters))
+        return SqlitePlan([row[3] for row in rows])
+
+    yield explain
+    connection.close()
+
+
+IN_A_THREAD = {"forebay_steps_thread", "forebay_elements_thread", "forebay_feedbacks_for"}
+PAGE: dict[str, Any] = {
+    "user_id": USER,
+    "first": 21,
+    "cursor": None,
+    "position": None,
+    "needle": "%never%",
+    "value": 1,
+}
+NEXT_PAGE = {**PAGE, "cursor": key(2, 400)}
+SHORT = {"search": False, "feedback": False, "with_steps": False}
+READS: dict[str, tuple[Callable[[Statements], Statement], dict[str, Any], set[str]]] = {
+    "get_user": (lambda s: s.user, {"identifier": "user 7"}, set()),
+    "get_thread": (lambda s: s.thread, {"id": THREAD}, IN_A_THREAD),
+    "get_thread_author": (lambda s: s.thread_author, {"id": THREAD}, set()),
+    "get_step": (lambda s: s.step, {"id": STEP}, {"forebay_feedbacks_for"}),
+    "get_element": (lambda s: s.element, {"id": ELEMENT, "thread_id": THREAD}, set()),
+    "get_favorite_steps": (lambda s: s.favorite_steps, {"user_id": USER}, {"forebay_feedbacks_for"}),
+    "first_page": (lambda s: s.page(after=False, **SHORT), PAGE, {"forebay_threads_activity"}),
+    "next_page": (lambda s: s.page(after=True, **SHORT), NEXT_PAGE, {"forebay_threads_activity"}),
+    "page_with_steps": (
+        lambda s: s.page(after=True, **{**SHORT, "with_steps": True}),
+        NEXT_PAGE,
+        {"forebay_threads_activity", *IN_A_THREAD},
+    ),
+    "search": (
+        lambda s: s.page(after=True, **{**SHORT, "search": True}),
+        NEXT_PAGE,
+        {"forebay_threads_activity", "forebay_steps_thread"},
+    ),
+    "feedback": (
+        lambda s: s.page(after=True, **{**SHORT, "feedback": True}),
+        NEXT_PAGE,
+        {"forebay_threads_activity", "forebay_feedbacks_thread"},
+    ),
+}
+each_read = pytest.mark.parametrize("read", READS)
+DELETES = {"threads": THREAD, "steps": STEP, "elements": ELEMENT, "feedbacks": FEEDBACK}
+each_delete = pytest.mark.parametrize("table", DELETES)
+
+
+def statements_for(url: str) -> Statements:
+    return Store(url, Settings()).statements
+
+
+@each_read
+async def test_a_read_on_postgresql_uses_its_indexes(
+    explain_postgres: Explain, full_postgres_url: str, read: str
+) -> None:
+    statement, parameters, indexes = READS[read]
+    plan = await explain_postgres(statement(statements_for(full_postgres_url)), parameters)
+    assert plan.scanned == set(), plan
+    assert plan.indexes >= indexes, plan
+
+
+async def test_favorites_on_postgresql_have_an_index_of_their_own(
+    explain_postgres: Explain, full_postgres_url: str
+) -> None:
+    plan = await explain_postgres(statements_for(full_postgres_url).favorite_steps, {"user_id": USER})
+    assert "forebay_steps_favorite" in plan.indexes, plan
+
+
+@each_read
+async def test_a_read_on_sqlite_uses_its_indexes(
+    explain_sqlite: Explain, full_sqlite_url: str, read: str
+) -> None:
+    statement, parameters, indexes = READS[read]
+    plan = await explain_sqlite(statement(statements_for(full_sqlite_url)), parameters)
+    assert plan.scanned == set(), plan
+    assert plan.indexes >= indexes, plan
+
+
+@each_delete
+async def test_a_delete_on_postgresql_uses_indexes(
+    explain_postgres: Explain, full_postgres_url: str, table: str
+) -> None:
+    for statement in statements_for(full_postgres_url).delete(table):
+        plan = await explain_postgres(statement, {"id": DELETES[table]})
+        assert plan.scanned == set(), plan
+
+
+@each_delete
+async def test_a_delete_on_sqlite_uses_indexes(
+    explain_sqlite: Explain, full_sqlite_url: str, table: str
+) -> None:
+    for statement in statements_for(full_sqlite_url).delete(table):
+        plan = await explain_sqlite(statement, {"id": DELETES[table]})
+        assert plan.scanned == set(), plan
+
+
+@pytest.fixture
+def batch() -> Documents:
+    """A change of a row of each table, and one that lacks columns."""
+    rows: list[changes.Upsert] = [
+        changes.thread(THREAD, "renamed", metadata={"key": None}),
+        changes.step({"id": STEP, "threadId": THREAD, "output": "changed"}),
+        changes.element({"id": ELEMENT, "threadId": THREAD}),
+        changes.feedback({"id": FEEDBACK, "threadId": THREAD, "forId": STEP, "value": 0}),
+    ]
+    return documents(rows)
+
+
+async def test_a_batch_on_postgresql_uses_indexes(
+    explain_postgres: Explain, full_postgres_url: str, batch: Documents
+) -> None:
+    assert batch.partial
+    plan = await explain_postgres(statements_for(full_postgres_url).batch(batch.partial), batch.parameters)
+    # PostgreSQL takes a document for 100 rows; then it is right to read a table of 10,000 through.
+    assert plan.scanned <= {"elements", "feedbacks"}, plan
+
+
+@pytest.mark.parametrize("table", DELETES)
+async def test_an_upsert_on_sqlite_uses_indexes(
+    explain_sqlite: Explain, full_sqlite_url: str, batch: Documents, table: str
+) -> None:
+    statement = statements_for(full_sqlite_url).upsert(table, batch.partial)
+    plan = await explain_sqlite(statement, batch.parameters)
+    assert plan.scanned == set(), plan
+
+
+# ---- round trips
+
+
+class CountingProxy:
+    """Between a client and its server: counts how often the client speaks and then waits for an answer."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._upstream = (host, port)
+        self.trips = 0
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port: int = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        await self._server.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        from_server, to_server = await asyncio.open_connection(*self._upstream)
+        answered = True
+
+        async def pass_on(source: asyncio.StreamReader, target: asyncio.StreamWriter, *, asks: bool) -> None:
+            nonlocal answered
+            while data := await source.read(65536):
+                self.trips += asks and answered
+                answered = not asks
+                target.write(data)
+                await target.drain()
+            target.close()
+
+        await asyncio.gather(
+            pass_on(reader, to_server, asks=True),
+            pass_on(from_server, writer, asks=False),
+            return_exceptions=True,
+        )
+
+
+Counted = tuple[ForebayDataLayer, CountingProxy]
+
+
+@pytest.fixture
+async def counted(full_postgres_url: str, chainlit_context: object) -> AsyncIterator[Counted]:
+    url = sa.make_url(full_postgres_url)
+    assert url.host is not None
+    async with CountingProxy(url.host, url.port or 5432) as proxy:
+        through = url.set(host="127.0.0.1", port=proxy.port).render_as_string(hide_password=False)
+        layer = ForebayDataLayer(through, settings=Settings(linger=10))  # flush() says when a batch leaves
+        yield layer, proxy
+        await layer.close()
+
+
+OF_USER = ThreadFilter(userId=USER)
+CALLS: dict[str, Callable[[ForebayDataLayer], Awaitable[Any]]] = {
+    "get_user": lambda layer: layer.get_user("user 7"),
+    "create_user": lambda layer: layer.create_user(User(identifier="user 7")),
+    "get_thread": lambda layer: layer.get_thread(THREAD),
+    "get_thread_author": lambda layer: layer.get_thread_author(THREAD),
+    "get_step": lambda layer: layer.get_step(STEP),
+    "get_element": lambda layer: layer.get_element(THREAD, ELEMENT),
+    "get_favorite_steps": lambda layer: layer.get_favorite_steps(USER),
+    "list_threads": lambda layer: layer.list_threads(Pagination(first=20), OF_USER),
+    "next_page": lambda layer: layer.list_threads(Pagination(first=20, cursor=THREAD), OF_USER),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+async def test_a_call_is_one_round_trip(counted: Counted, call: str) -> None:
+    layer, proxy = counted
+    await CALLS[call](layer)  # connects and prepares
+    proxy.trips = 0
+    assert await CALLS[call](layer)
+    assert proxy.trips == 1
+
+
+async def test_a_batch_of_upserts_is_one_round_trip(counted: Counted) -> None:
+    layer, proxy = counted
+    for output in ("to connect and prepare", "to be counted"):
+        proxy.trips = 0
+        for number in range(50):
+            step: Any = {"id": key(6, number), "threadId": key(2, number), "output": output}
+            await layer.create_step(step)
+            await layer.update_thread(key(2, number), name="renamed")
+        await layer.flush()
+    assert proxy.trips == 1
