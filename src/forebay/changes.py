@@ -10,10 +10,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
 from forebay import cleaning, schema
 from forebay.cleaning import Misfit
 from forebay.errors import RowError
-from forebay.schema import EXTRA, Merge
+from forebay.schema import EXTRA, Kind, Merge
 
 # Values by column. JSON is held as bytes, an object whose keys are merged as a dict of such bytes.
 Row = dict[str, Any]
@@ -201,3 +203,38 @@ def _fold_removed(older: Upsert, newer: Upsert, row: Row) -> frozenset[str]:
         row["metadata"] = {key: value for key, value in row["metadata"].items() if key not in newer.removed}
     set_again: frozenset[str] = frozenset(newer.row.get("metadata", ()))
     return (older.removed - set_again) | newer.removed
+
+
+def encode(change: Change) -> bytes:
+    """A change as one line of JSON, for the journal."""
+    if isinstance(change, Delete):
+        return orjson.dumps([change.table, change.key, change.thread_id])
+    parts = [change.table, change.key, change.thread_id, change.row, sorted(change.removed)]
+    return orjson.dumps(parts, default=orjson.Fragment)  # JSON within a row is held as bytes
+
+
+def _dump_values(value: dict[str, Any]) -> dict[str, bytes]:
+    return {key: orjson.dumps(item) for key, item in value.items()}
+
+
+def decode(line: bytes) -> Change:
+    """What `encode` was given."""
+    table, key, thread_id, *upsert = orjson.loads(line)
+    if not upsert:
+        return Delete(table, key, thread_id)
+    row, removed = upsert
+    for name, form in _JSON_COLUMNS[table]:
+        if name in row:
+            row[name] = form(row[name])
+    return Upsert(table, key, row, thread_id, _size(row), frozenset(removed))
+
+
+_JSON_COLUMNS: dict[str, tuple[tuple[str, Callable[[Any], Any]], ...]] = {
+    name: tuple(
+        (column.name, _dump_values if schema.merge_of(column) is Merge.KEYS else orjson.dumps)
+        for column in table.columns
+        if schema.kind_of(column) is Kind.OBJECT
+    )
+    for name, table in schema.TABLES.items()
+    if name != "users"
+}

@@ -22,6 +22,8 @@ class Counts:
     retries: Counter[str] = field(default_factory=Counter)  # attempts at a batch, by reason
     unknown_keys: Counter[str] = field(default_factory=Counter)  # values that no column was for, by table
     upload_failures: int = 0
+    replayed: int = 0  # changes that a process before this one left in its journal
+    spilled: int = 0  # changes that lay in the journal alone for a while
 
     @property
     def pending(self) -> int:

@@ -6,6 +6,7 @@ Everything up to the queue is synchronous, so that the order of the calls is the
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import heapq
 import itertools
@@ -17,11 +18,21 @@ from typing import Any
 
 import anyio
 
-from forebay.changes import Change, Delete, Upsert
+from forebay.changes import Change, Delete, Upsert, encode
 from forebay.counts import Counts
-from forebay.errors import DatabaseError, ForebayError, LayerClosed, QueueFull, TransientError, WrongLoop
+from forebay.errors import (
+    DatabaseError,
+    ForebayError,
+    JournalError,
+    LayerClosed,
+    QueueFull,
+    TransientError,
+    WrongLoop,
+)
 from forebay.inbox import Batch, Inbox, Op
+from forebay.journal import Journal
 from forebay.metrics import Metrics
+from forebay.recovery import Recovery
 from forebay.settings import Settings
 from forebay.statements import Statement
 from forebay.store import Store
@@ -62,6 +73,9 @@ class Engine:
         self._task: asyncio.Task[None] | None = None
         self._readers = _Waiters()
         self._flushes = _Waiters()
+        self._journal: Journal | None = None
+        self._recovered = False
+        self._spilled_tickets: dict[int, Any] = {}
         self._tombstones: OrderedDict[str, None] = OrderedDict()
         metrics.observe(
             self.counts, self.inbox, lambda: self.writer.failure is None and not self.closed, clock
@@ -86,13 +100,56 @@ class Engine:
             return [key] if key else []
         wait = committed or self.settings.durability == "commit"
         ticket = _quiet_future(loop) if wait else None
-        if self.inbox.offer(change, self._clock(), ticket) is None:
-            await self._wait_for_room(change, ticket, loop)
+        durable = self._accept(change, ticket) or await self._wait_for_room(change, ticket, loop)
         if committed:
             self.inbox.hurry()
         self._notify_writer(now=committed)
         # The change stays queued whatever becomes of the caller.
+        await asyncio.shield(durable)
         return await asyncio.shield(ticket) if ticket is not None else []
+
+    def _accept(self, change: Change, ticket: Any) -> asyncio.Future[None] | None:
+        """Take a change: the future of its being durable. None when there is no room."""
+        journal = self._own_journal()
+        seq = self.inbox.offer(change, self._clock(), ticket)
+        if seq is not None:
+            return self._journaled(seq, change)
+        if journal is None or self.inbox.waiting or not self._may_spill(change):
+            return None
+        return self._spilled(self.inbox.spill(change), change, ticket)
+
+    def _journaled(self, seq: int, change: Change) -> asyncio.Future[None]:
+        if self._journal is None:
+            return self._nothing_to_wait_for
+        return self._journal.append(seq, encode(change))
+
+    def _spilled(self, seq: int, change: Change, ticket: Any) -> asyncio.Future[None]:
+        """Keep a change in the journal alone until `refill`. If that fails, it is lost, and the caller is told."""
+        self.counts.spilled += 1
+        if ticket is not None:
+            self._spilled_tickets[seq] = ticket
+        durable = self._journaled(seq, change)
+        durable.add_done_callback(lambda done: self._lose(seq, change) if done.exception() else None)
+        return durable
+
+    def _lose(self, seq: int, change: Change) -> None:
+        self._spilled_tickets.pop(seq, None)
+        self.inbox.lose(change)
+        self._reached()
+
+    def _may_spill(self, change: Change) -> bool:
+        journal = self._journal
+        return journal is not None and journal.size + change.size <= self.settings.journal_max_bytes
+
+    def _own_journal(self) -> Journal | None:
+        """This process's journal, created at its first write. Raises JournalError."""
+        if self._journal is None and self.settings.durability == "journal":
+            try:
+                self._journal = Journal(self.settings.journal_dir, asyncio.get_running_loop())
+            except JournalError as error:
+                self.refuse(error)
+                raise
+        return self._journal
 
     def _is_dead(self, change: Change) -> bool:
         """Whether the change is of a deleted thread, which must stay gone; it is counted and dropped then."""
@@ -112,33 +169,38 @@ class Engine:
         if len(self._tombstones) > _TOMBSTONES:
             self._tombstones.popitem(last=False)
 
-    async def _wait_for_room(self, change: Change, ticket: Any, loop: asyncio.AbstractEventLoop) -> None:
+    async def _wait_for_room(
+        self, change: Change, ticket: Any, loop: asyncio.AbstractEventLoop
+    ) -> asyncio.Future[None]:
         token = loop.create_future()
         try:
             waiting = self.inbox.wait(change, ticket, token)
         except QueueFull as error:
-            self._refuse(change, error)
+            raise self._refusal(change, error) from None
         try:
             with anyio.fail_after(self.settings.queue_timeout):
-                await token
+                durable: asyncio.Future[None] = await token
         except TimeoutError:
             self.inbox.give_up(waiting)
-            self._refuse(change, QueueFull("the queue stayed full; the database is too slow or unreachable"))
+            raise self._refusal(
+                change, QueueFull("the queue stayed full; the database is too slow or unreachable")
+            ) from None
         except asyncio.CancelledError:
             if waiting.seq is None:
                 self.inbox.give_up(waiting)
                 self.counts.refused["cancelled"] += 1
             raise
+        return durable
 
     def refuse(self, error: ForebayError) -> None:
-        """Count and log a change that could not be made."""
-        self.counts.refused["invalid"] += 1
+        """Count and log a change that could not be made or journaled."""
+        self.counts.refused[type(error).__name__] += 1
         logger.error("change refused reason=%s", error)
 
-    def _refuse(self, change: Change, error: ForebayError) -> None:
+    def _refusal(self, change: Change, error: QueueFull) -> QueueFull:
         self.counts.refused["queue_full"] += 1
         logger.error("change refused table=%s reason=%s", change.table, error)
-        raise error
+        return error
 
     def _notify_writer(self, *, now: bool) -> None:
         self.writer.notice(now=now or self.inbox.has_ready_batch)
@@ -151,7 +213,7 @@ class Engine:
         Raises TransientError at once while the database can't be written to.
         """
         self._ensure_running()
-        seq = self.inbox.ticket_for(thread_id)
+        seq = self.inbox.ticket_for(thread_id) or (None if self._recovered else 0)
         if seq is None:
             return
         if self.writer.failure is not None:
@@ -191,11 +253,46 @@ class Engine:
 
     def batch_settled(self, batch: Batch) -> None:
         """See `writer.Observer`."""
-        for waiting in self.inbox.admit(self._clock()):
+        if self._journal is not None:
+            self._journal.trim(self.inbox.applied_seq)
+        for waiting in self.inbox.admit(self._clock(), self._may_spill):
+            assert waiting.seq is not None
+            if waiting.spilled:
+                durable = self._spilled(waiting.seq, waiting.change, waiting.ticket)
+            else:
+                durable = self._journaled(waiting.seq, waiting.change)
             if not waiting.token.done():
-                waiting.token.set_result(None)
-        self._readers.reached(batch.last_seq)
-        self._flushes.reached(batch.last_seq)
+                # A future as the result of a future: what the caller waits for next.
+                waiting.token.set_result(durable)
+        self._reached()
+
+    def _reached(self) -> None:
+        self._readers.reached(self.inbox.applied_seq)
+        self._flushes.reached(self.inbox.applied_seq)
+
+    @property
+    def journal_id(self) -> str | None:
+        """See `writer.Observer`."""
+        return self._journal.id if self._journal is not None else None
+
+    async def refill(self) -> None:
+        """See `writer.Observer`."""
+        assert self._journal is not None
+        room = max(1, self.settings.queue_max_bytes - self.inbox.size)
+        records = await self._journal.read(self.inbox.queued_seq, room)
+        if not records:
+            await self._journal.synced()  # what is spilled is on its way to the disk
+        for seq, change in records:
+            self.inbox.refill(seq, change, self._clock(), self._spilled_tickets.pop(seq, None))
+
+    async def recover(self) -> None:
+        """See `writer.Observer`."""
+        settings = self.settings
+        await Recovery(
+            settings.journal_dir, self.writer, self.store, self.counts, self._clock, settings.batch_max_bytes
+        ).run()
+        self._recovered = True
+        self._readers.reached(0)
 
     def op_settled(self, op: Op, result: list[str] | DatabaseError) -> None:
         """See `writer.Observer`."""
@@ -217,7 +314,11 @@ class Engine:
             raise WrongLoop("the data layer runs in another event loop; create one layer for each loop")
         if self._loop is not None:
             self.store.forget_connections()
+            if self._journal is not None:
+                self._journal.rebind(loop)
         self._loop = loop
+        self._nothing_to_wait_for = loop.create_future()
+        self._nothing_to_wait_for.set_result(None)
         # An empty context: the first caller's would keep its Chainlit session alive as long as the writer.
         self._task = loop.create_task(self.writer.run(), name="forebay-writer", context=contextvars.Context())
         return loop
@@ -231,6 +332,7 @@ class Engine:
         self.closed = True
         await self._stop_writer()
         self._fail_waiters()
+        await self._close_journal()
         await self.store.close()
 
     async def _drain(self) -> None:
@@ -249,11 +351,21 @@ class Engine:
             await asyncio.wait([self._task])
         if self.inbox.pending or self.inbox.waiting:
             logger.error(
-                "closed with unwritten changes rows=%d waiting=%d reason=%s",
+                "closed with unwritten changes rows=%d waiting=%d kept_in=%s reason=%s",
                 self.inbox.pending,
                 self.inbox.waiting,
+                self._journal.path if self._journal is not None else "nowhere",
                 self.writer.failure or "close_timeout",
             )
+
+    async def _close_journal(self) -> None:
+        if self._journal is None:
+            return
+        finished = not self.inbox.pending
+        await self._journal.close(remove=finished)
+        if finished:
+            with contextlib.suppress(DatabaseError):  # a checkpoint without a journal does no harm
+                await self.store.forget_journal(self._journal.id)
 
     def _fail_waiters(self) -> None:
         closed = LayerClosed("the data layer was closed before the change was written")

@@ -19,6 +19,10 @@ class QueueFull(ForebayError):
     """The queue stayed at its byte limit for longer than `queue_timeout`; the change was not taken."""
 
 
+class JournalError(ForebayError):
+    """The journal on this machine's disk can't be written or read; the message says what to look at."""
+
+
 class LayerClosed(ForebayError):
     """The data layer was closed; it takes no further calls."""
 

@@ -8,7 +8,7 @@ other, so "has my change been written?" is `applied_seq >= seq`.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,18 +78,20 @@ class Batch:
     def halves(self) -> Iterator[Batch]:
         """The batch in two parts, in order, for finding the row that the database refuses."""
         middle = len(self.ops) // 2
-        for ops in (self.ops[:middle], self.ops[middle:]):
-            yield Batch(self.oldest, ops, self.last_seq, sum(op.change.size for op in ops), self.threads)
+        # A checkpoint says that all up to it is in, so only the second half may set it.
+        for ops, last_seq in ((self.ops[:middle], 0), (self.ops[middle:], self.last_seq)):
+            yield Batch(self.oldest, ops, last_seq, sum(op.change.size for op in ops), self.threads)
 
 
 @dataclass(slots=True, eq=False)
 class Waiting:
-    """A change at the door of a full queue. `seq` is set when it is let in."""
+    """A change at the door of a full queue. `seq` is set when it is let in, `spilled` when only elsewhere."""
 
     change: Change
     ticket: Any
     token: Any
     seq: int | None = None
+    spilled: bool = False
 
 
 class Inbox:
@@ -107,7 +109,9 @@ class Inbox:
         self.size = 0
         self.waiting_size = 0
         self.accepted_seq = 0
+        self.queued_seq = 0
         self.applied_seq = 0
+        self.spilled = 0
         self._batch_max_rows = batch_max_rows
         self._batch_max_bytes = batch_max_bytes
         self._linger = linger
@@ -125,7 +129,7 @@ class Inbox:
     def pending(self) -> int:
         """How many rows are queued or being written."""
         batches = (*self._sealed, *filter(None, (self._open, self._in_flight)))
-        return sum(len(batch.ops) for batch in batches)
+        return sum(len(batch.ops) for batch in batches) + self.spilled
 
     @property
     def waiting(self) -> int:
@@ -139,9 +143,38 @@ class Inbox:
 
     def offer(self, change: Change, now: float, ticket: Any = None) -> int | None:
         """Take a change: its `seq`, or None when the queue is full and it must `wait`."""
-        if self._waiting or not self._fits(change):
+        if self._waiting or self.spilled or not self._fits(change):
             return None
         return self._accept(change, now, ticket)
+
+    def spill(self, change: Change) -> int:
+        """Take a change whose content stays elsewhere until `refill` brings it; its `seq`."""
+        self.accepted_seq += 1
+        self.counts.accepted[change.table] += 1
+        self.spilled += 1
+        return self.accepted_seq
+
+    @property
+    def wants_refill(self) -> bool:
+        """Whether there is room again for what was spilled."""
+        return self.spilled > 0 and self.size <= self.max_bytes // 2
+
+    def refill(self, seq: int, change: Change, now: float, ticket: Any = None) -> None:
+        """Queue a spilled change, in the order of `seq`."""
+        self.spilled -= 1
+        self._queue(seq, change, now, ticket)
+
+    def lose(self, change: Change) -> None:
+        """A spilled change could not be kept; its caller has been told."""
+        self.spilled -= 1
+        self.counts.dropped["journal"] += 1
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        # Numbers of lost changes are in no batch, so the end is reached when nothing is left.
+        if not (self.spilled or self._open or self._sealed or self._in_flight):
+            self.applied_seq = self.accepted_seq
+            self._last_seq.clear()
 
     def wait(self, change: Change, ticket: Any, token: Any) -> Waiting:
         """Stand at the door behind those who came before; `admit` lets in. Raises QueueFull at its limit."""
@@ -159,13 +192,19 @@ class Inbox:
         self._waiting.remove(waiting)
         self.waiting_size -= waiting.change.size
 
-    def admit(self, now: float) -> list[Waiting]:
-        """Let in from the door, in order, what fits now."""
+    def admit(self, now: float, may_spill: Callable[[Change], bool]) -> list[Waiting]:
+        """Let in from the door, in order, what fits now, here or (`may_spill`) elsewhere."""
         admitted = []
-        while self._waiting and self._fits(self._waiting[0].change):
-            waiting = self._waiting.popleft()
+        while self._waiting:
+            waiting = self._waiting[0]
+            if not self.spilled and self._fits(waiting.change):
+                waiting.seq = self._accept(waiting.change, now, waiting.ticket)
+            elif may_spill(waiting.change):
+                waiting.seq, waiting.spilled = self.spill(waiting.change), True
+            else:
+                break
+            self._waiting.popleft()
             self.waiting_size -= waiting.change.size
-            waiting.seq = self._accept(waiting.change, now, waiting.ticket)
             admitted.append(waiting)
         return admitted
 
@@ -192,12 +231,13 @@ class Inbox:
         for thread_id in batch.threads:
             if self._last_seq.get(thread_id, 0) <= batch.last_seq:
                 self._last_seq.pop(thread_id, None)
+        self._catch_up()
 
     def ticket_for(self, thread_id: str | None) -> int | None:
         """The `seq` that a reader of the thread (None: of anything) must wait for, or None for none."""
         if self.applied_seq >= self.accepted_seq:
             return None
-        if thread_id is None:
+        if thread_id is None or self.spilled:
             return self.accepted_seq
         # A change whose thread is unknown may be of any thread.
         latest = max(self._last_seq.get(thread_id, 0), self._last_seq.get(None, 0))
@@ -226,13 +266,17 @@ class Inbox:
     def _accept(self, change: Change, now: float, ticket: Any) -> int:
         self.accepted_seq += 1
         self.counts.accepted[change.table] += 1
+        self._queue(self.accepted_seq, change, now, ticket)
+        return self.accepted_seq
+
+    def _queue(self, seq: int, change: Change, now: float, ticket: Any) -> None:
         if self._open is None:
             self._open = Batch(now)
-        self.size += self._open.add(self.accepted_seq, change, ticket, self.counts)
-        self._last_seq[change.thread_id] = self.accepted_seq
+        self.size += self._open.add(seq, change, ticket, self.counts)
+        self.queued_seq = seq
+        self._last_seq[change.thread_id] = seq
         if len(self._open.ops) >= self._batch_max_rows or self._open.size >= self._batch_max_bytes:
             self._seal()
-        return self.accepted_seq
 
     def _seal(self) -> None:
         assert self._open is not None

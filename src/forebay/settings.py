@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import AliasChoices, Field, ValidationError, field_validator
+from pydantic import AliasChoices, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from forebay.errors import SettingsError
@@ -42,11 +42,12 @@ class Settings(BaseSettings):
     )
     durability: Durability = Field(
         default="memory",
-        description="When a write call returns: `memory`, once it is queued; `commit`, once its batch has committed.",
+        description="When a write call returns: `memory`, once it is queued; `journal`, once it is on this machine's "
+        "disk; `commit`, once its batch has committed.",
     )
     journal_dir: Path = Field(
         default_factory=_default_journal_dir,
-        description="The folder of the journal (not used by this release).",
+        description="The journals' folder, on a local disk; replicas on one machine may share it.",
     )
     linger: float = Field(
         default=0.005,
@@ -69,7 +70,9 @@ class Settings(BaseSettings):
         description="How long a caller waits at a full queue before QueueFull, in seconds.",
     )
     journal_max_bytes: int = Field(
-        default=1024 * MIB, ge=MIB, description="The journal's size limit (not used by this release)."
+        default=1024 * MIB,
+        ge=MIB,
+        description="The journal holds at most this many bytes; then callers wait.",
     )
     close_timeout: float = Field(
         default=20.0, gt=0, description="How long close() may take to write out the queue, in seconds."
@@ -103,13 +106,6 @@ class Settings(BaseSettings):
             super().__init__(**values)
         except ValidationError as error:
             raise SettingsError(_explain(error)) from None
-
-    @field_validator("durability")
-    @classmethod
-    def _journal_is_not_there_yet(cls, value: Durability) -> Durability:
-        if value == "journal":
-            raise ValueError("the journal is not part of this release; use 'memory' or 'commit'")
-        return value
 
 
 def variable_of(field: str) -> str:

@@ -19,7 +19,7 @@ from sqlalchemy.sql.selectable import FromClause
 from forebay import changes, cleaning, schema
 from forebay.changes import Row, Upsert
 from forebay.dialects import REMOVED, Expression, PostgresSql, Sql, SqliteSql
-from forebay.schema import Merge, elements, feedbacks, steps, threads, users
+from forebay.schema import Merge, checkpoints, elements, feedbacks, steps, threads, users
 
 NOW = "now"
 
@@ -114,13 +114,45 @@ class Statements:
     # ---- writing
 
     @cache  # noqa: B019 - one Statements lives as long as its store
-    def batch(self, partial: bool) -> Statement:
+    def batch(self, partial: bool, checkpoint: bool) -> Statement:
         """All tables' upserts as one data-modifying statement: one round trip, and atomic by itself.
 
-        Foreign keys are checked at its end, so the order of its parts does not matter. PostgreSQL only.
+        `checkpoint`: with the journal's. Foreign keys are checked at its end, so the order of its parts does
+        not matter. PostgreSQL only.
         """
         parts = [self._upsert(table, partial).cte(f"w_{table.name}") for table in schema.WRITE_ORDER]
+        if checkpoint:
+            parts.append(self._checkpoint().cte("w_checkpoint"))
         return self._compile(sa.select(sa.literal_column("1")).add_cte(*parts))
+
+    def _checkpoint(self) -> Any:
+        insert = self._sql.insert(checkpoints).values(
+            journal_id=_text("journal_id"), applied_seq=sa.bindparam("applied_seq", type_=sa.BigInteger())
+        )
+        return insert.on_conflict_do_update(
+            index_elements=["journal_id"], set_={"applied_seq": insert.excluded.applied_seq}
+        )
+
+    @cached_property
+    def checkpoint(self) -> Statement:
+        """Note that the journal `journal_id` is in the database up to `applied_seq`."""
+        return self._compile(self._checkpoint())
+
+    @cached_property
+    def applied_seq(self) -> Statement:
+        """Up to where the journal `journal_id` is in the database."""
+        mine = checkpoints.c.journal_id == _text("journal_id")
+        return self._compile(
+            sa.select(self._sql.result(self._sql.object({"applied_seq": checkpoints.c.applied_seq}))).where(
+                mine
+            )
+        )
+
+    @cached_property
+    def forget_journal(self) -> Statement:
+        """The journal `journal_id` is gone, and its checkpoint with it."""
+        deleted = sa.delete(checkpoints).where(checkpoints.c.journal_id == _text("journal_id"))
+        return self._compile(deleted)
 
     @cache  # noqa: B019
     def upsert(self, table: str, partial: bool) -> Statement:

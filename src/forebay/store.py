@@ -12,7 +12,7 @@ import ssl
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from itertools import groupby
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import aiosqlite
 import anyio
@@ -43,6 +43,13 @@ from forebay.urls import in_memory, is_postgres, parse_url, tls_context
 logger = logging.getLogger("forebay.store")
 
 ObjectKeys = list[str]
+
+
+class Checkpoint(NamedTuple):
+    """How far a journal is in the database."""
+
+    journal_id: str
+    applied_seq: int
 
 
 class Driver(Protocol):
@@ -160,6 +167,15 @@ class Store:
             await self._open_file()
             return await migrations.plan(self.engine)
 
+    @contextmanager
+    def _rechecking(self) -> Iterator[None]:
+        """Look at the tables again after somebody has changed them, so that a migration mends it."""
+        try:
+            yield
+        except SchemaError:
+            self._prepared = False
+            raise
+
     async def read(self, statement: Statement, **parameters: Any) -> Any:
         """Run a statement that returns one JSON document, and parse it. None when there is no row."""
         await self.prepare()
@@ -174,7 +190,11 @@ class Store:
     async def _one_document(
         self, statement: Statement, parameters: Mapping[str, Any], *, in_transaction: bool = False
     ) -> Any:
-        with _translated(self.location), anyio.fail_after(self._settings.statement_timeout):
+        with (
+            self._rechecking(),
+            _translated(self.location),
+            anyio.fail_after(self._settings.statement_timeout),
+        ):
             async with self._reader() as driver:
                 if in_transaction:
                     async with driver.transaction():
@@ -196,19 +216,33 @@ class Store:
                     return [dict(row) for row in result.mappings()]
                 return result.rowcount
 
-    async def apply(self, changes: Sequence[Change]) -> list[ObjectKeys]:
-        """Write changes in their order, all in one transaction or none.
+    async def apply(
+        self, changes: Sequence[Change], checkpoint: Checkpoint | None = None
+    ) -> list[ObjectKeys]:
+        """Write changes in their order, all in one transaction or none, and the journal's checkpoint with them.
 
         Returns for each change the object keys of the elements that it deleted. Raises a DatabaseError.
         """
         await self.prepare()
-        with _translated(self.location), anyio.fail_after(self._settings.statement_timeout):
+        with (
+            self._rechecking(),
+            _translated(self.location),
+            anyio.fail_after(self._settings.statement_timeout),
+        ):
             async with self._shared(), self._writing() as driver:
                 if self._postgres and not any(isinstance(change, Delete) for change in changes):
-                    await self._upsert_run(driver, cast("Sequence[Upsert]", changes))
+                    await self._upsert_run(driver, cast("Sequence[Upsert]", changes), checkpoint)
                     return [[] for _ in changes]
                 async with driver.transaction():
-                    return await self._apply_runs(driver, changes)
+                    deleted = await self._apply_runs(driver, changes)
+                    if checkpoint is not None:
+                        await driver.fetch(self.statements.checkpoint, checkpoint._asdict())
+                    return deleted
+
+    async def applied_seq(self, journal_id: str) -> int:
+        """Up to where a journal is in the database; 0 for nothing of it. Raises a DatabaseError."""
+        found = await self.read(self.statements.applied_seq, journal_id=journal_id)
+        return int(found["applied_seq"]) if found else 0
 
     async def _apply_runs(self, driver: Driver, changes: Sequence[Change]) -> list[ObjectKeys]:
         deleted: list[ObjectKeys] = []
@@ -221,10 +255,17 @@ class Store:
                 deleted += [await self._delete(driver, change) for change in run]
         return deleted
 
-    async def _upsert_run(self, driver: Driver, upserts: Sequence[Upsert]) -> None:
+    async def forget_journal(self, journal_id: str) -> None:
+        """Delete the checkpoint of a journal that is gone. Raises a DatabaseError."""
+        await self.write(self.statements.forget_journal, journal_id=journal_id)
+
+    async def _upsert_run(
+        self, driver: Driver, upserts: Sequence[Upsert], checkpoint: Checkpoint | None = None
+    ) -> None:
         batch = documents(upserts)
         if self._postgres:
-            await driver.fetch(self.statements.batch(batch.partial), batch.parameters)
+            parameters = {**batch.parameters, **(checkpoint._asdict() if checkpoint else {})}
+            await driver.fetch(self.statements.batch(batch.partial, checkpoint is not None), parameters)
             return
         for table in batch.tables:
             await driver.fetch(self.statements.upsert(table, batch.partial), batch.parameters)

@@ -7,8 +7,8 @@ database refuses is found by halving the batch in order, and only that row is gi
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, Protocol, TypeVar
 
 import anyio
 
@@ -17,8 +17,11 @@ from forebay.counts import Counts
 from forebay.errors import DatabaseError, RowError
 from forebay.inbox import Batch, Inbox, Op
 from forebay.retry import Backoff
+from forebay.store import Checkpoint
 
 logger = logging.getLogger("forebay.writer")
+
+_Answer = TypeVar("_Answer")
 
 # An outage is told when it begins and ends, and this often in between, in seconds.
 _REMINDER = 30.0
@@ -27,12 +30,25 @@ _REMINDER = 30.0
 class Applies(Protocol):
     """What the writer needs of a store."""
 
-    async def apply(self, changes: Sequence[Change]) -> list[list[str]]:
+    async def apply(self, changes: Sequence[Change], checkpoint: Checkpoint | None) -> list[list[str]]:
         """Write changes in order, all or none; the object keys that each deleted."""
+
+    async def applied_seq(self, journal_id: str) -> int:
+        """Up to where a journal is in the database."""
 
 
 class Observer(Protocol):
     """Who is told how it goes; see the engine."""
+
+    @property
+    def journal_id(self) -> str | None:
+        """Whose checkpoint the batches carry."""
+
+    async def recover(self) -> None:
+        """Before the first batch: what was left behind by a process that is gone."""
+
+    async def refill(self) -> None:
+        """Bring spilled changes back into the inbox."""
 
     def batch_written(self, batch: Batch, seconds: float) -> None:
         """An attempt succeeded."""
@@ -80,11 +96,14 @@ class Writer:
             self._sleep.set()
 
     async def run(self) -> None:
-        """Write batches as they get ready."""
+        """Write what was left behind, and then batches as they get ready."""
+        await self._observer.recover()
         while True:
+            if self._inbox.wants_refill:
+                await self._observer.refill()
             ready = self._inbox.poll(self._clock())
             if isinstance(ready, Batch):
-                await self._write(ready)
+                await self.write(ready, self._observer.journal_id)
                 self._inbox.done(ready)
                 self._observer.batch_settled(ready)
             else:
@@ -96,43 +115,60 @@ class Writer:
             await self._sleep.wait()
         self._sleep = None
 
-    async def _write(self, batch: Batch) -> None:
+    async def write(self, batch: Batch, journal_id: str | None) -> None:
+        """Write a batch, however long it takes, and give up the rows that the database refuses."""
+        checkpoint = Checkpoint(journal_id, batch.last_seq) if journal_id and batch.last_seq else None
         try:
-            deleted = await self._apply(batch)
+            deleted = await self._apply(batch, checkpoint)
         except RowError as error:
-            await self._isolate(batch, error)
+            await self._isolate(batch, error, journal_id)
             return
         for op, keys in zip(batch.ops, deleted, strict=True):
             self._counts.written[op.change.table] += 1
             self._observer.op_settled(op, keys)
 
-    async def _isolate(self, batch: Batch, error: RowError) -> None:
+    async def _isolate(self, batch: Batch, error: RowError, journal_id: str | None) -> None:
         if len(batch.ops) > 1:
             for half in batch.halves():
-                await self._write(half)
+                await self.write(half, journal_id)
             return
         (op,) = batch.ops
         self._counts.dead_lettered[op.change.table, error.sqlstate or "encoding"] += 1
         logger.error("row refused table=%s reason=%s", op.change.table, error)
         self._observer.op_settled(op, error)
 
-    async def _apply(self, batch: Batch) -> list[list[str]]:
+    async def _apply(self, batch: Batch, checkpoint: Checkpoint | None) -> list[list[str]]:
         """Try until the database answers yes, or no to a row. Raises RowError for the latter."""
-        while True:
+
+        async def attempt() -> list[list[str]]:
+            if checkpoint is not None and self.failure is not None and await self._is_in(checkpoint):
+                return [[] for _ in batch.ops]
             started = self._clock()
+            deleted = await self._store.apply([op.change for op in batch.ops], checkpoint)
+            self._observer.batch_written(batch, self._clock() - started)
+            return deleted
+
+        return await self.until_answered(attempt)
+
+    async def until_answered(self, attempt: Callable[[], Awaitable[_Answer]]) -> _Answer:
+        """Repeat an attempt for as long as the database can't answer. Raises RowError."""
+        while True:
             try:
-                deleted = await self._store.apply([op.change for op in batch.ops])
+                answer = await attempt()
             except RowError:
                 self._recovered()
                 raise
             except DatabaseError as error:
-                await self._wait_after(error, batch)
+                await self._wait_after(error)
                 continue
             self._recovered()
-            self._observer.batch_written(batch, self._clock() - started)
-            return deleted
+            return answer
 
-    async def _wait_after(self, error: DatabaseError, batch: Batch) -> None:
+    async def _is_in(self, checkpoint: Checkpoint) -> bool:
+        """Whether a commit whose answer was lost has happened."""
+        return await self._store.applied_seq(checkpoint.journal_id) >= checkpoint.applied_seq
+
+    async def _wait_after(self, error: DatabaseError) -> None:
         now = self._clock()
         if self.failure is None:
             self._failing_since = now
@@ -143,8 +179,7 @@ class Writer:
         if self._backoff.attempts == 1 or now - self._reminded >= _REMINDER:
             self._reminded = now
             logger.error(
-                "writes deferred rows=%d pending=%d for=%.0fs reason=%s",
-                len(batch.ops),
+                "writes deferred pending=%d for=%.0fs reason=%s",
                 self._inbox.pending,
                 now - self._failing_since,
                 error,

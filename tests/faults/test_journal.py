@@ -1,0 +1,287 @@
+"""The journal in use: outages longer than the memory, limits, damage, and who may take whose."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+import stat
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+from chainlit.context import ChainlitContext
+
+from forebay import ForebayDataLayer, QueueFull, Settings, TransientError
+from forebay.changes import encode, step
+from forebay.errors import JournalError
+from forebay.journal import Journal, adopt
+from tests.support.postgres import PostgresServer
+
+MakeLayer = Callable[..., ForebayDataLayer]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "journals"
+
+
+@pytest.fixture
+def make_layer(folder: Path, chainlit_context: ChainlitContext) -> MakeLayer:
+    def make(url: str, **values: Any) -> ForebayDataLayer:
+        settings = {
+            "durability": "journal",
+            "journal_dir": folder,
+            "auto_migrate": True,
+            "close_timeout": 0.5,
+        }
+        return ForebayDataLayer(url, settings=Settings(**{**settings, **values}))
+
+    return make
+
+
+def _step(thread_id: str, number: int, size: int = 0) -> Any:
+    moment = f"2026-01-01T00:00:00.{number:06d}Z"
+    values = {"id": str(uuid.uuid4()), "threadId": thread_id, "name": "n", "type": "run", "createdAt": moment}
+    return {**values, "output": f"{number} " + "x" * size}
+
+
+async def _numbers(layer: ForebayDataLayer, thread_id: str) -> list[int]:
+    thread = await layer.get_thread(thread_id)
+    assert thread is not None
+    return [int(stored["output"].split()[0]) for stored in thread["steps"]]
+
+
+def _balanced(layer: ForebayDataLayer) -> bool:
+    return layer._engine.counts.pending == layer._engine.inbox.pending
+
+
+async def _leave_behind(folder: Path, thread_id: str, count: int) -> Path:
+    """A journal whose owner has gone, with `count` steps in it."""
+    journal = Journal(folder, asyncio.get_running_loop())
+    for number in range(count):
+        await journal.append(number + 1, encode(step(_step(thread_id, number))))
+    await journal.close(remove=False)
+    return journal.path
+
+
+async def test_a_write_returns_once_it_is_on_disk(
+    make_layer: MakeLayer, migrated_url: str, folder: Path
+) -> None:
+    layer, thread_id = make_layer(migrated_url, linger=10), str(uuid.uuid4())
+    await layer.create_step(_step(thread_id, 0))
+    (path,) = folder.glob("*.journal")
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("SELECT count(*) FROM changes").fetchone() == (1,)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert list(adopt(folder)) == [], "a journal that is in use is nobody else's"
+    assert await _numbers(layer, thread_id) == [0]
+    await layer.close()
+    assert list(folder.iterdir()) == [], "a journal that the database has whole is removed"
+
+
+async def test_what_was_left_behind_is_read_before_anything_else(
+    make_layer: MakeLayer, migrated_url: str, folder: Path
+) -> None:
+    thread_id = str(uuid.uuid4())
+    await _leave_behind(folder, thread_id, 5)
+    layer = make_layer(migrated_url)
+    assert await _numbers(layer, thread_id) == [0, 1, 2, 3, 4]
+    assert layer._engine.counts.replayed == 5
+    assert _balanced(layer)
+    await layer.close()
+    assert list(folder.iterdir()) == []
+
+
+async def test_what_the_database_has_already_is_not_written_again(
+    make_layer: MakeLayer, migrated_url: str, folder: Path
+) -> None:
+    thread_id = str(uuid.uuid4())
+    path = await _leave_behind(folder, thread_id, 5)
+    layer = make_layer(migrated_url, durability="memory", journal_dir=folder / "elsewhere")
+    await layer.execute_sql(
+        "INSERT INTO forebay_checkpoints (journal_id, applied_seq) VALUES (:id, 3)", {"id": path.stem}
+    )
+    await layer.close()
+    layer = make_layer(migrated_url)
+    assert await _numbers(layer, thread_id) == [3, 4]
+    assert await layer.execute_sql("SELECT * FROM forebay_checkpoints", {}) == []
+    await layer.close()
+
+
+async def test_two_that_start_at_once_share_what_was_left(
+    make_layer: MakeLayer, migrated_postgres_url: str, folder: Path
+) -> None:
+    thread_ids = [str(uuid.uuid4()) for _ in range(6)]
+    for thread_id in thread_ids:
+        await _leave_behind(folder, thread_id, 3)
+    layers = [make_layer(migrated_postgres_url) for _ in range(2)]
+    await asyncio.gather(*(layer.execute_sql("SELECT 1", {}) for layer in layers))
+    assert [await _numbers(layers[0], thread_id) for thread_id in thread_ids] == [[0, 1, 2]] * 6
+    assert sum(layer._engine.counts.replayed for layer in layers) == 18
+    for layer in layers:
+        await layer.close()
+
+
+async def test_an_outage_costs_disk_and_not_memory(
+    make_layer: MakeLayer, durable_postgres_server: PostgresServer, folder: Path
+) -> None:
+    url, thread_id, limit = durable_postgres_server.create_database(), str(uuid.uuid4()), 64 * 1024
+    layer = make_layer(url, queue_max_bytes=limit, close_timeout=20)
+    await layer.update_thread(thread_id, name="Through the outage")
+    await layer.flush()
+    durable_postgres_server.crash()
+    for number in range(1000):
+        await layer.create_step(_step(thread_id, number, size=500))
+        assert layer._engine.inbox.size <= limit
+    with pytest.raises(TransientError):
+        await layer.get_thread(thread_id)
+    assert layer._engine.counts.spilled > 800
+    durable_postgres_server.start()
+    await layer.flush()
+    assert await _numbers(layer, thread_id) == list(range(1000))
+    assert _balanced(layer)
+    assert layer._engine.counts.pending == 0
+    await layer.close()
+    assert list(folder.iterdir()) == []
+
+
+async def test_what_a_close_leaves_is_written_by_the_next_process(
+    make_layer: MakeLayer, durable_postgres_server: PostgresServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    url, thread_id = durable_postgres_server.create_database(), str(uuid.uuid4())
+    layer = make_layer(url)
+    await layer.execute_sql("SELECT 1", {})
+    durable_postgres_server.crash()
+    for number in range(3):
+        await layer.create_step(_step(thread_id, number))
+    await layer.close()
+    assert "closed with unwritten changes rows=3" in caplog.text
+    assert ".journal" in caplog.text
+    durable_postgres_server.start()
+    layer = make_layer(url)
+    assert await _numbers(layer, thread_id) == [0, 1, 2]
+    await layer.close()
+
+
+async def test_a_full_journal_refuses_and_says_so(
+    make_layer: MakeLayer, durable_postgres_server: PostgresServer
+) -> None:
+    url, thread_id = durable_postgres_server.create_database(), str(uuid.uuid4())
+    mebibyte = 1024 * 1024
+    layer = make_layer(
+        url, queue_max_bytes=64 * 1024, journal_max_bytes=mebibyte, queue_timeout=0, close_timeout=20
+    )
+    await layer.execute_sql("SELECT 1", {})
+    durable_postgres_server.crash()
+    written = await asyncio.gather(
+        *(layer.create_step(_step(thread_id, number, size=10_000)) for number in range(110)),
+        return_exceptions=True,
+    )
+    taken = written.index(next(error for error in written if error is not None))
+    assert 50 < taken < 110
+    assert {type(error) for error in written[taken:]} == {QueueFull}
+    assert layer._engine.counts.refused["queue_full"] == 110 - taken
+    durable_postgres_server.start()
+    await layer.flush()
+    assert await _numbers(layer, thread_id) == list(range(taken))
+    assert _balanced(layer)
+    await layer.close()
+
+
+@pytest.mark.parametrize("damage", ["bits", "cut", "empty"])
+async def test_a_damaged_journal_is_set_aside_and_invents_nothing(
+    make_layer: MakeLayer,
+    migrated_sqlite_url: str,
+    folder: Path,
+    caplog: pytest.LogCaptureFixture,
+    damage: str,
+) -> None:
+    damaged_thread, thread_id = str(uuid.uuid4()), str(uuid.uuid4())
+    path = await _leave_behind(folder, damaged_thread, 50)
+    content = path.read_bytes()
+    if damage == "bits":
+        at = content.index(b"createdAt")
+        path.write_bytes(content[:at] + b"CREATED" + content[at + 7 :])
+    else:
+        path.write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
+    await _leave_behind(folder, thread_id, 3)
+
+    with caplog.at_level(logging.ERROR):
+        layer = make_layer(migrated_sqlite_url)
+        assert await _numbers(layer, thread_id) == [0, 1, 2], "the intact one is recovered"
+    assert "journal damaged" in caplog.text
+    left = await layer.execute_sql("SELECT count(*) AS n FROM steps", {})
+    assert isinstance(left, list)
+    assert left[0]["n"] <= 53
+    assert len(list(folder.glob("*.damaged"))) == 1
+    await layer.close()
+
+
+async def test_a_journal_of_another_release_is_left_alone(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = await _leave_behind(folder, str(uuid.uuid4()), 1)
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE about SET format = 99")
+    assert list(adopt(folder)) == []
+    assert "another release" in caplog.text
+    assert path.exists()
+
+
+async def test_a_folder_that_cannot_be_written_is_a_clear_error(
+    make_layer: MakeLayer, migrated_url: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    layer = make_layer(migrated_url, journal_dir=tmp_path / "file" / "journals")
+    with pytest.raises(JournalError, match="FOREBAY_JOURNAL_DIR"):
+        await layer.update_thread(str(uuid.uuid4()), name="x")
+    assert await layer.get_thread(str(uuid.uuid4())) is None, "reading needs no journal"
+    await layer.close()
+
+
+async def test_a_bad_row_among_good_ones_passes_through_the_journal(
+    make_layer: MakeLayer, migrated_postgres_url: str, folder: Path
+) -> None:
+    layer, thread_id = make_layer(migrated_postgres_url), str(uuid.uuid4())
+    steps = [_step(thread_id, number) for number in range(200)]
+    steps[77]["id"] = "no uuid"
+    await asyncio.gather(*(layer.create_step(values) for values in steps))
+    await layer.flush()
+    assert await _numbers(layer, thread_id) == [number for number in range(200) if number != 77]
+    assert layer._engine.counts.dead_lettered.total() == 1
+    assert _balanced(layer)
+    await layer.close()
+    assert list(folder.iterdir()) == []
+
+
+async def test_a_commit_whose_answer_was_lost_is_not_repeated(
+    make_layer: MakeLayer, migrated_postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = await asyncpg.connect(migrated_postgres_url)
+    await connection.execute(
+        "CREATE TABLE audit (id UUID); CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN INSERT INTO audit VALUES (NEW.id); RETURN NULL; END $$;"
+        " CREATE TRIGGER note AFTER INSERT OR UPDATE ON steps FOR EACH ROW EXECUTE FUNCTION note()"
+    )
+    layer, thread_id = make_layer(migrated_postgres_url), str(uuid.uuid4())
+    apply, lost = layer._store.apply, 0
+
+    async def apply_and_lose_the_answer(*arguments: Any) -> Any:
+        nonlocal lost
+        answer = await apply(*arguments)
+        if lost == 0:
+            lost += 1
+            raise TransientError("the connection is lost")
+        return answer
+
+    monkeypatch.setattr(layer._store, "apply", apply_and_lose_the_answer)
+    await layer.create_step(_step(thread_id, 0))
+    await layer.flush()
+    assert (lost, await connection.fetchval("SELECT count(*) FROM audit")) == (1, 1)
+    await layer.close()
+    await connection.close()

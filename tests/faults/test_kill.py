@@ -1,0 +1,73 @@
+"""`kill -9` at any instant: what was acknowledged is in the database, once and not backwards, after a restart."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from forebay import ForebayDataLayer, Settings
+
+_ROUNDS = int(os.environ.get("FOREBAY_TEST_KILL_ROUNDS", "10"))
+_AUDIT = """
+CREATE TABLE audit (number BIGSERIAL, id UUID, output TEXT);
+CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN INSERT INTO audit (id, output) VALUES (NEW.id, NEW.output); RETURN NULL; END $$;
+CREATE TRIGGER note AFTER INSERT OR UPDATE ON steps FOR EACH ROW EXECUTE FUNCTION note();
+"""
+
+
+def _work_until_killed(url: str, folder: Path, seconds: float) -> dict[str, int]:
+    """The last acknowledged version of each step."""
+    command = [sys.executable, "-m", "tests.faults.kill_worker", url, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdout is not None
+        lines = [worker.stdout.readline()]  # the clock starts with the first write
+        killer = threading.Timer(seconds, lambda: os.kill(worker.pid, signal.SIGKILL))
+        killer.start()
+        lines += worker.stdout.readlines()
+        killer.join()
+    acknowledged: dict[str, int] = {}
+    for line in lines:
+        if line.endswith("\n"):  # the last may be cut off
+            step_id, version = line.split()
+            acknowledged[step_id] = int(version)
+    return acknowledged
+
+
+@pytest.mark.parametrize("number", range(_ROUNDS))
+async def test_nothing_acknowledged_is_lost(number: int, migrated_postgres_url: str, tmp_path: Path) -> None:
+    seed = time.time_ns()
+    print(f"seed {seed}")  # noqa: T201 - to try a failure again
+    connection = await asyncpg.connect(migrated_postgres_url)
+    await connection.execute(_AUDIT)
+
+    acknowledged = _work_until_killed(migrated_postgres_url, tmp_path, random.Random(seed).uniform(0, 0.6))
+    assert acknowledged
+    layer = ForebayDataLayer(
+        migrated_postgres_url, settings=Settings(durability="journal", journal_dir=tmp_path)
+    )
+    await layer.execute_sql("SELECT 1", {})  # runs after the recovery
+    await layer.close()
+
+    stored = {
+        str(row["id"]): int(row["output"]) for row in await connection.fetch("SELECT id, output FROM steps")
+    }
+    lost = {key: version for key, version in acknowledged.items() if stored.get(key, -1) < version}
+    assert lost == {}
+    applied = await connection.fetch(
+        "SELECT id, array_agg(output::int ORDER BY number) AS versions FROM audit GROUP BY id"
+    )
+    for row in applied:
+        assert sorted(set(row["versions"])) == row["versions"], "applied twice, or backwards"
+    assert await connection.fetchval("SELECT count(*) FROM forebay_checkpoints") == 0
+    assert list(tmp_path.iterdir()) == []
+    await connection.close()
