@@ -192,7 +192,7 @@ class Inbox:
         self._waiting.remove(waiting)
         self.waiting_size -= waiting.change.size
 
-    def admit(self, now: float, may_spill: Callable[[Change], bool]) -> list[Waiting]:
+    def admit(self, now: float, may_spill: Callable[[Change], bool] = lambda _change: False) -> list[Waiting]:
         """Let in from the door, in order, what fits now, here or (`may_spill`) elsewhere."""
         admitted = []
         while self._waiting:

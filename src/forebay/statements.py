@@ -114,7 +114,7 @@ class Statements:
     # ---- writing
 
     @cache  # noqa: B019 - one Statements lives as long as its store
-    def batch(self, partial: bool, checkpoint: bool) -> Statement:
+    def batch(self, partial: bool, checkpoint: bool = False) -> Statement:
         """All tables' upserts as one data-modifying statement: one round trip, and atomic by itself.
 
         `checkpoint`: with the journal's. Foreign keys are checked at its end, so the order of its parts does

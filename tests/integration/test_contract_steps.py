@@ -228,7 +228,7 @@ async def test_favourites_are_the_users_own_newest_first(layer: ForebayDataLayer
     assert found[0]["metadata"] == {"favorite": True}
 
 
-@pytest.mark.parametrize("user_id", [new_id(), "not a uuid"])
+@pytest.mark.parametrize("user_id", ["3b7b59a8-007a-4cb6-be21-7b675fd42c1d", "not a uuid"])
 async def test_an_unknown_user_has_no_favourites(layer: ForebayDataLayer, user_id: str) -> None:
     assert await layer.get_favorite_steps(user_id) == []
 
