@@ -147,7 +147,9 @@ def _measure_apart(name: str, url: str, options: list[str]) -> dict[str, float]:
 @click.option("--sessions", default=200, show_default=True, help="Chats at once.")
 @click.option("--turns", default=5, show_default=True, help="Turns of each chat; nine writes a turn.")
 @click.option("--rounds", default=3, show_default=True, help="Measurements of each layer; the median counts.")
-@click.option("--durability", type=click.Choice(["memory", "commit"]), default="memory", show_default=True)
+@click.option(
+    "--durability", type=click.Choice(["memory", "journal", "commit"]), default="memory", show_default=True
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 @click.option("--save", is_flag=True, help=f"Keep the results in {_RESULTS.name}.")
 @click.option("--layer", type=click.Choice(LAYERS), hidden=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import asyncpg
 from chainlit.data.base import BaseDataLayer
 from chainlit.data.chainlit_data_layer import ChainlitDataLayer
@@ -44,7 +47,9 @@ async def create(name: str, url: str, durability: Durability = "memory") -> Base
 
     SQLAlchemyDataLayer gets forebay's tables and indexes, which are better than those that it documents.
     """
-    forebay = ForebayDataLayer(url, settings=Settings(durability=durability, auto_migrate=True))
+    folder = Path(os.environ["CHAINLIT_APP_ROOT"]) / "journals"
+    settings = Settings(durability=durability, journal_dir=folder, auto_migrate=True)
+    forebay = ForebayDataLayer(url, settings=settings)
     if name == "forebay":
         await forebay.execute_sql("SELECT 1", {})  # connects and migrates before the clock starts
         return forebay

@@ -43,6 +43,7 @@ logger = logging.getLogger("forebay.engine")
 # Handlers go on for a moment after SIGTERM; when nothing was written for this long, they are done. Seconds.
 _QUIET_SPELL = 0.1
 _TOMBSTONES = 100_000
+_JOURNAL_RETRY = 1.0  # seconds between tries to read what was spilled
 
 
 class Engine:
@@ -279,7 +280,12 @@ class Engine:
         """See `writer.Observer`."""
         assert self._journal is not None
         room = max(1, self.settings.queue_max_bytes - self.inbox.size)
-        records = await self._journal.read(self.inbox.queued_seq, room)
+        try:
+            records = await self._journal.read(self.inbox.queued_seq, room)
+        except JournalError as error:
+            logger.error("spilled changes wait reason=%s", error)
+            await anyio.sleep(_JOURNAL_RETRY)
+            return
         if not records:
             await self._journal.synced()  # what is spilled is on its way to the disk
         for seq, change in records:
@@ -321,6 +327,7 @@ class Engine:
         self._nothing_to_wait_for.set_result(None)
         # An empty context: the first caller's would keep its Chainlit session alive as long as the writer.
         self._task = loop.create_task(self.writer.run(), name="forebay-writer", context=contextvars.Context())
+        self._task.add_done_callback(_report_end)
         return loop
 
     async def close(self) -> None:
@@ -397,6 +404,14 @@ class _Waiters:
         for _, _, done in self._heap:
             _fail(done, error)
         self._heap.clear()
+
+
+def _report_end(task: asyncio.Task[None]) -> None:
+    """The writer runs until it is cancelled; any other end is a fault of forebay's own."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.critical(
+            "writer ended, nothing is written any more reason=%s", type(error).__name__, exc_info=error
+        )
 
 
 def _fail(future: asyncio.Future[Any], error: Exception) -> None:
