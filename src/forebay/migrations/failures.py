@@ -67,8 +67,8 @@ def _explain(known: DatabaseError, said: str) -> DatabaseError:
         )
     if state == "42501":
         return AccessError(
-            f"the database user may not change the tables ({said}); run `forebay migrate` as their owner,"
-            f" with the right to create tables. {_AGAIN}",
+            f"the database user lacks a right ({said}); grant it the rights on the tables, forebay's own included,"
+            f" or, to migrate, run `forebay migrate` as their owner, with the right to create tables. {_AGAIN}",
             sqlstate=state,
         )
     if isinstance(known, AccessError | TransientError):
