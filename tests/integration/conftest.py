@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,10 +26,11 @@ def storage() -> MemoryStorage:
 
 @pytest.fixture
 async def make_layer(
-    storage: MemoryStorage, chainlit_context: ChainlitContext, monkeypatch: pytest.MonkeyPatch
+    storage: MemoryStorage, chainlit_context: ChainlitContext, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> AsyncIterator[MakeLayer]:
     """Makes layers, with the storage client unless told otherwise, and closes them."""
     monkeypatch.setattr(engine, "_QUIET_SPELL", 0.001)  # no handler goes on here while a layer closes
+    monkeypatch.setenv("FOREBAY_JOURNAL_DIR", str(tmp_path / "journals"))
     made: list[ForebayDataLayer] = []
 
     def make(url: str, **arguments: Any) -> ForebayDataLayer:

@@ -105,7 +105,7 @@ async def test_content_comes_from_where_it_is(
 ) -> None:
     file = tmp_path / "note.txt"
     file.write_bytes(b"from the file")
-    values = {"content": "from memory", "path": str(file), "url": f"{served}/there"}
+    values: dict[str, Any] = {"content": "from memory", "path": str(file), "url": f"{served}/there"}
     element = Text(thread_id=await a_thread(layer), name="n", for_id=new_id(), **{source: values[source]})
     element.mime = "text/plain"
     await layer.create_element(element)

@@ -146,7 +146,7 @@ async def test_a_storage_client_that_cannot_close_does_not_keep_the_database_ope
 async def test_closing_without_a_database_ends_in_time_says_what_is_lost_and_frees_who_waits(
     make_layer: MakeLayer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    layer = make_layer(UNREACHABLE, settings=Settings(close_timeout=0.05))
+    layer = make_layer(UNREACHABLE, settings=Settings(durability="memory", close_timeout=0.05))
     await layer.create_step(a_step(new_id()))
     waiting = asyncio.create_task(layer.delete_thread(new_id()))
     flushing = asyncio.create_task(layer.flush())
@@ -161,7 +161,8 @@ async def test_closing_without_a_database_ends_in_time_says_what_is_lost_and_fre
 
 
 async def test_who_stands_at_the_door_of_a_full_queue_is_told_that_it_closed(make_layer: MakeLayer) -> None:
-    layer = make_layer(UNREACHABLE, settings=Settings(close_timeout=0.05, queue_max_bytes=1024))
+    settings = Settings(durability="memory", close_timeout=0.05, queue_max_bytes=1024)
+    layer = make_layer(UNREACHABLE, settings=settings)
     await layer.create_step(a_step(new_id()))
     waiting = asyncio.create_task(layer.create_step(a_step(new_id(), output="x" * 1000)))
     await asyncio.sleep(0)
@@ -295,8 +296,8 @@ async def test_a_caller_cancelled_at_any_point_loses_nothing_that_was_accepted(
 async def test_a_caller_cancelled_at_the_door_of_a_full_queue_leaves_it(
     emptied_url: str, make_layer: MakeLayer
 ) -> None:
-    layer = make_layer(emptied_url, settings=Settings(queue_max_bytes=1024))
-    await layer.flush()
+    layer = make_layer(emptied_url, settings=Settings(durability="memory", queue_max_bytes=1024))
+    await layer.get_user("ada")
     first, second, third = (a_step(new_id()) for _ in range(3))
     async with locked(emptied_url):
         await layer.create_step(first)
