@@ -423,7 +423,10 @@ def _translate(error: Exception, location: str, *, own_statement: bool) -> Datab
             return _located(retry.from_sqlstate(cause.sqlstate), location, cause if own_statement else None)
         if isinstance(cause, sqlite3.Error):
             code = getattr(cause, "sqlite_errorname", None) or "SQLITE_MISUSE"
-            return _located(retry.from_sqlite(code, str(cause)), location, cause if own_statement else None)
+            known = retry.from_sqlite(code, str(cause))
+            if own_statement and code == "SQLITE_ERROR" and isinstance(known, RowError):
+                known = StatementError("SQLite does not understand the statement", sqlstate=code)
+            return _located(known, location, cause if own_statement else None)
         if isinstance(cause, ssl.SSLError):
             return AccessError(f"TLS with {location} failed; check the certificate, or FOREBAY_TLS_VERIFY")
         if isinstance(cause, sa.exc.TimeoutError):
