@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -51,6 +52,8 @@ def _translate(error: Exception) -> DatabaseError:
         if isinstance(cause, sqlite3.Error):
             code = getattr(cause, "sqlite_errorname", None) or "SQLITE_MISUSE"
             return _explain(retry.from_sqlite(code, str(cause)), _first_line(cause))
+        if isinstance(cause, ssl.SSLError):
+            return AccessError("TLS with the database failed; check the certificate, or FOREBAY_TLS_VERIFY")
     if isinstance(error, OSError | asyncpg.InterfaceError | sa.exc.TimeoutError):
         return TransientError(f"the database can't be reached ({type(error).__name__})")
     said = f"{type(error).__name__}: {_first_line(error)}"
