@@ -336,6 +336,12 @@ class ForebayDataLayer(BaseDataLayer):
         found = await self._engine.read(self._statements.favorite_steps, user_id=user_id)
         return [documents.step(document) for document in found]
 
+    async def set_step_favorite(self, step_dict: StepDict, favorite: bool) -> StepDict:
+        """Mark a step as a favourite, or no longer; the step as it is then."""
+        step_dict["metadata"] = {**(step_dict.get("metadata") or {}), "favorite": favorite}
+        await self.update_step(step_dict)
+        return step_dict
+
     # ---- feedback
 
     async def upsert_feedback(self, feedback: Feedback) -> str:

@@ -18,6 +18,7 @@ Expression = ColumnElement[Any]
 
 REMOVED = "removed"  # the parameter that names the keys to take out of threads' metadata, by thread
 NEEDLE = "needle"  # the parameter that a search looks for
+_ESCAPE = "!"  # not the backslash, which releases of SQLAlchemy render differently
 # The row that an upsert met. As a column of the table, a subquery would take it for one of its own.
 _STORED_THREAD_ID: Expression = sa.literal_column("threads.id")
 
@@ -151,12 +152,13 @@ class PostgresSql:
 
     def contains(self, column: Expression) -> Expression:
         """ILIKE with a pattern whose wildcards are escaped."""
-        return column.ilike(sa.bindparam(NEEDLE, type_=sa.Text()), escape="\\")
+        return column.ilike(sa.bindparam(NEEDLE, type_=sa.Text()), escape=_ESCAPE)
 
     def needle(self, search: str) -> str:
-        """An ILIKE pattern that takes `%`, `_` and the backslash literally."""
-        escaped = search.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-        return f"%{escaped}%"
+        """An ILIKE pattern that takes `%` and `_` literally."""
+        for special in (_ESCAPE, "%", "_"):
+            search = search.replace(special, _ESCAPE + special)
+        return f"%{search}%"
 
     def among(self, column: sa.Column[Any], found: sa.Select[Any]) -> Expression:
         """An array: with IN, the planner takes a tree of steps for thousands, and reads the table through."""

@@ -21,7 +21,7 @@ import asyncpg
 import orjson
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.pool import StaticPool
+from sqlalchemy.pool import AsyncAdaptedQueuePool, StaticPool
 
 from forebay import migrations, retry
 from forebay.changes import Change, Delete, Upsert
@@ -118,6 +118,7 @@ class Store:
             engine = create_async_engine(
                 self.url,
                 connect_args=arguments,
+                poolclass=AsyncAdaptedQueuePool,  # early releases of SQLAlchemy 2.0 give SQLite none
                 pool_size=self._settings.pool_size,
                 max_overflow=0,
                 pool_timeout=self._settings.connect_timeout,

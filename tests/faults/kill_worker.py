@@ -26,7 +26,7 @@ async def _write(layer: ForebayDataLayer, prefix: str) -> None:
                 "output": str(version),
             }
             await layer.update_step(values)  # type: ignore[arg-type]
-            sys.stdout.write(f"{step_id} {version}\n")
+            sys.stdout.write(f"ack {step_id} {version}\n")
             sys.stdout.flush()
         number += 1
 

@@ -30,15 +30,15 @@ def _work_until_killed(url: str, folder: Path, seconds: float) -> dict[str, int]
     command = [sys.executable, "-m", "tests.faults.kill_worker", url, str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
         assert worker.stdout is not None
-        lines = [worker.stdout.readline()]  # the clock starts with the first write
+        lines = [next(line for line in worker.stdout if line.startswith("ack"))]  # starts the clock
         killer = threading.Timer(seconds, lambda: os.kill(worker.pid, signal.SIGKILL))
         killer.start()
         lines += worker.stdout.readlines()
         killer.join()
     acknowledged: dict[str, int] = {}
     for line in lines:
-        if line.endswith("\n"):  # the last may be cut off
-            step_id, version = line.split()
+        if line.startswith("ack") and line.endswith("\n"):  # the last may be cut off
+            _, step_id, version = line.split()
             acknowledged[step_id] = int(version)
     return acknowledged
 
