@@ -250,6 +250,7 @@ async def test_the_limit_caps_a_page(emptied_url: str, chat: Chat) -> None:
         ("100%", ["percent"]),
         ("a_b", ["underscore"]),
         ("c\\d", ["backslash"]),
+        ("e!f", ["exclamation"]),
         ("%", ["percent"]),
         ("nowhere", []),
     ],
@@ -264,6 +265,7 @@ async def test_search_is_literal_and_ignores_case(chat: Chat, needle: str, found
         "underscore": {"output": "a_b"},
         "decoy": {"output": "axb 1000 cd"},
         "backslash": {"output": "c\\d"},
+        "exclamation": {"output": "e!f"},
     }
     for name, values in texts.items():
         await _named_thread(chat, user.id, name, **values)
