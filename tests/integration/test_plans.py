@@ -270,7 +270,9 @@ async def test_a_batch_on_postgresql_uses_indexes(
     explain_postgres: Explain, full_postgres_url: str, batch: Documents
 ) -> None:
     assert batch.partial
-    plan = await explain_postgres(statements_for(full_postgres_url).batch(batch.partial), batch.parameters)
+    statement = statements_for(full_postgres_url).batch(batch.partial, checkpoint=True)
+    parameters = {**batch.parameters, "journal_id": "journal", "applied_seq": 1}
+    plan = await explain_postgres(statement, parameters)
     # PostgreSQL takes a document for 100 rows; then it is right to read a table of 10,000 through.
     assert plan.scanned <= {"elements", "feedbacks"}, plan
 
