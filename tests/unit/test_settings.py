@@ -1,0 +1,106 @@
+"""Settings: each from its variable, its keyword or its default; a wrong one is refused by name, unseen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from forebay.errors import SettingsError
+from forebay.settings import Settings, variable_of
+
+_GIVEN: dict[str, tuple[str, Any]] = {
+    "database_url": ("sqlite:///x.db", "sqlite:///x.db"),
+    "durability": ("commit", "commit"),
+    "journal_dir": ("/tmp/journals", Path("/tmp/journals")),
+    "linger": ("0.25", 0.25),
+    "batch_max_rows": ("7", 7),
+    "batch_max_bytes": ("2048", 2048),
+    "queue_max_bytes": ("4096", 4096),
+    "queue_timeout": ("1.5", 1.5),
+    "journal_max_bytes": ("1048576", 1048576),
+    "close_timeout": ("3", 3.0),
+    "connect_timeout": ("4", 4.0),
+    "statement_timeout": ("5", 5.0),
+    "pool_size": ("9", 9),
+    "list_include_steps": ("true", True),
+    "auto_migrate": ("false", False),
+    "tls_verify": ("0", False),
+}
+_WRONG = {
+    "durability": "sometimes",
+    "linger": "-1",
+    "batch_max_rows": "0",
+    "batch_max_bytes": "12",
+    "queue_max_bytes": "many",
+    "queue_timeout": "-0.1",
+    "journal_max_bytes": "1",
+    "close_timeout": "0",
+    "connect_timeout": "0",
+    "statement_timeout": "0",
+    "pool_size": "1",
+    "list_include_steps": "perhaps",
+    "auto_migrate": "perhaps",
+    "tls_verify": "perhaps",
+}
+
+
+def test_every_field_is_tried() -> None:
+    assert set(_GIVEN) == set(Settings.model_fields)
+
+
+@pytest.mark.parametrize("field", _GIVEN)
+def test_a_variable_sets_its_field(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, value = _GIVEN[field]
+    monkeypatch.setenv(variable_of(field), text)
+    assert getattr(Settings(), field) == value
+    default = Settings.model_fields[field].get_default(call_default_factory=True)
+    monkeypatch.delenv(variable_of(field))
+    assert getattr(Settings(), field) == default
+    assert getattr(Settings(**{field: value}), field) == value
+
+
+@pytest.mark.parametrize("field", _WRONG)
+def test_a_wrong_value_is_refused_with_the_name_of_its_variable(
+    field: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable_of(field), _WRONG[field])
+    with pytest.raises(SettingsError, match=variable_of(field)) as refused:
+        Settings()
+    monkeypatch.delenv(variable_of(field))
+    assert f"'{_WRONG[field]}'" not in str(refused.value)
+    with pytest.raises(SettingsError, match=variable_of(field)):
+        Settings(**{field: _WRONG[field]})
+
+
+def test_two_wrong_values_are_both_named() -> None:
+    with pytest.raises(SettingsError, match=r"FOREBAY_LINGER.*FOREBAY_POOL_SIZE"):
+        Settings(linger=-1, pool_size=0)
+
+
+def test_an_unknown_keyword_is_refused() -> None:
+    with pytest.raises(SettingsError, match="lingre: there is no such setting"):
+        Settings(lingre=1)
+
+
+def test_the_url_falls_back_to_chainlits_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "sqlite:///chainlit.db")
+    assert Settings().database_url == "sqlite:///chainlit.db"
+    monkeypatch.setenv("FOREBAY_DATABASE_URL", "sqlite:///forebay.db")
+    assert Settings().database_url == "sqlite:///forebay.db"
+
+
+def test_the_journals_folder_is_in_chainlits_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CHAINLIT_APP_ROOT", str(tmp_path))
+    assert Settings().journal_dir == tmp_path / ".forebay"
+    monkeypatch.delenv("CHAINLIT_APP_ROOT")
+    monkeypatch.chdir(tmp_path)
+    assert Settings().journal_dir == tmp_path / ".forebay"
+
+
+def test_settings_are_frozen_and_keep_the_url_to_themselves() -> None:
+    settings = Settings(database_url="postgresql://me:hunter2@host/db")
+    with pytest.raises(ValueError, match="frozen"):
+        settings.linger = 1.0  # type: ignore[misc]
+    assert "hunter2" not in repr(settings)
