@@ -13,7 +13,6 @@ from uuid import NAMESPACE_URL, uuid5
 import pytest
 from chainlit.data.base import BaseDataLayer
 from chainlit.data.sql_alchemy import SQLAlchemyDataLayer
-from chainlit.data.storage_clients.base import BaseStorageClient
 from chainlit.element import CustomElement, Element, Image, Pdf, Text
 from chainlit.types import Feedback, Pagination, ThreadFilter
 from chainlit.user import User
@@ -22,6 +21,7 @@ from hypothesis import strategies as st
 
 from forebay import ForebayDataLayer, Settings
 from forebay.urls import parse_url
+from tests.support.storage import MemoryStorage
 
 Document = dict[str, Any]
 Call = tuple[Any, ...]
@@ -64,20 +64,6 @@ TAKEN_AS = {
 # - feedback=0 as a filter: not looked at there. A search that meets a thread's name or a step's input.
 # - the place in the list of a thread without steps (last there, by its createdAt here), or of one whose newest
 #   step was deleted (it stays up here).
-
-
-class MemoryStorage(BaseStorageClient):
-    async def upload_file(self, object_key: str, data: Any, *_: Any, **__: Any) -> dict[str, Any]:
-        return {"object_key": object_key, "url": f"https://blobs.invalid/{object_key}"}
-
-    async def delete_file(self, object_key: str) -> bool:
-        return True
-
-    async def get_read_url(self, object_key: str) -> str:
-        return f"https://signed.invalid/{object_key}"
-
-    async def close(self) -> None:
-        return None
 
 
 @dataclass
