@@ -66,7 +66,7 @@ def test_a_lost_change_is_counted_and_keeps_nobody_waiting() -> None:
 
 def test_those_at_the_door_are_let_in_elsewhere_while_the_queue_is_full() -> None:
     inbox = _inbox(fits=2)
-    for key in ("a", "a2"):
+    for key in "xy":
         inbox.offer(_change(key), 0)
     waiting = [inbox.wait(_change(key), None, key) for key in "bc"]
     room = iter([True, False])
