@@ -8,6 +8,11 @@ Reading order: `runner` (lock, retry, Alembic), `shape` (what is there), `todo` 
 `work` (doing it), `activity` (the newest step of each thread), `failures` (which error is which).
 """
 
-from forebay.migrations.runner import VERSION_TABLE, head, is_current, plan, upgrade
+import logging
+
+# Alembic tells each of its plugins at INFO when it is imported, into the log of whatever application runs.
+logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)
+
+from forebay.migrations.runner import VERSION_TABLE, head, is_current, plan, upgrade  # noqa: E402 - see above
 
 __all__ = ["VERSION_TABLE", "head", "is_current", "plan", "upgrade"]
