@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+# The commands import what they need when they run: Chainlit takes seconds to import, `--help` should not.
+from forebay.cli import demo, migrate
 from forebay.errors import ForebayError
 
 
@@ -32,9 +34,6 @@ def main() -> None:
     `forebay migrate`, and return a ForebayDataLayer from your app's @cl.data_layer.
     """
 
-
-# The commands import what they need when they run: Chainlit takes seconds to import, `--help` should not.
-from forebay.cli import demo, migrate  # noqa: E402 - they register themselves on the group above
 
 main.add_command(demo.demo)
 main.add_command(migrate.migrate)
