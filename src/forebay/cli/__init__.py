@@ -32,6 +32,8 @@ def main() -> None:
 
     Try it with `forebay demo`. To move an existing deployment, look at `forebay migrate --dry-run`, run
     `forebay migrate`, and return a ForebayDataLayer from your app's @cl.data_layer.
+
+    Exit codes: 0, done; 1, an error, told in one line on standard error; 2, wrong usage.
     """
 
 

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+from rich.console import Console
+
+from forebay.errors import DatabaseError
+
+if TYPE_CHECKING:
+    from forebay.store import Store
 
 
 @click.command()
@@ -16,8 +24,21 @@ import click
     metavar="URL",
     help="The database: postgresql://user:password@host/name or sqlite:///path/to/file.",
 )
-@click.option("--dry-run", is_flag=True, help="Print the SQL and change nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for a script.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    envvar="FOREBAY_MIGRATE_DRY_RUN",
+    show_envvar=True,
+    help="Print the SQL and change nothing.",
+)
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    envvar="FOREBAY_MIGRATE_JSON",
+    show_envvar=True,
+    help='Print one JSON object, for a script: {"done": [lines]}, or {"sql": text} with --dry-run.',
+)
 def migrate(database_url: str | None, dry_run: bool, as_json: bool) -> None:
     """Bring a database to forebay's tables, in place.
 
@@ -29,20 +50,39 @@ def migrate(database_url: str | None, dry_run: bool, as_json: bool) -> None:
     Example:
       forebay migrate --database-url postgresql://me@localhost/chat --dry-run
     """
-    from forebay.settings import Settings
-    from forebay.store import Store
-
-    async def run() -> str | list[str]:
-        store = Store(database_url, Settings())
-        try:
-            return await (store.migration_plan() if dry_run else store.migrate())
-        finally:
-            await store.close()
-
-    result = asyncio.run(run())
+    # On standard error, and on a terminal only: indexes of large tables take minutes.
+    with Console(stderr=True).status("Looking at the tables" if dry_run else "Migrating the tables"):
+        result = asyncio.run(_run(database_url, dry_run=dry_run))
     if as_json:
         click.echo(json.dumps({"sql": result} if dry_run else {"done": result}))
-    elif dry_run:
+    elif isinstance(result, str):
         click.echo(result or "-- the tables are up to date")
     else:
         click.echo("\n".join(result) or "The tables are up to date.")
+
+
+async def _run(url: str | None, *, dry_run: bool) -> str | list[str]:
+    from forebay.settings import Settings
+    from forebay.store import Store
+
+    store = Store(url, Settings())
+    if dry_run and _would_make_a_file(store):
+        store = Store("sqlite://", Settings())  # what an empty database needs is the same
+    try:
+        return await (store.migration_plan() if dry_run else store.migrate())
+    except DatabaseError as error:
+        if store.location in str(error):
+            raise
+        raise type(error)(f"{error} [{store.location}]", sqlstate=error.sqlstate) from None
+    finally:
+        await store.close()
+
+
+def _would_make_a_file(store: Store) -> bool:
+    """Whether connecting alone would make the SQLite file. Where it can't be made, the error is welcome."""
+    from forebay.urls import in_memory, is_postgres
+
+    name = store.url.database or ""
+    if is_postgres(store.url) or in_memory(store.url) or name.startswith("file:"):
+        return False
+    return not Path(name).exists() and Path(name).parent.is_dir()
