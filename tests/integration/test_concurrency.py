@@ -29,6 +29,12 @@ from tests.integration.contract import (
 from tests.support.storage import MemoryStorage
 
 
+@pytest.fixture(autouse=True, params=["memory", "journal"])
+def durability(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test with the queue in memory, and with the journal beside it."""
+    monkeypatch.setenv("FOREBAY_DURABILITY", request.param)
+
+
 async def test_every_step_is_left_at_its_last_write(layer: ForebayDataLayer) -> None:
     """As Chainlit does it: create and update are two tasks, and nobody waits for either."""
     threads = [new_id() for _ in range(50)]
