@@ -388,9 +388,15 @@ def _open_and_close(url: sa.URL) -> None:
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     cursor = connection.cursor()
-    # WAL lets readers go on while a batch commits; FULL syncs each commit, as PostgreSQL does.
-    for pragma in ("busy_timeout = 10000", "journal_mode = WAL", "synchronous = FULL"):
+    # FULL syncs each commit, as PostgreSQL does.
+    for pragma in ("busy_timeout = 10000", "synchronous = FULL"):
         cursor.execute(f"PRAGMA {pragma}")
+    try:
+        cursor.execute("PRAGMA journal_mode = WAL")  # lets readers go on while a batch commits
+    except sqlite3.OperationalError as error:
+        # The mode is the file's. While another connection writes, or sets it, this one must do without waiting.
+        if getattr(error, "sqlite_errorname", "") not in ("SQLITE_BUSY", "SQLITE_LOCKED"):
+            raise
     cursor.close()
     for name, count, function in SQLITE_FUNCTIONS:
         connection.create_function(name, count, function, deterministic=True)

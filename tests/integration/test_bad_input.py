@@ -557,13 +557,14 @@ async def test_a_file_whose_folder_appears_later_gets_what_was_kept(
     assert await layer.get_step(step["id"])
 
 
-async def test_a_file_that_another_process_holds_is_waited_for(
+async def test_a_file_that_another_process_writes_into_is_read_and_waited_for(
     migrated_sqlite_url: str, make_layer: MakeLayer
 ) -> None:
+    """Also a file that is not in WAL mode yet, as Chainlit's own layer leaves it."""
     layer = make_layer(migrated_sqlite_url)
-    await layer.get_user("ada")  # the first use looks at the tables, which is another matter
     step = a_step(new_id())
     async with locked(migrated_sqlite_url):
+        assert await layer.get_user("ada") is None
         await layer.create_step(step)
         await asyncio.wait([asyncio.create_task(layer.flush())], timeout=0.05)
         assert layer._engine.inbox.pending == 1
