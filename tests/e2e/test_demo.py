@@ -6,10 +6,12 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.request import urlopen
 
 import pytest
@@ -37,41 +39,40 @@ async def test_a_chat_is_there_after_a_restart(demo: ChainlitServer, tmp_path: P
         assert "scripted" in (await client.say("help"))["output"]
         answer = await client.say("tell me about the queue")
         assert "nothing overtakes" in answer["output"]
+        await client.say('a "file", please')
         thread_id = client.thread_id
     assert demo.stop(signal.SIGINT) == 0
     assert "demo / demo" in demo.log
     assert f"Data     {tmp_path / 'data' / 'chat.db'}\n" in demo.log
+    assert stat.S_IMODE((tmp_path / "data" / "secret").stat().st_mode) == 0o600
+    assert {path.name for path in tmp_path.iterdir()} == {"data", demo.log_path.name}, "no litter"
 
     demo.start()
     async with ChainlitClient(demo.url, thread_id=thread_id) as client:
         assert [thread["name"] for thread in await client.history()] == ["help"]
         said = await client.say("what did I say?")
-        assert said["output"] == "1. help\n2. tell me about the queue"
-        steps = (await client.thread(thread_id))["steps"]
-        names = {step["id"]: step["name"] for step in steps}
-        nested = [
-            (step["name"], names.get(step["parentId"]))
-            for step in steps
-            if step["type"] in ("tool", "retrieval")
-        ]
-        assert nested == [
-            ("Look it up", "on_message"),
-            ("Search the notes", "Look it up"),
-            ("Read the notes", "Look it up"),
-        ]
+        assert said["output"] == '1. help\n2. tell me about the queue\n3. a "file", please'
+        thread = await client.thread(thread_id)
+    _check_steps(thread["steps"])
+    _check_file(thread["elements"])
 
 
-async def test_the_demos_file_is_there_after_a_restart(demo: ChainlitServer) -> None:
-    async with ChainlitClient(demo.url) as client:
-        await client.say("give me a file")
-        thread_id = client.thread_id
-    demo.stop()
-    demo.start()
-    async with ChainlitClient(demo.url, thread_id=thread_id) as client:
-        (element,) = (await client.thread(thread_id))["elements"]
-        assert (element["name"], element["mime"]) == ("questions.csv", "text/csv")
-        with urlopen(element["url"]) as file:
-            assert file.read() == b"number,question\n\n"
+def _check_steps(steps: list[dict[str, Any]]) -> None:
+    names = {step["id"]: step["name"] for step in steps}
+    nested = [step for step in steps if step["type"] in ("tool", "retrieval")]
+    assert [(step["name"], names.get(step["parentId"])) for step in nested] == [
+        ("Notebook", "on_message"),
+        ("Index", "Notebook"),
+        ("Pages", "Notebook"),
+    ]
+    assert all(step["output"] for step in nested)
+
+
+def _check_file(elements: list[dict[str, Any]]) -> None:
+    (element,) = elements
+    assert (element["name"], element["mime"]) == ("questions.csv", "text/csv")
+    with urlopen(element["url"]) as file:
+        assert file.read() == b"number,question\n1,help\n2,tell me about the queue\n"
 
 
 def test_a_taken_port_names_the_option(tmp_path: Path) -> None:
@@ -129,15 +130,24 @@ async def test_a_person_finds_the_chat_again(demo: ChainlitServer, page: Page) -
     await page.fill("input[type=password]", "demo")
     await page.keyboard.press("Enter")
     await page.wait_for_selector("#chat-input")
+    await expect(page).to_have_title("forebay demo")
+    await page.get_by_text("Everything said here is kept").wait_for()
     await page.get_by_text("Look something up").wait_for()
 
     await _send(page, "tell me about the queue")
-    await page.get_by_text("nothing overtakes").last.wait_for()
-    await page.get_by_text("Look it up").wait_for()
+    await _see_the_answer(page)
 
     demo.stop()
     demo.start()
     await page.goto(demo.url)
     await page.locator("a[href^='/thread/']", has_text="tell me about the queue").first.click()
+    await _see_the_answer(page)
+
+
+async def _see_the_answer(page: Page) -> None:
+    """The answer, and in the outer step its two inner ones."""
     await page.get_by_text("nothing overtakes").last.wait_for()
-    await page.get_by_text("Look it up").wait_for()
+    await page.get_by_text("Notebook").click()
+    await page.get_by_text("Index").wait_for()
+    await page.get_by_text("Pages").wait_for()
+    await page.get_by_text("1 of 4 notes").wait_for()

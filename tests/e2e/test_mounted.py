@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
+import time
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
-import aiohttp
-
+from tests.support.chainlit_client import ChainlitClient
 from tests.support.chainlit_server import ChainlitServer
 
 
@@ -17,16 +19,18 @@ async def test_what_is_queued_is_written_when_the_parent_application_ends(
     env = {"TEST_DATABASE_URL": migrated_sqlite_url, "FOREBAY_LINGER": "10"}
     command = (str(Path(__file__).parent / "apps" / "mounted.py"), "{port}")
     with ChainlitServer(None, tmp_path, env, command, path="/chat/") as server:
-        thread_id = "3e0bdb0c-58bb-4a8a-9a49-1f0a4a7f3b7f"
-        async with aiohttp.ClientSession(server.url, cookie_jar=aiohttp.CookieJar(unsafe=True)) as http:
-            login = {"username": "ann", "password": "x"}
-            async with http.post("/chat/login", data=login) as response:
-                assert response.status == 200
-            async with http.post("/queue", params={"thread_id": thread_id}) as response:
-                assert response.status == 200
-        path = migrated_sqlite_url.removeprefix("sqlite:///")
-        with sqlite3.connect(path) as connection:
-            assert connection.execute("SELECT name FROM threads").fetchall() == []
-        server.stop()
-    with sqlite3.connect(path) as connection:
-        assert connection.execute("SELECT id, name FROM threads").fetchall() == [(thread_id, "queued")]
+        async with ChainlitClient(server.url, path="/chat") as client:
+            said = [(await client.say(f"question {turn}"))["output"] for turn in range(3)]
+            assert _rows(migrated_sqlite_url, "SELECT output FROM steps") == []
+            started = time.monotonic()
+            server.stop()
+            assert time.monotonic() - started < 9
+            thread_id = client.thread_id
+    query = "SELECT output FROM steps WHERE type = 'assistant_message' ORDER BY \"createdAt\""
+    assert _rows(migrated_sqlite_url, query) == [(output,) for output in said]
+    assert _rows(migrated_sqlite_url, "SELECT id, name FROM threads") == [(thread_id, "question 0")]
+
+
+def _rows(url: str, query: str) -> list[Any]:
+    with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection:
+        return connection.execute(query).fetchall()

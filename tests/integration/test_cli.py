@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
@@ -18,8 +19,11 @@ def _run(*arguments: str, **environment: str) -> Result:
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ((), ("demo", "migrate", "--dry-run")),
-        (("demo",), ("--port", "--data", "FOREBAY_DEMO_PORT", "no key and no network")),
+        ((), ("demo", "migrate", "--dry-run", "Exit codes")),
+        (
+            ("demo",),
+            ("--host", "--port", "--data", "--open", "FOREBAY_DEMO_PORT", "Example", "no key and no network"),
+        ),
         (
             ("migrate",),
             ("--database-url", "FOREBAY_DATABASE_URL", "DATABASE_URL", "--json", "Example", "no row is lost"),
@@ -51,6 +55,21 @@ def test_a_migration_is_shown_then_done_then_over(database_url: str) -> None:
     assert _run("migrate", "--database-url", database_url).output == "The tables are up to date.\n"
     over = _run("migrate", "--database-url", database_url, "--dry-run", "--json")
     assert json.loads(over.output) == {"sql": ""}
+
+
+def test_showing_what_an_empty_file_needs_does_not_make_it(tmp_path: Path) -> None:
+    result = _run("migrate", "--database-url", f"sqlite:///{tmp_path / 'chat.db'}", "--dry-run")
+    assert result.exit_code == 0
+    assert "CREATE TABLE steps" in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [(), ("--dry-run",)])
+def test_an_unreachable_database_is_named_without_its_password(arguments: tuple[str, ...]) -> None:
+    result = _run("migrate", "--database-url", "postgresql://me:hunter2@127.0.0.1:1/db", *arguments)
+    assert result.exit_code == 1
+    assert "[postgresql://me:***@127.0.0.1:1/db]" in result.stderr
+    assert result.stdout == ""
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Self
 
@@ -14,13 +15,21 @@ _TIMEOUT = 30.0
 
 
 class ChainlitClient:
-    """One person in one chat. `steps` holds each step as the client last saw it, by id. A context manager."""
+    """One person in one chat. A context manager.
 
-    def __init__(self, url: str, login: str = "demo", password: str = "demo", thread_id: str = "") -> None:
+    `steps` and `elements` hold what is shown, by id: each as it was sent last, with the tokens since. With a
+    `thread_id` it resumes that thread, which is then in `resumed`. `path` is where Chainlit is mounted.
+    """
+
+    def __init__(
+        self, url: str, login: str = "demo", password: str = "demo", thread_id: str = "", path: str = ""
+    ) -> None:
         self.thread_id = thread_id
         self.steps: dict[str, dict[str, Any]] = {}
+        self.elements: dict[str, dict[str, Any]] = {}
         self.resumed: dict[str, Any] | None = None
         self._url = url
+        self._path = path
         self._login = {"username": login, "password": password}
         self._session_id = str(uuid.uuid4())
         self._turn_over = asyncio.Event()
@@ -30,7 +39,7 @@ class ChainlitClient:
 
     async def __aenter__(self) -> Self:
         self._http = aiohttp.ClientSession(self._url, cookie_jar=aiohttp.CookieJar(unsafe=True))
-        async with self._http.post("/login", data=self._login) as response:
+        async with self._http.post(f"{self._path}/login", data=self._login) as response:
             assert response.status == 200, await response.text()
         await self._connect()
         return self
@@ -39,13 +48,15 @@ class ChainlitClient:
         await self.disconnect()
         await self._http.close()
 
-    async def disconnect(self) -> None:
-        """Leave the chat, as closing the window does."""
+    async def disconnect(self, *, clear: bool = False) -> None:
+        """Leave the chat, as closing the window does; with `clear`, as beginning another chat does."""
         if self._sio.connected:
+            if clear:
+                await self._sio.emit("clear_session")
             await self._sio.disconnect()
 
-    async def say(self, text: str) -> dict[str, Any]:
-        """Send a message and wait until its turn is over; the answer as it was shown last."""
+    async def say(self, text: str, files: Sequence[str] = ()) -> dict[str, Any]:
+        """Send a message, with uploaded files, and wait until its turn is over; the answer as shown last."""
         self._turn_over.clear()
         before = set(self.steps)
         message = {
@@ -56,10 +67,20 @@ class ChainlitClient:
             "output": text,
             "createdAt": datetime.now(UTC).replace(tzinfo=None).isoformat() + "Z",
         }
-        await self._sio.emit("client_message", {"message": message, "fileReferences": []})
+        references = [{"id": file} for file in files]
+        await self._sio.emit("client_message", {"message": message, "fileReferences": references})
         await asyncio.wait_for(self._turn_over.wait(), _TIMEOUT)
         new = [step for key, step in self.steps.items() if key not in before]
         return [step for step in new if step["type"] == "assistant_message"][-1]
+
+    async def upload(self, name: str, content: bytes, mime: str = "text/plain") -> str:
+        """Upload a file, for a message that is sent next; its id."""
+        form = aiohttp.FormData()
+        form.add_field("file", content, filename=name, content_type=mime)
+        path = f"{self._path}/project/file?session_id={self._session_id}"
+        async with self._http.post(path, data=form) as response:
+            assert response.status == 200, await response.text()
+            return str((await response.json())["id"])
 
     async def history(self, search: str | None = None) -> list[dict[str, Any]]:
         """The threads in the sidebar."""
@@ -88,7 +109,7 @@ class ChainlitClient:
         await self._request("DELETE", "/project/thread", {"threadId": thread_id})
 
     async def _request(self, method: str, path: str, body: Any = None) -> Any:
-        async with self._http.request(method, path, json=body) as response:
+        async with self._http.request(method, f"{self._path}{path}", json=body) as response:
             assert response.status == 200, f"{method} {path}: {response.status} {await response.text()}"
             return await response.json()
 
@@ -96,7 +117,7 @@ class ChainlitClient:
         cookies = self._http.cookie_jar.filter_cookies(self._http._base_url)  # type: ignore[arg-type]
         await self._sio.connect(
             self._url,
-            socketio_path="/ws/socket.io",
+            socketio_path=f"{self._path}/ws/socket.io",
             transports=["websocket"],
             headers={"Cookie": "; ".join(f"{name}={morsel.value}" for name, morsel in cookies.items())},
             auth={
@@ -114,7 +135,11 @@ class ChainlitClient:
         self._sio.on("new_message", self._see)
         self._sio.on("update_message", self._see)
         self._sio.on("stream_start", self._see)
-        self._sio.on("clear_call_fn", lambda *_: self._ready.set())
+        self._sio.on("stream_token", self._see_token)
+        self._sio.on("element", self._see_element)
+        # A resumed chat has not begun before its thread is here, or it is said that there is none.
+        ready = "resume_thread_error" if self.thread_id else "clear_call_fn"
+        self._sio.on(ready, lambda *_: self._ready.set())
         self._sio.on("first_interaction", self._note_thread)
         self._sio.on("resume_thread", self._note_resumed)
 
@@ -124,8 +149,17 @@ class ChainlitClient:
         if step["type"] == "run" and step["name"] == "on_message" and step.get("end"):
             self._turn_over.set()
 
+    async def _see_token(self, token: dict[str, Any]) -> None:
+        step, field = self.steps[token["id"]], "input" if token["isInput"] else "output"
+        before = "" if token["isSequence"] else step.get(field) or ""
+        step[field] = before + token["token"]
+
+    async def _see_element(self, element: dict[str, Any]) -> None:
+        self.elements[element["id"]] = element
+
     async def _note_thread(self, interaction: dict[str, Any]) -> None:
         self.thread_id = interaction["thread_id"]
 
     async def _note_resumed(self, thread: dict[str, Any]) -> None:
         self.resumed = thread
+        self._ready.set()

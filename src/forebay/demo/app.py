@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import csv
+import io
+import re
 
 import chainlit as cl
 from chainlit.types import ThreadDict
@@ -14,12 +17,17 @@ from chainlit.types import ThreadDict
 from forebay import ForebayDataLayer
 
 LOGIN = "demo"
+_MOST = 200
 _NOTES = {
     "forebay": "A forebay is the pool that buffers water ahead of the turbines.",
     "queue": "Writes wait in one ordered queue and leave in batches, so nothing overtakes.",
     "history": "A page of the history is one statement, however many chats there are.",
     "restart": "Stop the server and start it again: this chat will be in the sidebar.",
 }
+_WELCOME = """**Everything said here is kept by forebay.**
+
+Pick one below, or ask about the *queue* or the *history*. Then reload the page,
+or stop the server and start it again: the chat is in the sidebar, and goes on."""
 _HELP = """I am scripted, so I know little, but all that I say is kept. Try:
 
 - **steps**: look something up, in steps within steps
@@ -29,6 +37,14 @@ _HELP = """I am scripted, so I know little, but all that I say is kept. Try:
 - anything else, for instance about the *queue* or the *history*
 
 Rate an answer with the thumbs below it, rename or delete a chat in the sidebar."""
+_ICON = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 64 64"><rect width="64" height="64" fill="#0e7490"/>
+<path d="M8 26q8-8 16 0t16 0 16 0M8 38q8-8 16 0t16 0 16 0" fill="none" stroke="#fff" stroke-width="4"/></svg>"""
+_STARTERS = [
+    cl.Starter(label="What can you do?", message="help"),
+    cl.Starter(label="Look something up", message="steps"),
+    cl.Starter(label="Give me a file", message="file"),
+    cl.Starter(label="Count to 20", message="count to 20"),
+]
 
 
 @cl.data_layer
@@ -43,15 +59,11 @@ async def log_in(username: str, password: str) -> cl.User | None:
     return cl.User(identifier=LOGIN) if (username, password) == (LOGIN, LOGIN) else None
 
 
-@cl.set_starters
-async def starters(_user: cl.User | None) -> list[cl.Starter]:
-    """What to begin with."""
-    return [
-        cl.Starter(label="What can you do?", message="help"),
-        cl.Starter(label="Look something up", message="steps"),
-        cl.Starter(label="Give me a file", message="file"),
-        cl.Starter(label="Count to 20", message="count to 20"),
-    ]
+@cl.set_chat_profiles
+async def profiles(_user: cl.User | None) -> list[cl.ChatProfile]:
+    """A new chat opens with its profile's description and starters; a message would hide them."""
+    icon = _data_url("image/svg+xml", _ICON)
+    return [cl.ChatProfile(name="forebay", markdown_description=_WELCOME, icon=icon, starters=_STARTERS)]
 
 
 @cl.on_chat_start
@@ -71,58 +83,65 @@ async def resume(thread: ThreadDict) -> None:
 async def answer(message: cl.Message) -> None:
     """Answer by the first word that is known."""
     asked = message.content.lower()
+    words = set(re.findall(r"\w+", asked))
     questions = cl.user_session.get("questions") or []
-    if "help" in asked:
+    if "help" in words:
         await cl.Message(_HELP).send()
-    elif "file" in asked:
+    elif "file" in words:
         await _send_file(questions)
-    elif "count" in asked:
+    elif "count" in words:
         await _count(asked)
     elif "did i say" in asked:
         said = "\n".join(f"{number}. {text}" for number, text in enumerate(questions, 1))
         await cl.Message(said or "Nothing yet.").send()
     else:
-        await _look_up(asked)
+        await _look_up(message.content)
     cl.user_session.set("questions", [*questions, message.content])
 
 
 async def _send_file(questions: list[str]) -> None:
-    rows = "\n".join(f'{number},"{text}"' for number, text in enumerate(questions, 1))
-    content = base64.b64encode(f"number,question\n{rows}\n".encode()).decode()
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows([("number", "question"), *enumerate(questions, 1)])
     # A data URL is kept in the element's row, so the file needs no storage.
-    file = cl.File(name="questions.csv", url=f"data:text/csv;base64,{content}", mime="text/csv")
+    file = cl.File(name="questions.csv", url=_data_url("text/csv", table.getvalue()), mime="text/csv")
     await cl.Message("Your questions so far, as a file:", elements=[file]).send()
 
 
+def _data_url(mime: str, content: str) -> str:
+    return f"data:{mime};base64,{base64.b64encode(content.encode()).decode()}"
+
+
 async def _count(asked: str) -> None:
-    digits = "".join(character for character in asked if character.isdigit())
+    found = re.search(r"\d+", asked)
     reply = cl.Message("")
-    for number in range(1, min(int(digits or 10), 200) + 1):
+    for number in range(1, min(int(found[0][:9]) if found else 10, _MOST) + 1):
         await reply.stream_token(f"{number} ")
         await asyncio.sleep(0.02)
     await reply.send()
 
 
 async def _look_up(asked: str) -> None:
-    async with cl.Step(name="Look it up", type="tool") as outer:
+    async with cl.Step(name="Notebook", type="tool", show_input="text") as outer:
         outer.input = asked
         found = await _search(asked)
-        async with cl.Step(name="Read the notes", type="tool") as inner:
+        async with cl.Step(name="Pages", type="tool", show_input="text") as inner:
             inner.input = ", ".join(found)
             await asyncio.sleep(0.1)
             inner.output = "\n".join(_NOTES[topic] for topic in found)
         outer.output = f"{len(found)} of {len(_NOTES)} notes"
     reply = cl.Message("")
-    for word in f"You said: {asked}\n\n{inner.output}".split(" "):
+    # Two notes on two lines would be one paragraph in Markdown.
+    text = "\n".join(f"- {_NOTES[topic]}" for topic in found)
+    for word in f"You said: {asked}\n\n{text}".split(" "):
         await reply.stream_token(word + " ")
         await asyncio.sleep(0.01)
     await reply.send()
 
 
 async def _search(asked: str) -> list[str]:
-    async with cl.Step(name="Search the notes", type="retrieval") as step:
+    async with cl.Step(name="Index", type="retrieval", show_input="text") as step:
         step.input = asked
         await asyncio.sleep(0.1)
-        found = [topic for topic in _NOTES if topic in asked] or [*_NOTES]
+        found = [topic for topic in _NOTES if topic in asked.lower()] or [*_NOTES]
         step.output = ", ".join(found)
     return found

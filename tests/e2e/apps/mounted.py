@@ -6,23 +6,12 @@ import sys
 from pathlib import Path
 
 import uvicorn
-from chainlit.data import get_data_layer
 from chainlit.utils import mount_chainlit
 from fastapi import FastAPI
 
 from forebay import lifespan
 
 app = FastAPI(lifespan=lifespan)
-
-
-@app.post("/queue")
-async def queue(thread_id: str) -> None:
-    """Write something, as any of the application's own routes may."""
-    layer = get_data_layer()
-    assert layer is not None
-    await layer.update_thread(thread_id, name="queued")
-
-
 mount_chainlit(app=app, target=str(Path(__file__).with_name("race.py")), path="/chat")
 
 if __name__ == "__main__":
