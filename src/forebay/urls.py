@@ -29,6 +29,7 @@ _PARAMETERS = frozenset(
         "prepared_statement_cache_size",
     }
 )
+_SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _STYLES = "postgresql://user:password@host:port/database or sqlite:///path/to/file"
 
 
@@ -66,6 +67,8 @@ def _libpq_parameters(url: sa.URL) -> tuple[sa.URL, dict[str, Any]]:
     query = dict(url.query)
     arguments: dict[str, Any] = {}
     if mode := query.pop("sslmode", None):
+        if mode not in _SSL_MODES:
+            raise SettingsError(f"FOREBAY_DATABASE_URL: sslmode takes one of {', '.join(_SSL_MODES)}")
         arguments["ssl"] = mode
     settings = {
         name: query.pop(name) for name in ("application_name", "options", "search_path") if name in query

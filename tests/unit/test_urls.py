@@ -51,6 +51,7 @@ def test_libpqs_parameters_become_the_drivers(query: str, arguments: dict[str, o
         ("postgresql+psycopg2://me:hunter2@host/chat", r"postgresql\+psycopg2 is not supported"),
         ("postgresql://me:hunter2@host/chat?sslmod=x&b=1", "unknown parameter b, sslmod"),
         ("postgresql://me:hunter2@host:port/chat", "is not a URL"),
+        ("postgresql://me:hunter2@host/chat?sslmode=bogus", "sslmode takes one of disable, allow"),
     ],
 )
 def test_what_is_wrong_is_told_without_the_url(text: str | None, words: str) -> None:
