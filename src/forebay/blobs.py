@@ -110,22 +110,28 @@ class Blobs:
         except Exception as error:
             logger.warning("element url not refreshed reason=%s", type(error).__name__)
 
-    async def delete(self, object_keys: Iterable[str]) -> None:
-        """Delete contents whose rows are gone."""
+    async def delete(self, object_keys: Iterable[str]) -> list[str]:
+        """Delete contents whose rows are gone; those that are deleted."""
         if self.client is None:
-            return
+            return []
         limit = anyio.CapacityLimiter(_CONCURRENT_CALLS)
+        deleted: list[str] = []
         async with anyio.create_task_group() as tasks:
             for key in object_keys:
-                tasks.start_soon(self._delete, self.client, key, limit)
+                tasks.start_soon(self._delete, self.client, key, limit, deleted)
+        return deleted
 
-    async def _delete(self, client: BaseStorageClient, key: str, limit: anyio.CapacityLimiter) -> None:
+    async def _delete(
+        self, client: BaseStorageClient, key: str, limit: anyio.CapacityLimiter, deleted: list[str]
+    ) -> None:
         try:
             async with limit:
                 with anyio.fail_after(_CALL_TIMEOUT):
                     await client.delete_file(object_key=key)
         except Exception as error:
             logger.error("element content not deleted reason=%s", type(error).__name__)
+        else:
+            deleted.append(key)
 
     async def close(self) -> None:
         """Close the client. Chainlit's S3 client raises TypeError here, which must not stop the closing."""

@@ -6,7 +6,8 @@ can change is turned into JSON at once. A row holds no None: a missing column le
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ import orjson
 from forebay import cleaning, schema
 from forebay.cleaning import Misfit
 from forebay.errors import RowError
-from forebay.schema import EXTRA, Kind, Merge
+from forebay.schema import EXTRA, WRITTEN_AT, Kind, Merge
 
 # Values by column. JSON is held as bytes, an object whose keys are merged as a dict of such bytes.
 Row = dict[str, Any]
@@ -78,7 +79,6 @@ def feedback(values: Mapping[str, Any]) -> Upsert:
     for name in ("forId", "threadId", "value"):
         if name not in row:
             raise RowError(f"feedbacks: {name} is missing or of the wrong type")
-    row["updatedAt"] = cleaning.now()
     return _upsert("feedbacks", row, row["threadId"])
 
 
@@ -117,14 +117,25 @@ def _upsert(table: str, row: Row, thread_id: str | None, removed: frozenset[str]
     key = row.get("id")
     if key is None:
         raise RowError(f"{table}: a row without an id can't be written")
+    row[WRITTEN_AT] = _next_moment()
     return Upsert(table, key, row, thread_id, _size(row), removed)
+
+
+_last_moment = 0
+
+
+def _next_moment() -> int:
+    """Microseconds since 1970, later than any before in this process, also when its clock is set back."""
+    global _last_moment
+    _last_moment = max(_last_moment + 1, time.time_ns() // 1000)
+    return _last_moment
 
 
 _COLUMNS: dict[str, dict[str, Callable[[Any], Any]]] = {
     name: {
         column.name: cleaning.CLEANERS[schema.kind_of(column)]
         for column in table.columns
-        if schema.merge_of(column) is not Merge.KEYS
+        if schema.merge_of(column) is not Merge.KEYS and column.name != WRITTEN_AT
     }
     for name, table in schema.TABLES.items()
     if name != "users"
@@ -205,24 +216,32 @@ def _fold_removed(older: Upsert, newer: Upsert, row: Row) -> frozenset[str]:
     return (older.removed - set_again) | newer.removed
 
 
-def encode(change: Change) -> bytes:
-    """A change as one line of JSON, for the journal."""
+def encode(changes: Sequence[Change]) -> bytes:
+    """Changes as a JSON array, for the journal."""
+    return orjson.dumps([_parts(change) for change in changes], default=orjson.Fragment)
+
+
+def _parts(change: Change) -> list[Any]:
     if isinstance(change, Delete):
-        return orjson.dumps([change.table, change.key, change.thread_id])
-    parts = [change.table, change.key, change.thread_id, change.row, sorted(change.removed)]
-    return orjson.dumps(parts, default=orjson.Fragment)  # JSON within a row is held as bytes
+        return [change.table, change.key, change.thread_id]
+    # JSON within the row is held as bytes.
+    return [change.table, change.key, change.thread_id, change.row, sorted(change.removed)]
 
 
 def _dump_values(value: dict[str, Any]) -> dict[str, bytes]:
     return {key: orjson.dumps(item) for key, item in value.items()}
 
 
-def decode(line: bytes) -> Change:
+def decode(encoded: bytes) -> list[Change]:
     """What `encode` was given."""
-    table, key, thread_id, *upsert = orjson.loads(line)
-    if not upsert:
+    return [_change(*parts) for parts in orjson.loads(encoded)]
+
+
+def _change(
+    table: str, key: str, thread_id: str | None, row: Row | None = None, removed: Iterable[str] = ()
+) -> Change:
+    if row is None:
         return Delete(table, key, thread_id)
-    row, removed = upsert
     for name, form in _JSON_COLUMNS[table]:
         if name in row:
             row[name] = form(row[name])

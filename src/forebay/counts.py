@@ -1,6 +1,6 @@
 """What has become of every change, as plain integers that the hot path may touch and the metrics read.
 
-At every instant `accepted = written + coalesced + dead_lettered + dropped + pending`.
+At every instant `accepted = written + coalesced + dead_lettered + dropped + handed_over + pending`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ class Counts:
     retries: Counter[str] = field(default_factory=Counter)  # attempts at a batch, by reason
     unknown_keys: Counter[str] = field(default_factory=Counter)  # values that no column was for, by table
     upload_failures: int = 0
+    handed_over: int = 0  # changes that another process has written
     replayed: int = 0  # changes that a process before this one left in its journal
     spilled: int = 0  # changes that lay in the journal alone for a while
 
@@ -29,4 +30,4 @@ class Counts:
     def pending(self) -> int:
         """Changes that are accepted and not yet accounted for otherwise."""
         settled = (self.coalesced, self.written, self.dead_lettered, self.dropped)
-        return self.accepted.total() - sum(counter.total() for counter in settled)
+        return self.accepted.total() - sum(counter.total() for counter in settled) - self.handed_over

@@ -37,6 +37,8 @@ from forebay.store import Store
 
 logger = logging.getLogger("forebay")
 
+_GARBAGE_AT_ONCE = 1000
+
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
@@ -381,8 +383,9 @@ class ForebayDataLayer(BaseDataLayer):
                 stored = await self._blobs.store(content, owner)
                 if stored is not None:
                     values["objectKey"], values["url"] = stored
-            dropped = await self._write(changes.element, values)
-        await self._blobs.delete(dropped)
+            taken = await self._write(changes.element, values)
+        if not taken and values.get("objectKey"):  # its thread was deleted meanwhile
+            await self._blobs.delete([str(values["objectKey"])])
 
     def _turn(self, element_id: str) -> asyncio.Lock:
         """One call at a time for each element, in their order: an upload takes a while, and none may overtake."""
@@ -419,7 +422,7 @@ class ForebayDataLayer(BaseDataLayer):
 
     # ---- what they share
 
-    async def _write(self, make: Any, *arguments: Any) -> list[str]:
+    async def _write(self, make: Any, *arguments: Any) -> bool:
         try:
             change: Upsert = make(*arguments)
         except RowError as error:
@@ -432,8 +435,15 @@ class ForebayDataLayer(BaseDataLayer):
     async def _delete(self, table: str, key: str, thread_id: str | None = None) -> None:
         if not self._store.valid_id(key):
             return  # no row can have it
-        change = Delete(table, cleaning.text(key), thread_id)
-        await self._blobs.delete(await self._engine.write(change, committed=True))
+        await self._engine.write(Delete(table, cleaning.text(key), thread_id), committed=True)
+        if self._blobs.client is not None and table != "feedbacks":
+            await self._collect_garbage()
+
+    async def _collect_garbage(self) -> None:
+        """Delete contents whose elements are gone, here or by another process."""
+        object_keys = await self._engine.read(self._statements.garbage, first=_GARBAGE_AT_ONCE)
+        for object_key in await self._blobs.delete(object_keys):
+            await self._engine.write_now(self._statements.forget_garbage, object_key=object_key)
 
     def _log_call(self, method: str) -> None:
         if self.show_logger:

@@ -63,6 +63,9 @@ class Sql(Protocol):
     def array(self, found: sa.Select[Any], *, newest_first: bool = False) -> Expression:
         """The column `doc` of the rows found, as a JSON array, ordered by their `createdAt` and `id`."""
 
+    def texts(self, found: sa.Select[Any]) -> Expression:
+        """A JSON array of the one column that the select finds."""
+
     def result(self, document: Expression) -> Expression:
         """A JSON document as the statement returns it: text."""
 
@@ -141,6 +144,10 @@ class PostgresSql:
             sa.func.json_agg(postgresql.aggregate_order_by(rows.c.doc, *ordered)),
             sa.literal_column("'[]'::json"),
         )
+
+    def texts(self, found: sa.Select[Any]) -> Expression:
+        """An array, as JSON."""
+        return sa.func.to_json(sa.func.array(found.scalar_subquery()))
 
     def result(self, document: Expression) -> Expression:
         """Text, since SQLAlchemy has the driver parse JSON with a slower parser."""
@@ -232,6 +239,11 @@ class SqliteSql:
         """`json_group_array` takes the rows in the order in which the subquery gives them."""
         del newest_first  # the subquery's own order says it
         return sa.func.json_group_array(sa.func.json(found.subquery("found").c.doc))
+
+    def texts(self, found: sa.Select[Any]) -> Expression:
+        """`json_group_array`, over the select."""
+        column = next(iter(found.subquery("found").c))
+        return sa.func.json_group_array(column)
 
     def result(self, document: Expression) -> Expression:
         """It is text."""

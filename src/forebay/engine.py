@@ -1,4 +1,4 @@
-"""Inbox, writer and store put together: submit a change, settle before a read, flush, close.
+"""Inbox, journal, writer and store put together: submit a change, settle before a read, flush, close.
 
 Everything up to the queue is synchronous, so that the order of the calls is the order of the writes.
 """
@@ -11,24 +11,30 @@ import contextvars
 import heapq
 import itertools
 import logging
+import os
 import time
+import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import anyio
 
-from forebay.changes import Change, Delete, Upsert, encode
+from forebay.changes import Change, Delete
 from forebay.counts import Counts
+from forebay.dead_letters import DeadLetters
 from forebay.errors import (
     DatabaseError,
     ForebayError,
     JournalError,
     LayerClosed,
+    LayerForked,
     QueueFull,
+    RowError,
     TransientError,
     WrongLoop,
 )
+from forebay.handover import Handover
 from forebay.inbox import Batch, Inbox, Op
 from forebay.journal import Journal
 from forebay.metrics import Metrics
@@ -36,7 +42,8 @@ from forebay.recovery import Recovery
 from forebay.settings import Settings
 from forebay.statements import Statement
 from forebay.store import Store
-from forebay.writer import Writer, settle_tickets
+from forebay.worker import Worker
+from forebay.writer import Writer
 
 logger = logging.getLogger("forebay.engine")
 
@@ -44,6 +51,12 @@ logger = logging.getLogger("forebay.engine")
 _QUIET_SPELL = 0.1
 _TOMBSTONES = 100_000
 _JOURNAL_RETRY = 1.0  # seconds between tries to read what was spilled
+# How long the first reads wait for what a process before this one has left in its journal. Seconds.
+_RECOVERY_PATIENCE = 5.0
+
+_NEVER = 2**63  # no change has this number
+
+_Durable = asyncio.Future[None] | None  # None: there is nothing to wait for
 
 
 class Engine:
@@ -66,91 +79,126 @@ class Engine:
             linger=settings.linger,
             counts=self.counts,
         )
-        self.writer = Writer(self.inbox, store, self, self.counts, clock)
+        self.letters = DeadLetters(settings.journal_dir)
+        # What is in memory alone ends with the process; there is nothing to keep it for.
+        self._journals = settings.durability == "journal" and not store.in_memory
+        self._external = self._journals and settings.writer == "external"
+        self.writer = Writer(
+            store,
+            self,
+            self.counts,
+            clock,
+            keep=self._keep_letter,
+            keep_is_vital=self._journals,
+            pending=lambda: self.inbox.pending,
+        )
+        self.recovery = self._make_recovery(clock)
+        self._worker: Worker | Handover = (
+            Handover(self.inbox, self, clock)
+            if self._external
+            else Worker(self.inbox, self.writer, self.recovery, self, clock)
+        )
         self.closed = False
+        self.journal: Journal | None = None
         self._metrics = metrics
         self._clock = clock
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
+        self._forked = False
         self._readers = _Waiters()
         self._flushes = _Waiters()
-        self._journal: Journal | None = None
-        self._recovered = False
         self._spilled_tickets: dict[int, Any] = {}
         self._tombstones: OrderedDict[str, None] = OrderedDict()
-        metrics.observe(
-            self.counts, self.inbox, lambda: self.writer.failure is None and not self.closed, clock
-        )
+        _engines.add(self)
+        metrics.observe(self.counts, self.inbox, lambda: self.failure is None and not self.closed, clock)
 
     def __repr__(self) -> str:
         return f"<Engine {'closed' if self.closed else 'open'}, {self.inbox!r}, {self.writer!r}>"
 
+    def _make_recovery(self, clock: Callable[[], float]) -> Recovery | None:
+        if self.store.in_memory or self._external:
+            return None
+        return Recovery(
+            self.settings.journal_dir, self.store.location, self.writer, self.store, self.counts, clock
+        )
+
+    @property
+    def failure(self) -> ForebayError | None:
+        """Why nothing is written at present; None while it is."""
+        return self._worker.failure if isinstance(self._worker, Handover) else self.writer.failure
+
     # ---- writing
 
-    async def write(self, change: Change, *, committed: bool = False) -> list[str]:
-        """Queue a change; its place is fixed before the first await.
+    async def write(self, change: Change, *, committed: bool = False) -> bool:
+        """Queue a change; its place is fixed before the first await. False: its thread was deleted before.
 
-        Returns when it is queued, or, with `committed` or `durability=commit`, when its transaction has
-        committed: then with the object keys of the elements that it deleted. Of an element that is dropped,
-        as its thread is deleted, the own one is returned. Raises QueueFull, and with `committed` the RowError
-        of a row that the database refuses.
+        Returns when it is as durable as the settings say, or, with `committed`, when its transaction has
+        committed. Raises QueueFull, JournalError, and with `committed` or `durability=commit` the RowError of
+        a row that the database refuses.
         """
         loop = self._ensure_running()
         if self._is_dead(change):
-            key = change.row.get("objectKey") if isinstance(change, Upsert) else None
-            return [key] if key else []
-        wait = committed or self.settings.durability == "commit"
-        ticket = _quiet_future(loop) if wait else None
-        durable = self._accept(change, ticket) or await self._wait_for_room(change, ticket, loop)
-        if committed:
-            self.inbox.hurry()
-        self._notify_writer(now=committed)
-        # The change stays queued whatever becomes of the caller.
-        await asyncio.shield(durable)
-        return await asyncio.shield(ticket) if ticket is not None else []
+            return False
+        ticket = None
+        if committed or self.settings.durability == "commit":
+            ticket = _quiet_future(loop)
+        taken, durable = self._accept(change, ticket)
+        if not taken:
+            durable = await self._wait_for_room(change, ticket, loop)
+        self._notify(now=committed)
+        if durable is not None:
+            await durable
+        if ticket is not None:
+            # The change stays queued whatever becomes of the caller.
+            await asyncio.shield(ticket)
+        return True
 
-    def _accept(self, change: Change, ticket: Any) -> asyncio.Future[None] | None:
-        """Take a change: the future of its being durable. None when there is no room."""
-        journal = self._own_journal()
-        seq = self.inbox.offer(change, self._clock(), ticket)
-        if seq is not None:
-            return self._journaled(seq, change)
+    def _accept(self, change: Change, ticket: Any) -> tuple[bool, _Durable]:
+        """Take a change, if there is room: whether it is taken, and the future of its being durable."""
+        journal = self._own_journal() if self._journals else None
+        if not self._external:
+            seq = self.inbox.offer(change, self._clock(), ticket)
+            if seq is not None:
+                return True, journal.append(seq, change) if journal is not None else None
         if journal is None or self.inbox.waiting or not self._may_spill(change):
-            return None
-        return self._spilled(self.inbox.spill(change), change, ticket)
+            return False, None
+        return True, self._spilled(self.inbox.spill(change), change, ticket)
 
-    def _journaled(self, seq: int, change: Change) -> asyncio.Future[None]:
-        if self._journal is None:
-            return self._nothing_to_wait_for
-        return self._journal.append(seq, encode(change))
-
-    def _spilled(self, seq: int, change: Change, ticket: Any) -> asyncio.Future[None]:
-        """Keep a change in the journal alone until `refill`. If that fails, it is lost, and the caller is told."""
-        self.counts.spilled += 1
+    def _spilled(self, seq: int, change: Change, ticket: Any) -> _Durable:
+        """Keep a change in the journal alone, until `refill` or until another process has written it."""
+        assert self.journal is not None
+        if not self._external:
+            self.counts.spilled += 1
         if ticket is not None:
             self._spilled_tickets[seq] = ticket
-        durable = self._journaled(seq, change)
-        durable.add_done_callback(lambda done: self._lose(seq, change) if done.exception() else None)
-        return durable
+        return self.journal.append(seq, change)
 
-    def _lose(self, seq: int, change: Change) -> None:
-        self._spilled_tickets.pop(seq, None)
-        self.inbox.lose(change)
+    def _lose(self, first_seq: int, last_seq: int) -> None:
+        """The journal could not take these: what is not in the inbox too is lost, and its callers are told."""
+        for seq in range(max(first_seq, self.inbox.queued_seq + 1), last_seq + 1):
+            self._spilled_tickets.pop(seq, None)
+            self.inbox.lose(seq)
         self._reached()
 
     def _may_spill(self, change: Change) -> bool:
-        journal = self._journal
+        journal = self.journal
         return journal is not None and journal.size + change.size <= self.settings.journal_max_bytes
 
-    def _own_journal(self) -> Journal | None:
+    def _own_journal(self) -> Journal:
         """This process's journal, created at its first write. Raises JournalError."""
-        if self._journal is None and self.settings.durability == "journal":
+        if self.journal is None:
             try:
-                self._journal = Journal(self.settings.journal_dir, asyncio.get_running_loop())
+                self.journal = Journal(
+                    self.settings.journal_dir,
+                    asyncio.get_running_loop(),
+                    self.store.location,
+                    external=self._external,
+                    on_failure=self._lose,
+                )
             except JournalError as error:
                 self.refuse(error)
                 raise
-        return self._journal
+        return self.journal
 
     def _is_dead(self, change: Change) -> bool:
         """Whether the change is of a deleted thread, which must stay gone; it is counted and dropped then."""
@@ -170,9 +218,7 @@ class Engine:
         if len(self._tombstones) > _TOMBSTONES:
             self._tombstones.popitem(last=False)
 
-    async def _wait_for_room(
-        self, change: Change, ticket: Any, loop: asyncio.AbstractEventLoop
-    ) -> asyncio.Future[None]:
+    async def _wait_for_room(self, change: Change, ticket: Any, loop: asyncio.AbstractEventLoop) -> _Durable:
         token = loop.create_future()
         try:
             waiting = self.inbox.wait(change, ticket, token)
@@ -180,7 +226,7 @@ class Engine:
             raise self._refusal(change, error) from None
         try:
             with anyio.fail_after(self.settings.queue_timeout):
-                durable: asyncio.Future[None] = await token
+                durable: _Durable = await token
         except TimeoutError:
             self.inbox.give_up(waiting)
             raise self._refusal(
@@ -203,8 +249,10 @@ class Engine:
         logger.error("change refused table=%s reason=%s", change.table, error)
         return error
 
-    def _notify_writer(self, *, now: bool) -> None:
-        self.writer.notice(now=now or self.inbox.has_ready_batch)
+    def _notify(self, *, now: bool) -> None:
+        if now:
+            self.inbox.hurry()
+        self._worker.notice(now=now or self.inbox.has_ready_batch)
 
     # ---- reading
 
@@ -214,14 +262,33 @@ class Engine:
         Raises TransientError at once while the database can't be written to.
         """
         self._ensure_running()
-        seq = self.inbox.ticket_for(thread_id) or (None if self._recovered else 0)
+        if self.recovery is not None and not self.recovery.done_once.is_set():
+            await self._wait_for_recovery()
+        seq = self.inbox.ticket_for(thread_id)
         if seq is None:
             return
-        if self.writer.failure is not None:
-            raise TransientError(f"what was written before can't be read yet: {self.writer.failure}")
+        if self.failure is not None:
+            raise _unreadable(self.failure)
         started = self._clock()
         await self._applied(seq, self._readers)
         self._metrics.settle_duration.observe(self._clock() - started)
+
+    async def _wait_for_recovery(self) -> None:
+        """What a process before this one has acknowledged should be seen, but a long journal must not block."""
+        assert self.recovery is not None
+        if self.writer.failure is not None:
+            raise _unreadable(self.writer.failure)
+        recovered = asyncio.ensure_future(self.recovery.done_once.wait())
+        failed = self._readers.add(_NEVER, self._ensure_running())
+        try:
+            await asyncio.wait(
+                (recovered, failed), timeout=_RECOVERY_PATIENCE, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            recovered.cancel()
+        if failed.done():
+            failed.result()
+        failed.cancel()
 
     async def read(self, statement: Statement, **parameters: Any) -> Any:
         """Run a read. Raises a DatabaseError."""
@@ -235,8 +302,7 @@ class Engine:
 
     async def _applied(self, seq: int, waiters: _Waiters) -> None:
         done = waiters.add(seq, self._ensure_running())
-        self.inbox.hurry()
-        self._notify_writer(now=True)
+        self._notify(now=True)
         await done
 
     async def flush(self) -> None:
@@ -252,83 +318,110 @@ class Engine:
         self._metrics.flush_duration.observe(seconds)
         self._metrics.batch_rows.observe(len(batch.ops))
 
-    def batch_settled(self, batch: Batch) -> None:
+    def batch_failed(self, error: DatabaseError) -> None:
+        """Readers fail at once; `flush` goes on waiting. See `writer.Observer`."""
+        self._readers.fail(_unreadable(error))
+
+    def op_settled(self, op: Op, error: DatabaseError | None) -> None:
         """See `writer.Observer`."""
-        if self._journal is not None:
-            self._journal.trim(self.inbox.applied_seq)
-        for waiting in self.inbox.admit(self._clock(), self._may_spill):
+        for ticket in op.tickets:
+            _settle(ticket, error)
+
+    def threads_deleted(self, thread_ids: Iterable[str]) -> None:
+        """Another process has deleted them. See `writer.Observer`."""
+        for thread_id in thread_ids:
+            self._bury(thread_id)
+
+    async def _keep_letter(self, change: Change, error: RowError) -> None:
+        await asyncio.to_thread(self.letters.keep, self.store.location, change, error)
+
+    # ---- what the worker tells
+
+    def batch_settled(self) -> None:
+        """See `worker.Owner`."""
+        if self.journal is not None:
+            self.journal.trim(self.inbox.applied_seq)
+        if self.inbox.waiting:
+            self._admit()
+        self._reached()
+
+    def _admit(self) -> None:
+        for waiting in self.inbox.admit(self._clock(), self._may_spill, spill_only=self._external):
             assert waiting.seq is not None
+            durable: _Durable = None
             if waiting.spilled:
                 durable = self._spilled(waiting.seq, waiting.change, waiting.ticket)
-            else:
-                durable = self._journaled(waiting.seq, waiting.change)
+            elif self.journal is not None:
+                durable = self.journal.append(waiting.seq, waiting.change)
             if not waiting.token.done():
                 # A future as the result of a future: what the caller waits for next.
                 waiting.token.set_result(durable)
-        self._reached()
+
+    def handover_failed(self, error: TransientError) -> None:
+        """See `handover.Owner`."""
+        self._readers.fail(_unreadable(error))
 
     def _reached(self) -> None:
-        self._readers.reached(self.inbox.applied_seq)
-        self._flushes.reached(self.inbox.applied_seq)
+        applied_seq = self.inbox.applied_seq
+        self._readers.reached(applied_seq)
+        self._flushes.reached(applied_seq)
+        if self._external:
+            for seq in [seq for seq in self._spilled_tickets if seq <= applied_seq]:
+                _settle(self._spilled_tickets.pop(seq), None)
 
     @property
     def journal_id(self) -> str | None:
-        """See `writer.Observer`."""
-        return self._journal.id if self._journal is not None else None
+        """See `worker.Owner`."""
+        return self.journal.id if self.journal is not None else None
 
     async def refill(self) -> None:
-        """See `writer.Observer`."""
-        assert self._journal is not None
+        """See `worker.Owner`."""
+        assert self.journal is not None
         room = max(1, self.settings.queue_max_bytes - self.inbox.size)
         try:
-            records = await self._journal.read(self.inbox.queued_seq, room)
+            records = await self.journal.read(self.inbox.queued_seq, room)
         except JournalError as error:
             logger.error("spilled changes wait reason=%s", error)
             await anyio.sleep(_JOURNAL_RETRY)
             return
         if not records:
-            await self._journal.synced()  # what is spilled is on its way to the disk
+            await self.journal.synced()  # what is spilled is on its way to the disk
         for seq, change in records:
             self.inbox.refill(seq, change, self._clock(), self._spilled_tickets.pop(seq, None))
-
-    async def recover(self) -> None:
-        """See `writer.Observer`."""
-        settings = self.settings
-        await Recovery(
-            settings.journal_dir, self.writer, self.store, self.counts, self._clock, settings.batch_max_bytes
-        ).run()
-        self._recovered = True
-        self._readers.reached(0)
-
-    def op_settled(self, op: Op, result: list[str] | DatabaseError) -> None:
-        """See `writer.Observer`."""
-        settle_tickets(op.tickets, result)
-
-    def batch_failed(self, error: DatabaseError) -> None:
-        """Readers fail at once; `flush` goes on waiting. See `writer.Observer`."""
-        self._readers.fail(TransientError(f"what was written before can't be read yet: {error}"))
 
     # ---- life
 
     def _ensure_running(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.get_running_loop()
+        if loop is self._loop and not self.closed:
+            return loop
+        self._start(loop)
+        return loop
+
+    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         if self.closed:
             raise LayerClosed("the data layer is closed; create a new one")
-        if loop is self._loop:
-            return loop
+        if self._forked:
+            raise LayerForked(
+                "this process was forked off the one that the data layer runs in; create a new one"
+            )
         if self._loop is not None and not self._loop.is_closed():
             raise WrongLoop("the data layer runs in another event loop; create one layer for each loop")
         if self._loop is not None:
             self.store.forget_connections()
-            if self._journal is not None:
-                self._journal.rebind(loop)
+            if self.journal is not None:
+                self.journal.rebind(loop)
         self._loop = loop
-        self._nothing_to_wait_for = loop.create_future()
-        self._nothing_to_wait_for.set_result(None)
-        # An empty context: the first caller's would keep its Chainlit session alive as long as the writer.
-        self._task = loop.create_task(self.writer.run(), name="forebay-writer", context=contextvars.Context())
+        # An empty context: the first caller's would keep its Chainlit session alive as long as the worker.
+        self._task = loop.create_task(
+            self._worker.run(), name="forebay-writer", context=contextvars.Context()
+        )
         self._task.add_done_callback(_report_end)
-        return loop
+
+    def forked(self) -> None:
+        """In a forked child: what is queued and journaled is the parent's."""
+        if self._loop is not None:
+            self._loop, self._forked = None, True
 
     async def close(self) -> None:
         """Write out the queue within `close_timeout`, taking writes until a quiet spell, and disconnect."""
@@ -337,7 +430,7 @@ class Engine:
         with anyio.move_on_after(self.settings.close_timeout):
             await self._drain()
         self.closed = True
-        await self._stop_writer()
+        await self._stop_worker()
         self._fail_waiters()
         await self._close_journal()
         await self.store.close()
@@ -352,33 +445,35 @@ class Engine:
             if self.inbox.accepted_seq == seen and not self.inbox.waiting:
                 return
 
-    async def _stop_writer(self) -> None:
+    async def _stop_worker(self) -> None:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+        if self.recovery is not None:
+            self.recovery.release()
         if self.inbox.pending or self.inbox.waiting:
             logger.error(
                 "closed with unwritten changes rows=%d waiting=%d kept_in=%s reason=%s",
                 self.inbox.pending,
                 self.inbox.waiting,
-                self._journal.path if self._journal is not None else "nowhere",
-                self.writer.failure or "close_timeout",
+                self.journal.path if self.journal is not None else "nowhere",
+                self.failure or "close_timeout",
             )
 
     async def _close_journal(self) -> None:
-        if self._journal is None:
+        if self.journal is None:
             return
         finished = not self.inbox.pending
-        await self._journal.close(remove=finished)
+        await self.journal.close(remove=finished)
         if finished:
             with contextlib.suppress(DatabaseError):  # a checkpoint without a journal does no harm
-                await self.store.forget_journal(self._journal.id)
+                await self.store.forget_journal(self.journal.id)
 
     def _fail_waiters(self) -> None:
         closed = LayerClosed("the data layer was closed before the change was written")
         self._readers.fail(closed)
         self._flushes.fail(closed)
-        for future in self.inbox.abandon():
+        for future in (*self.inbox.abandon(), *self._spilled_tickets.values()):
             _fail(future, closed)
 
 
@@ -414,6 +509,17 @@ def _report_end(task: asyncio.Task[None]) -> None:
         )
 
 
+def _unreadable(error: ForebayError) -> TransientError:
+    return TransientError(f"what was written before can't be read yet: {error}")
+
+
+def _settle(ticket: asyncio.Future[None], error: DatabaseError | None) -> None:
+    if error is not None:
+        _fail(ticket, error)
+    elif not ticket.done():
+        ticket.set_result(None)
+
+
 def _fail(future: asyncio.Future[Any], error: Exception) -> None:
     if not future.done():
         future.set_exception(error)
@@ -424,3 +530,15 @@ def _quiet_future(loop: asyncio.AbstractEventLoop) -> asyncio.Future[Any]:
     future = loop.create_future()
     future.add_done_callback(lambda done: None if done.cancelled() else done.exception())
     return future
+
+
+# A child that is forked off must not write what is the parent's.
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for engine in list(_engines):
+        engine.forked()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -31,6 +31,10 @@ class WrongLoop(ForebayError):
     """The data layer runs in another event loop that is still alive."""
 
 
+class LayerForked(ForebayError):
+    """The process was forked off the one that the data layer runs in; the child needs a layer of its own."""
+
+
 class DatabaseError(ForebayError):
     """The database refused or failed a statement."""
 

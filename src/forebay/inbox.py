@@ -16,6 +16,8 @@ from forebay.changes import Change, Delete, Upsert, fold
 from forebay.counts import Counts
 from forebay.errors import QueueFull
 
+_MANY_THREADS = 10_000
+
 
 @dataclass(slots=True)
 class Op:
@@ -120,6 +122,7 @@ class Inbox:
         self._sealed: deque[Batch] = deque()
         self._in_flight: Batch | None = None
         self._last_seq: dict[str | None, int] = {}
+        self._lost: deque[int] = deque()
         self._waiting: deque[Waiting] = deque()
 
     def __repr__(self) -> str:
@@ -152,6 +155,7 @@ class Inbox:
         self.accepted_seq += 1
         self.counts.accepted[change.table] += 1
         self.spilled += 1
+        self._last_seq[change.thread_id] = self.accepted_seq
         return self.accepted_seq
 
     @property
@@ -164,10 +168,24 @@ class Inbox:
         self.spilled -= 1
         self._queue(seq, change, now, ticket)
 
-    def lose(self, change: Change) -> None:
+    def lose(self, seq: int) -> None:
         """A spilled change could not be kept; its caller has been told."""
         self.spilled -= 1
+        self._lost.append(seq)
         self.counts.dropped["journal"] += 1
+        self._catch_up()
+
+    def hand_over(self, applied_seq: int) -> None:
+        """Another process has written what was spilled up to here."""
+        handed_over = applied_seq - self.applied_seq
+        while self._lost and self._lost[0] <= applied_seq:
+            self._lost.popleft()
+            handed_over -= 1
+        self.spilled -= handed_over
+        self.counts.handed_over += handed_over
+        self.applied_seq = applied_seq
+        if len(self._last_seq) > _MANY_THREADS:
+            self._last_seq = {key: seq for key, seq in self._last_seq.items() if seq > applied_seq}
         self._catch_up()
 
     def _catch_up(self) -> None:
@@ -175,6 +193,7 @@ class Inbox:
         if not (self.spilled or self._open or self._sealed or self._in_flight):
             self.applied_seq = self.accepted_seq
             self._last_seq.clear()
+            self._lost.clear()
 
     def wait(self, change: Change, ticket: Any, token: Any) -> Waiting:
         """Stand at the door behind those who came before; `admit` lets in. Raises QueueFull at its limit."""
@@ -192,12 +211,18 @@ class Inbox:
         self._waiting.remove(waiting)
         self.waiting_size -= waiting.change.size
 
-    def admit(self, now: float, may_spill: Callable[[Change], bool] = lambda _change: False) -> list[Waiting]:
-        """Let in from the door, in order, what fits now, here or (`may_spill`) elsewhere."""
+    def admit(
+        self,
+        now: float,
+        may_spill: Callable[[Change], bool] = lambda _change: False,
+        *,
+        spill_only: bool = False,
+    ) -> list[Waiting]:
+        """Let in from the door, in order, what fits now, here (not with `spill_only`) or (`may_spill`) elsewhere."""
         admitted = []
         while self._waiting:
             waiting = self._waiting[0]
-            if not self.spilled and self._fits(waiting.change):
+            if not (spill_only or self.spilled) and self._fits(waiting.change):
                 waiting.seq = self._accept(waiting.change, now, waiting.ticket)
             elif may_spill(waiting.change):
                 waiting.seq, waiting.spilled = self.spill(waiting.change), True
@@ -237,11 +262,11 @@ class Inbox:
         """The `seq` that a reader of the thread (None: of anything) must wait for, or None for none."""
         if self.applied_seq >= self.accepted_seq:
             return None
-        if thread_id is None or self.spilled:
+        if thread_id is None:
             return self.accepted_seq
         # A change whose thread is unknown may be of any thread.
         latest = max(self._last_seq.get(thread_id, 0), self._last_seq.get(None, 0))
-        return latest or None
+        return latest if latest > self.applied_seq else None
 
     def hurry(self) -> None:
         """Somebody waits: the open batch leaves without lingering."""
@@ -266,6 +291,7 @@ class Inbox:
     def _accept(self, change: Change, now: float, ticket: Any) -> int:
         self.accepted_seq += 1
         self.counts.accepted[change.table] += 1
+        self._last_seq[change.thread_id] = self.accepted_seq
         self._queue(self.accepted_seq, change, now, ticket)
         return self.accepted_seq
 
@@ -274,7 +300,6 @@ class Inbox:
             self._open = Batch(now)
         self.size += self._open.add(seq, change, ticket, self.counts)
         self.queued_seq = seq
-        self._last_seq[change.thread_id] = seq
         if len(self._open.ops) >= self._batch_max_rows or self._open.size >= self._batch_max_bytes:
             self._seal()
 

@@ -81,6 +81,13 @@ def _in_thread() -> sa.ForeignKey:
 # Where keys that no column is for are kept, so that a release of Chainlit that adds one loses nothing.
 EXTRA = "forebayExtra"
 NOW = object()  # a default: the time at which the change was made
+# When the newest change of a row was made, in microseconds since 1970: what comes late can't overwrite it.
+WRITTEN_AT = "forebayWrittenAt"
+
+
+def _written_at() -> sa.Column[Any]:
+    return sa.Column(WRITTEN_AT, sa.BigInteger(), info={"kind": Kind.INT, "merge": Merge.LAST})
+
 
 users = sa.Table(
     "users",
@@ -103,6 +110,7 @@ threads = sa.Table(
     _column("metadata", Kind.OBJECT, merge=Merge.KEYS),
     # The newest createdAt of the thread's steps; null until forebay has written one.
     sa.Column("updatedAt", _SORTED_TEXT, info={"kind": Kind.TEXT, "merge": Merge.MAX}),
+    _written_at(),
 )
 
 steps = sa.Table(
@@ -132,6 +140,7 @@ steps = sa.Table(
     _column("autoCollapse", Kind.BOOL),
     _column("modes", Kind.OBJECT),
     _column(EXTRA, Kind.OBJECT, merge=Merge.KEYS),
+    _written_at(),
 )
 
 elements = sa.Table(
@@ -154,6 +163,7 @@ elements = sa.Table(
     _column("autoPlay", Kind.BOOL),
     _column("playerConfig", Kind.OBJECT),
     _column(EXTRA, Kind.OBJECT, merge=Merge.KEYS),
+    _written_at(),
 )
 
 feedbacks = sa.Table(
@@ -164,8 +174,7 @@ feedbacks = sa.Table(
     _id("threadId", _in_thread(), nullable=False),
     _column("value", Kind.INT, nullable=False, default=0),
     _column("comment"),
-    # When forebay wrote it: tells the newest of several feedbacks on one step.
-    _column("updatedAt"),
+    _written_at(),  # also tells the newest of several feedbacks on one step
 )
 
 # How far each writer's journal is in the database; written in the batch's own transaction.
@@ -176,6 +185,18 @@ checkpoints = sa.Table(
     sa.Column("applied_seq", sa.BigInteger(), nullable=False),
 )
 
+# The threads that were deleted, which a write that comes late must not bring back.
+tombstones = sa.Table(
+    "forebay_tombstones",
+    metadata,
+    sa.Column("thread_id", _ID, primary_key=True),
+    sa.Column("deleted_at", sa.BigInteger(), nullable=False),  # microseconds since 1970
+)
+
+# Contents whose elements are deleted, until the storage has deleted them too.
+garbage = sa.Table("forebay_garbage", metadata, sa.Column("object_key", sa.Text(), primary_key=True))
+
+sa.Index("forebay_tombstones_age", tombstones.c.deleted_at)
 sa.Index("forebay_threads_activity", threads.c.userId, threads.c.updatedAt.desc(), threads.c.id.desc())
 sa.Index("forebay_steps_thread", steps.c.threadId, steps.c.createdAt)
 sa.Index("forebay_steps_parent", steps.c.parentId)

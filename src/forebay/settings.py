@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import AliasChoices, Field, ValidationError
+from pydantic import AliasChoices, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from forebay.errors import SettingsError
@@ -20,6 +20,7 @@ KIB = 1024
 MIB = 1024 * KIB
 
 Durability = Literal["journal", "memory", "commit"]
+WriterPlace = Literal["embedded", "external"]
 
 
 def _default_journal_dir() -> Path:
@@ -41,9 +42,9 @@ class Settings(BaseSettings):
         description="Where the tables are: postgresql://… or sqlite:///…; falls back to DATABASE_URL.",
     )
     durability: Durability = Field(
-        default="memory",
-        description="When a write call returns: `memory`, once it is queued; `journal`, once it is on this machine's "
-        "disk; `commit`, once its batch has committed.",
+        default="journal",
+        description="When a write call returns: `journal`, once it is on this machine's disk; `memory`, once it is "
+        "queued; `commit`, once its batch has committed.",
     )
     journal_dir: Path = Field(
         default_factory=_default_journal_dir,
@@ -101,6 +102,18 @@ class Settings(BaseSettings):
         description="Whether ssl_require=True also checks the server's certificate and host name.",
     )
 
+    writer: WriterPlace = Field(
+        default="embedded",
+        description="Who writes to the database: `embedded`, this process; `external`, a `forebay drain --watch` on "
+        "the same journal_dir.",
+    )
+
+    @model_validator(mode="after")
+    def _check_external(self) -> Settings:
+        if self.writer == "external" and self.durability != "journal":
+            raise ValueError("FOREBAY_WRITER=external needs FOREBAY_DURABILITY=journal")
+        return self
+
     def __init__(self, **values: Any) -> None:
         try:
             super().__init__(**values)
@@ -121,6 +134,8 @@ def _explain(error: ValidationError) -> str:
 
 
 def _problem(field: str, message: str) -> str:
+    if not field:
+        return message.removeprefix("Value error, ")
     if field.isupper():  # an alias, which is the variable itself
         return f"{field}: {message}"
     if field not in Settings.model_fields:

@@ -19,7 +19,18 @@ from sqlalchemy.sql.selectable import FromClause
 from forebay import changes, cleaning, schema
 from forebay.changes import Row, Upsert
 from forebay.dialects import REMOVED, Expression, PostgresSql, Sql, SqliteSql
-from forebay.schema import Merge, checkpoints, elements, feedbacks, steps, threads, users
+from forebay.schema import (
+    WRITTEN_AT,
+    Merge,
+    checkpoints,
+    elements,
+    feedbacks,
+    garbage,
+    steps,
+    threads,
+    tombstones,
+    users,
+)
 
 NOW = "now"
 
@@ -103,7 +114,11 @@ class Statements:
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
         self._sql: Sql = PostgresSql() if dialect.name == "postgresql" else SqliteSql()
+        # One Statements lives as long as its store, and compiles each of these once.
+        self.batch = cache(self._batch)
         self.page = cache(self._page)
+        self.upsert = cache(self._one_table)
+        self.delete = cache(self._delete)
 
     def _compile(self, statement: sa.sql.ClauseElement) -> Statement:
         compiled = statement.compile(dialect=self._dialect, compile_kwargs={"render_postcompile": True})
@@ -113,17 +128,35 @@ class Statements:
 
     # ---- writing
 
-    @cache  # noqa: B019 - one Statements lives as long as its store
-    def batch(self, partial: bool, checkpoint: bool = False) -> Statement:
+    def _batch(self, *, partial: bool, late: bool, checkpoint: bool) -> Statement:
         """All tables' upserts as one data-modifying statement: one round trip, and atomic by itself.
 
-        `checkpoint`: with the journal's. Foreign keys are checked at its end, so the order of its parts does
-        not matter. PostgreSQL only.
+        `late`: beneath what is newer; `checkpoint`: with the journal's. It returns the ids of those threads
+        that were deleted before, whose rows it leaves out. Foreign keys are checked at its end, so the order
+        of its parts does not matter. PostgreSQL only.
         """
-        parts = [self._upsert(table, partial).cte(f"w_{table.name}") for table in schema.WRITE_ORDER]
+        named = self._sql.source(threads)
+        # Each thread of the batch has a row there, if only its stub.
+        dead = (
+            sa.select(tombstones.c.thread_id)
+            .where(self._sql.among(tombstones.c.thread_id, sa.select(named.c["id"])))
+            .cte("dead")
+            .prefix_with("MATERIALIZED")
+        )
+        parts = [
+            self._upsert(table, partial, late, dead).cte(f"w_{table.name}") for table in schema.WRITE_ORDER
+        ]
         if checkpoint:
             parts.append(self._checkpoint().cte("w_checkpoint"))
-        return self._compile(sa.select(sa.literal_column("1")).add_cte(*parts))
+        return self._compile(sa.select(sa.cast(dead.c.thread_id, sa.Text())).add_cte(*parts))
+
+    @cached_property
+    def dead_threads(self) -> Statement:
+        """Which of `ids`, a JSON array, are threads that were deleted. SQLite only."""
+        ids = sa.func.json_each(_text("ids")).table_valued("value")
+        return self._compile(
+            sa.select(tombstones.c.thread_id).where(tombstones.c.thread_id.in_(sa.select(ids.c.value)))
+        )
 
     def _checkpoint(self) -> Any:
         insert = self._sql.insert(checkpoints).values(
@@ -154,29 +187,25 @@ class Statements:
         deleted = sa.delete(checkpoints).where(checkpoints.c.journal_id == _text("journal_id"))
         return self._compile(deleted)
 
-    @cache  # noqa: B019
-    def upsert(self, table: str, partial: bool) -> Statement:
-        """One table's upserts."""
-        return self._compile(self._upsert(schema.TABLES[table], partial))
+    def _one_table(self, table: str, *, partial: bool, late: bool) -> Statement:
+        """One table's upserts, with `late` beneath what is newer."""
+        return self._compile(self._upsert(schema.TABLES[table], partial, late))
 
-    def _upsert(self, table: sa.Table, partial: bool) -> Any:
+    def _upsert(self, table: sa.Table, partial: bool, late: bool, dead: sa.CTE | None = None) -> Any:
         source = self._sql.source(table)
         selected = {column.name: self._proposed(column, source, partial) for column in table.columns}
         rows: FromClause = source
         if partial:
             rows = source.outerjoin(_stored(table), _stored(table).c["id"] == source.c["id"])
         # SQLite reads "ON" after a bare FROM as a join's; a condition keeps the two apart.
-        select = (
-            sa.select(*selected.values())
-            .select_from(rows)
-            .where(sa.literal_column("1") == sa.literal_column("1"))
-        )
+        wanted: Expression = sa.literal_column("1") == sa.literal_column("1")
+        if dead is not None:
+            thread_id = source.c["id" if table is threads else "threadId"]
+            wanted = ~sa.exists().where(dead.c.thread_id == thread_id)
+        select = sa.select(*selected.values()).select_from(rows).where(wanted)
         insert = self._sql.insert(table).from_select(list(selected), select)
-        merged = {
-            column.name: self._merged(column, insert.excluded[column.name])
-            for column in table.columns
-            if column.name != "id"
-        }
+        merge = self._merged_late if late else self._merged
+        merged = {c.name: merge(c, insert.excluded) for c in table.columns if c.name != "id"}
         return insert.on_conflict_do_update(index_elements=["id"], set_=merged)
 
     def _proposed(self, column: sa.Column[Any], source: FromClause, partial: bool) -> Expression:
@@ -197,8 +226,9 @@ class Statements:
             choices.append(self._sql.constant(default))
         return sa.func.coalesce(*choices)
 
-    def _merged(self, column: sa.Column[Any], excluded: Expression) -> Expression:
+    def _merged(self, column: sa.Column[Any], proposed: Any) -> Expression:
         """What stays when the row is there already."""
+        excluded = proposed[column.name]
         rule = schema.merge_of(column)
         if rule is Merge.FIRST:
             return sa.func.coalesce(column, excluded)
@@ -208,13 +238,36 @@ class Statements:
             return self._sql.merge_keys(column, excluded, removing=column is threads.c.metadata)
         return sa.func.coalesce(excluded, column)
 
-    @cache  # noqa: B019
-    def delete(self, table: str) -> tuple[Statement, ...]:
+    def _merged_late(self, column: sa.Column[Any], proposed: Any) -> Expression:
+        """What stays when the row is there already, and may be newer than what comes."""
+        merged = self._merged(column, proposed)
+        rule = schema.merge_of(column)
+        if rule in (Merge.FIRST, Merge.MAX):
+            return merged
+        excluded: Expression = proposed[column.name]
+        beneath: Expression = sa.func.coalesce(column, excluded)
+        if rule is Merge.KEYS:
+            beneath = self._sql.merge_keys(excluded, column, removing=False)
+        stored_is_newer = column.table.c[WRITTEN_AT] > proposed[WRITTEN_AT]
+        return sa.case((stored_is_newer, beneath), else_=merged)
+
+    def _delete(self, table: str) -> tuple[Statement, ...]:
         """What removes a row (parameter `id`) and all that hangs on it, in this order.
 
-        A statement that returns rows returns the object keys of elements whose content is to be deleted.
+        A thread leaves a tombstone, of the moment `now_us`; those from before `old_us` are cleared away.
         """
         return tuple(self._compile(statement) for statement in _deletes(self._sql)[table])
+
+    @cached_property
+    def garbage(self) -> Statement:
+        """The object keys of contents that are to be deleted, at most `first`, as a JSON array."""
+        found = sa.select(garbage.c.object_key).limit(sa.bindparam("first", type_=sa.Integer()))
+        return self._compile(sa.select(self._sql.result(self._sql.texts(found))))
+
+    @cached_property
+    def forget_garbage(self) -> Statement:
+        """The content of `object_key` is deleted."""
+        return self._compile(sa.delete(garbage).where(garbage.c.object_key == _text("object_key")))
 
     @cached_property
     def create_user(self) -> Statement:
@@ -373,10 +426,11 @@ class Statements:
         return self._sql.object(self._values(table))
 
     def _values(self, table: sa.Table, leaving_out: tuple[str, ...] = ()) -> dict[str, Expression]:
+        leaving_out = (*leaving_out, WRITTEN_AT)
         return {c.name: self._sql.plain(c) for c in table.columns if c.name not in leaving_out}
 
 
-_NEWEST_FEEDBACK = (feedbacks.c.updatedAt.desc().nulls_last(), feedbacks.c.id.desc())
+_NEWEST_FEEDBACK = (feedbacks.c[WRITTEN_AT].desc().nulls_last(), feedbacks.c.id.desc())
 
 
 def _text(name: str) -> sa.BindParameter[Any]:
@@ -397,12 +451,14 @@ def _computed_activity(thread: FromClause = threads) -> Expression:
     return sa.func.coalesce(newest.scalar_subquery(), thread.c["createdAt"], sa.literal_column("''"))
 
 
+def _written_at(row: FromClause) -> Expression:
+    return sa.func.coalesce(row.c[WRITTEN_AT], sa.literal_column("0"))
+
+
 def _has_feedback() -> Expression:
     """Whether a step of the thread has the value as its newest feedback."""
     newer = feedbacks.alias("newer")
-    later = sa.tuple_(sa.func.coalesce(newer.c.updatedAt, sa.literal_column("''")), newer.c.id) > sa.tuple_(
-        sa.func.coalesce(feedbacks.c.updatedAt, sa.literal_column("''")), feedbacks.c.id
-    )
+    later = sa.tuple_(_written_at(newer), newer.c.id) > sa.tuple_(_written_at(feedbacks), feedbacks.c.id)
     return sa.exists().where(
         feedbacks.c.threadId == threads.c.id,
         feedbacks.c.value == sa.bindparam("value", type_=sa.Integer()),
@@ -412,28 +468,49 @@ def _has_feedback() -> Expression:
 
 def _deletes(sql: Sql) -> dict[str, tuple[sa.sql.ClauseElement, ...]]:
     key = _id_parameter("id")
-    tree = sa.select(steps.c.id).where(steps.c.id == key).cte("tree", recursive=True)
-    # UNION, not UNION ALL: a step that is its own ancestor ends the walk.
-    tree = tree.union(sa.select(steps.c.id).where(steps.c.parentId == tree.c.id))
-    in_tree = sa.select(tree.c.id)
+    in_tree = _tree()
     in_thread = sa.select(steps.c.id).where(steps.c.threadId == key)
-    object_key = elements.c.objectKey
+    of_tree = sql.among(elements.c.forId, in_tree)
+    of_thread = (elements.c.threadId == key) | sql.among(elements.c.forId, in_thread)
+    of_one = elements.c.id == key
+    tombstone = (
+        sql.insert(tombstones)
+        .values(thread_id=key, deleted_at=sa.bindparam("now_us", type_=sa.BigInteger()))
+        .on_conflict_do_nothing()
+    )
+    old = tombstones.c.deleted_at < sa.bindparam("old_us", type_=sa.BigInteger())
     return {
         "steps": (
             sa.delete(feedbacks).where(sql.among(feedbacks.c.forId, in_tree)),
-            sa.delete(elements).where(sql.among(elements.c.forId, in_tree)).returning(object_key),
+            _discard(sql, of_tree),
+            sa.delete(elements).where(of_tree),
             sa.delete(steps).where(sql.among(steps.c.id, in_tree)),
         ),
         "threads": (
+            sa.delete(tombstones).where(old),
+            tombstone,
             sa.delete(feedbacks).where(
                 (feedbacks.c.threadId == key) | sql.among(feedbacks.c.forId, in_thread)
             ),
-            sa.delete(elements)
-            .where((elements.c.threadId == key) | sql.among(elements.c.forId, in_thread))
-            .returning(object_key),
+            _discard(sql, of_thread),
+            sa.delete(elements).where(of_thread),
             sa.delete(steps).where(steps.c.threadId == key),
             sa.delete(threads).where(threads.c.id == key),
         ),
-        "elements": (sa.delete(elements).where(elements.c.id == key).returning(object_key),),
+        "elements": (_discard(sql, of_one), sa.delete(elements).where(of_one)),
         "feedbacks": (sa.delete(feedbacks).where(feedbacks.c.id == key),),
     }
+
+
+def _tree() -> sa.Select[Any]:
+    """The ids of a step and of all below it."""
+    tree = sa.select(steps.c.id).where(steps.c.id == _id_parameter("id")).cte("tree", recursive=True)
+    # UNION, not UNION ALL: a step that is its own ancestor ends the walk.
+    tree = tree.union(sa.select(steps.c.id).where(steps.c.parentId == tree.c.id))
+    return sa.select(tree.c.id)
+
+
+def _discard(sql: Sql, which: Expression) -> Any:
+    """Note the contents of these elements, in the transaction that deletes their rows."""
+    found = sa.select(elements.c.objectKey).where(elements.c.objectKey.is_not(None), which)
+    return sql.insert(garbage).from_select(["object_key"], found).on_conflict_do_nothing()

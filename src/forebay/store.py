@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import sqlite3
 import ssl
+import time
+import uuid
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from itertools import groupby
@@ -42,7 +44,8 @@ from forebay.urls import in_memory, is_postgres, parse_url, tls_context
 
 logger = logging.getLogger("forebay.store")
 
-ObjectKeys = list[str]
+# A change that comes later than this, in a journal or as a dead letter, brings its deleted thread back. 90 days.
+_TOMBSTONES_KEPT_US = 90 * 24 * 3600 * 1_000_000
 
 
 class Checkpoint(NamedTuple):
@@ -104,6 +107,11 @@ class Store:
         return self.url.set(drivername=self.url.get_backend_name(), query={}).render_as_string(
             hide_password=True
         )
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the database ends with the process."""
+        return in_memory(self.url)
 
     def valid_id(self, key: str) -> bool:
         """Whether a row could have this id; the PostgreSQL tables take UUIDs only."""
@@ -218,11 +226,12 @@ class Store:
                 return result.rowcount
 
     async def apply(
-        self, changes: Sequence[Change], checkpoint: Checkpoint | None = None
-    ) -> list[ObjectKeys]:
+        self, changes: Sequence[Change], checkpoint: Checkpoint | None = None, *, late: bool = False
+    ) -> frozenset[str]:
         """Write changes in their order, all in one transaction or none, and the journal's checkpoint with them.
 
-        Returns for each change the object keys of the elements that it deleted. Raises a DatabaseError.
+        `late`: rows may have been written since the changes were made; what is newer stays. What belongs to a
+        thread that was deleted is left out; returns the ids of those threads. Raises a DatabaseError.
         """
         await self.prepare()
         with (
@@ -232,51 +241,65 @@ class Store:
         ):
             async with self._shared(), self._writing() as driver:
                 if self._postgres and not any(isinstance(change, Delete) for change in changes):
-                    await self._upsert_run(driver, cast("Sequence[Upsert]", changes), checkpoint)
-                    return [[] for _ in changes]
+                    return await self._upsert_run(
+                        driver, cast("Sequence[Upsert]", changes), late=late, checkpoint=checkpoint
+                    )
                 async with driver.transaction():
-                    deleted = await self._apply_runs(driver, changes)
+                    dead = await self._apply_runs(driver, changes, late=late)
                     if checkpoint is not None:
                         await driver.fetch(self.statements.checkpoint, checkpoint._asdict())
-                    return deleted
+                    return dead
 
     async def applied_seq(self, journal_id: str) -> int:
         """Up to where a journal is in the database; 0 for nothing of it. Raises a DatabaseError."""
         found = await self.read(self.statements.applied_seq, journal_id=journal_id)
         return int(found["applied_seq"]) if found else 0
 
-    async def _apply_runs(self, driver: Driver, changes: Sequence[Change]) -> list[ObjectKeys]:
-        deleted: list[ObjectKeys] = []
+    async def _apply_runs(self, driver: Driver, changes: Sequence[Change], *, late: bool) -> frozenset[str]:
+        dead: frozenset[str] = frozenset()
         for is_upsert, run in groupby(changes, lambda change: isinstance(change, Upsert)):
             if is_upsert:
-                upserts = cast("list[Upsert]", list(run))
-                await self._upsert_run(driver, upserts)
-                deleted += [[] for _ in upserts]
+                dead |= await self._upsert_run(driver, cast("list[Upsert]", list(run)), late=late)
             else:
-                deleted += [await self._delete(driver, change) for change in run]
-        return deleted
+                for change in run:
+                    await self._delete(driver, change)
+        return dead
 
     async def forget_journal(self, journal_id: str) -> None:
         """Delete the checkpoint of a journal that is gone. Raises a DatabaseError."""
         await self.write(self.statements.forget_journal, journal_id=journal_id)
 
     async def _upsert_run(
-        self, driver: Driver, upserts: Sequence[Upsert], checkpoint: Checkpoint | None = None
-    ) -> None:
-        batch = documents(upserts)
+        self, driver: Driver, upserts: Sequence[Upsert], *, late: bool, checkpoint: Checkpoint | None = None
+    ) -> frozenset[str]:
         if self._postgres:
+            batch = documents(upserts)
+            statement = self.statements.batch(
+                partial=batch.partial, late=late, checkpoint=checkpoint is not None
+            )
             parameters = {**batch.parameters, **(checkpoint._asdict() if checkpoint else {})}
-            await driver.fetch(self.statements.batch(batch.partial, checkpoint is not None), parameters)
-            return
+            dead = {uuid.UUID(row[0]) for row in await driver.fetch(statement, parameters)}
+            # As the changes spell them, which need not be PostgreSQL's way.
+            ids = {upsert.thread_id for upsert in upserts if upsert.thread_id} if dead else ()
+            return frozenset(thread_id for thread_id in ids if uuid.UUID(thread_id) in dead)
+        gone = await self._dead_threads(driver, upserts)
+        batch = documents([upsert for upsert in upserts if upsert.thread_id not in gone])
         for table in batch.tables:
-            await driver.fetch(self.statements.upsert(table, batch.partial), batch.parameters)
+            await driver.fetch(
+                self.statements.upsert(table, partial=batch.partial, late=late), batch.parameters
+            )
+        return gone
 
-    async def _delete(self, driver: Driver, change: Change) -> ObjectKeys:
-        keys: ObjectKeys = []
+    async def _dead_threads(self, driver: Driver, upserts: Sequence[Upsert]) -> frozenset[str]:
+        ids = list({upsert.thread_id for upsert in upserts if upsert.thread_id is not None})
+        rows = await driver.fetch(self.statements.dead_threads, {"ids": orjson.dumps(ids).decode()})
+        return frozenset(row[0] for row in rows)
+
+    async def _delete(self, driver: Driver, change: Change) -> None:
+        now = time.time_ns() // 1000
+        parameters = {"id": change.key, "now_us": now, "old_us": now - _TOMBSTONES_KEPT_US}
         for statement in self.statements.delete(change.table):
-            rows = await driver.fetch(statement, {"id": change.key})
-            keys += [row[0] for row in rows if row[0]]
-        return keys
+            await driver.fetch(statement, parameters)
 
     async def close(self) -> None:
         """Close every connection."""

@@ -16,7 +16,8 @@ import pytest
 from chainlit.context import ChainlitContext
 
 from forebay import ForebayDataLayer, QueueFull, Settings, TransientError
-from forebay.changes import encode, step
+from forebay.changes import step
+from forebay.dead_letters import DeadLetters
 from forebay.errors import JournalError
 from forebay.journal import Journal, adopt
 from tests.support.postgres import PostgresServer
@@ -63,7 +64,7 @@ async def _leave_behind(folder: Path, thread_id: str, count: int) -> Path:
     """A journal whose owner has gone, with `count` steps in it."""
     journal = Journal(folder, asyncio.get_running_loop())
     for number in range(count):
-        await journal.append(number + 1, encode(step(_step(thread_id, number))))
+        await journal.append(number + 1, step(_step(thread_id, number)))
     await journal.close(remove=False)
     return journal.path
 
@@ -78,7 +79,7 @@ async def test_a_write_returns_once_it_is_on_disk(
         assert connection.execute("SELECT count(*) FROM changes").fetchone() == (1,)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert list(adopt(folder)) == [], "a journal that is in use is nobody else's"
+    assert adopt(folder) is None, "a journal that is in use is nobody else's"
     assert await _numbers(layer, thread_id) == [0]
     await layer.close()
     assert list(folder.iterdir()) == [], "a journal that the database has whole is removed"
@@ -228,7 +229,7 @@ async def test_a_journal_of_another_release_is_left_alone(
     path = await _leave_behind(folder, str(uuid.uuid4()), 1)
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE about SET format = 99")
-    assert list(adopt(folder)) == []
+    assert adopt(folder) is None
     assert "another release" in caplog.text
     assert path.exists()
 
@@ -256,7 +257,9 @@ async def test_a_bad_row_among_good_ones_passes_through_the_journal(
     assert layer._engine.counts.dead_lettered.total() == 1
     assert _balanced(layer)
     await layer.close()
-    assert list(folder.iterdir()) == []
+    (letter,) = DeadLetters(folder).find()
+    assert (letter.table, letter.row_id, letter.sqlstate) == ("steps", "no uuid", "22P02")
+    assert [path.name for path in folder.iterdir()] == ["dead-letters.db"]
 
 
 async def test_a_commit_whose_answer_was_lost_is_not_repeated(
@@ -271,9 +274,9 @@ async def test_a_commit_whose_answer_was_lost_is_not_repeated(
     layer, thread_id = make_layer(migrated_postgres_url), str(uuid.uuid4())
     apply, lost = layer._store.apply, 0
 
-    async def apply_and_lose_the_answer(*arguments: Any) -> Any:
+    async def apply_and_lose_the_answer(*arguments: Any, **options: Any) -> Any:
         nonlocal lost
-        answer = await apply(*arguments)
+        answer = await apply(*arguments, **options)
         if lost == 0:
             lost += 1
             raise TransientError("the connection is lost")

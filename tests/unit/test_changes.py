@@ -12,14 +12,16 @@ from hypothesis import strategies as st
 from forebay import changes, cleaning
 from forebay.changes import OVERHEAD_BYTES, Change, Delete, Upsert
 from forebay.errors import RowError
-from forebay.schema import EXTRA
+from forebay.schema import EXTRA, WRITTEN_AT
 
 NOW = "2024-01-01T00:00:00.000000Z"
+WRITTEN = {WRITTEN_AT: 1}
 
 
 @pytest.fixture(autouse=True)
 def _fixed_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cleaning, "now", lambda: NOW)
+    monkeypatch.setattr(changes, "_next_moment", lambda: 1)
 
 
 def step(**values: Any) -> Upsert:
@@ -36,7 +38,8 @@ def test_a_step_keeps_what_is_given_and_nothing_else() -> None:
     assert made == Upsert(
         "steps",
         "s",
-        {"id": "s", "threadId": "t", "output": "", "streaming": False, "metadata": b"{}", "tags": []},
+        {"id": "s", "threadId": "t", "output": "", "streaming": False, "metadata": b"{}", "tags": []}
+        | WRITTEN,
         "t",
         OVERHEAD_BYTES + len("s") + len("t") + len("{}"),
     )
@@ -61,6 +64,7 @@ def test_a_change_is_frozen_when_it_is_made() -> None:
         "metadata": b'{"a":[1]}',
         "tags": ["x"],
         EXTRA: {"new": b'{"b":1}'},
+        **WRITTEN,
     }
 
 
@@ -77,13 +81,13 @@ def test_a_change_is_frozen_when_it_is_made() -> None:
 )
 def test_what_no_column_is_for_is_kept_beside(values: dict[Any, Any], extra: dict[str, bytes]) -> None:
     row = step(output="x").row | changes.step({"id": "s", **values}).row
-    assert row == {"id": "s", "threadId": "t", "output": "x", EXTRA: extra}
+    assert row == {"id": "s", "threadId": "t", "output": "x", EXTRA: extra, **WRITTEN}
     assert {type(name) for name in row[EXTRA]} == {str}
 
 
 def test_a_key_of_a_kind_of_str_finds_its_column() -> None:
     row = changes.step({"id": "s", Key.OUTPUT: "x"}).row
-    assert row == {"id": "s", "output": "x"}
+    assert row == {"id": "s", "output": "x", **WRITTEN}
     assert {type(name) for name in row} == {str}
 
 
@@ -114,7 +118,7 @@ def test_a_feedback_without_what_it_needs_is_refused(name: str, value: Any) -> N
 
 def test_a_feedback_says_when_it_was_given() -> None:
     made = changes.feedback({"id": "f", "forId": "s", "threadId": "t", "value": 1, "comment": None})
-    assert made.row == {"id": "f", "forId": "s", "threadId": "t", "value": 1, "updatedAt": NOW}
+    assert made.row == {"id": "f", "forId": "s", "threadId": "t", "value": 1, **WRITTEN}
     assert made.thread_id == "t"
 
 
@@ -143,7 +147,7 @@ def test_of_two_keys_that_become_one_the_value_stays(keys: tuple[str, str]) -> N
 
 
 def test_a_thread_that_is_only_touched_gets_a_row() -> None:
-    assert changes.thread("t").row == {"id": "t", "createdAt": NOW}
+    assert changes.thread("t").row == {"id": "t", "createdAt": NOW, **WRITTEN}
 
 
 @pytest.mark.parametrize(
@@ -184,9 +188,9 @@ any_change = st.one_of(
 
 @given(any_change)
 def test_a_line_gives_the_change_back(change: Change) -> None:
-    line = changes.encode(change)
+    line = changes.encode([change])
     assert b"\n" not in line
-    assert changes.decode(line) == change
+    assert changes.decode(line) == [change]
 
 
 # ---- fold: that it stores what the two store is tested on the databases; here, what it is made of

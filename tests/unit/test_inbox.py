@@ -266,22 +266,40 @@ def test_nothing_is_taken_past_what_is_spilled() -> None:
     assert (door.seq, door.spilled, inbox.spilled) == (4, True, 2)
 
 
-def test_a_reader_waits_for_all_that_is_spilled() -> None:
+def test_a_reader_waits_for_what_is_spilled_of_its_thread() -> None:
     inbox = an_inbox(max_bytes=10)
     put(inbox, upsert("a", "one"))
     inbox.spill(upsert("b", "two"))
     inbox.spill(upsert("c", "three"))
-    assert inbox.ticket_for("two") == 3
+    assert [inbox.ticket_for(thread) for thread in ("one", "two", "three", "four", None)] == [
+        1,
+        2,
+        3,
+        None,
+        3,
+    ]
+
+
+def test_what_another_process_has_written_is_handed_over() -> None:
+    inbox = an_inbox(max_bytes=10)
+    for key in "abcd":
+        inbox.spill(upsert(key, key))
+    inbox.lose(2)
+    inbox.hand_over(3)
+    assert (inbox.applied_seq, inbox.spilled, inbox.counts.handed_over, inbox.counts.pending) == (3, 1, 2, 1)
+    assert [inbox.ticket_for(thread) for thread in "abcd"] == [None, None, None, 4]
+    inbox.hand_over(4)
+    assert (inbox.pending, inbox.counts.pending, inbox.ticket_for(None)) == (0, 0, None)
 
 
 def test_what_is_lost_holds_nobody_up() -> None:
     inbox = an_inbox(max_bytes=10)
     put(inbox, upsert("a"))
     change = upsert("b")
-    inbox.spill(change)
+    seq = inbox.spill(change)
     inbox.done(taken(inbox))
     assert inbox.applied_seq == 1
-    inbox.lose(change)
+    inbox.lose(seq)
     assert (inbox.applied_seq, inbox.pending, inbox.ticket_for(None)) == (2, 0, None)
     assert inbox.counts.dropped == {"journal": 1}
 
@@ -386,9 +404,9 @@ class AnyOrder(RuleBasedStateMachine):
     @precondition(lambda self: self.spilled)
     @rule()
     def lose(self) -> None:
-        seq, change = self.spilled.popitem()
+        seq, _ = self.spilled.popitem()
         self.lost.add(seq)
-        self.inbox.lose(change)
+        self.inbox.lose(seq)
 
     @rule(seconds=st.sampled_from([0.0, 1.0, LINGER]))
     def wait(self, seconds: float) -> None:

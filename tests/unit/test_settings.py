@@ -27,6 +27,7 @@ _GIVEN: dict[str, tuple[str, Any]] = {
     "list_include_steps": ("true", True),
     "auto_migrate": ("false", False),
     "tls_verify": ("0", False),
+    "writer": ("external", "external"),
 }
 _WRONG = {
     "durability": "sometimes",
@@ -43,6 +44,7 @@ _WRONG = {
     "list_include_steps": "perhaps",
     "auto_migrate": "perhaps",
     "tls_verify": "perhaps",
+    "writer": "somewhere",
 }
 
 

@@ -16,6 +16,7 @@ from sqlalchemy.dialects.sqlite import aiosqlite
 from forebay import changes, cleaning, schema
 from forebay.changes import Upsert
 from forebay.dialects import SQLITE_FUNCTIONS
+from forebay.schema import WRITTEN_AT
 from forebay.statements import Statement, Statements, documents
 
 NOW = "2024-01-01T00:00:00.000000Z"
@@ -32,13 +33,17 @@ def _fixed_time(monkeypatch: pytest.MonkeyPatch) -> None:
 def every_statement(of: Statements) -> Iterator[Statement]:
     names = ("user", "thread", "thread_author", "step", "element", "favorite_steps", "create_user")
     yield from (getattr(of, name) for name in (*names, "checkpoint", "applied_seq", "forget_journal"))
+    yield from (of.garbage, of.forget_garbage)
     for chosen in itertools.product([False, True], repeat=len(FLAGS)):
         yield of.page(**dict(zip(FLAGS, chosen, strict=True)))
     for table, partial in itertools.product(TABLES, [False, True]):
-        yield of.upsert(table, partial)
+        yield from (of.upsert(table, partial=partial, late=late) for late in (False, True))
         yield from of.delete(table)
     if of is POSTGRES:
-        yield from (of.batch(*flags) for flags in itertools.product([False, True], repeat=2))
+        for partial, late, checkpoint in itertools.product([False, True], repeat=3):
+            yield of.batch(partial=partial, late=late, checkpoint=checkpoint)
+    else:
+        yield of.dead_threads
 
 
 @pytest.mark.parametrize(
@@ -108,6 +113,7 @@ def test_a_threads_own_change_goes_before_its_stub() -> None:
     renamed = changes.thread("t", "name", "u", {"a": 1})
     for upserts in ([renamed, created], [created, renamed]):
         expected = {"id": "t", "createdAt": NOW, "name": "name", "userId": "u", "metadata": {"a": 1}}
+        expected |= {WRITTEN_AT: renamed.row[WRITTEN_AT]}
         assert rows(documents(upserts), "threads") == [{**expected, "updatedAt": "2023"}]
 
 

@@ -13,11 +13,12 @@ import pytest
 
 from forebay.changes import Change, Delete, Upsert
 from forebay.counts import Counts
-from forebay.errors import DatabaseError, RowError, SchemaError, TransientError
+from forebay.errors import DatabaseError, JournalError, RowError, SchemaError, TransientError
 from forebay.inbox import Batch, Inbox, Op
 from forebay.retry import Backoff
 from forebay.store import Checkpoint
-from forebay.writer import Writer, settle_tickets
+from forebay.worker import Worker
+from forebay.writer import Writer
 
 
 class Clock:
@@ -35,13 +36,18 @@ class FakeStore:
         self.committed: list[str] = []
         self.attempts: list[list[str]] = []
         self.checkpoints: dict[str, int] = {}
+        self.late: list[bool] = []
+        self.dead: frozenset[str] = frozenset()
         self.bad: set[str] = set()
         self.fails: list[BaseException] = []
         self.fails_after_the_commit: list[BaseException] = []
         self.open = asyncio.Event()
         self.open.set()
 
-    async def apply(self, changes: Sequence[Change], checkpoint: Checkpoint | None) -> list[list[str]]:
+    async def apply(
+        self, changes: Sequence[Change], checkpoint: Checkpoint | None, *, late: bool = False
+    ) -> frozenset[str]:
+        self.late.append(late)
         self.attempts.append([change.key for change in changes])
         await self.open.wait()
         if self.fails:
@@ -53,7 +59,7 @@ class FakeStore:
             self.checkpoints[checkpoint.journal_id] = checkpoint.applied_seq
         if self.fails_after_the_commit:
             raise self.fails_after_the_commit.pop(0)
-        return [[f"blob of {change.key}"] if isinstance(change, Delete) else [] for change in changes]
+        return self.dead
 
     async def applied_seq(self, journal_id: str) -> int:
         return self.checkpoints.get(journal_id, 0)
@@ -64,15 +70,12 @@ class FakeObserver:
     """Notes what it is told."""
 
     journal_id: str | None = None
-    recovered: int = 0
     written: list[int] = field(default_factory=list)
-    settled: list[int] = field(default_factory=list)
+    settled: int = 0
+    deleted: set[str] = field(default_factory=set)
     ops: dict[str, Any] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     refills: list[Callable[[], None]] = field(default_factory=list)
-
-    async def recover(self) -> None:
-        self.recovered += 1
 
     async def refill(self) -> None:
         self.refills.pop(0)()
@@ -80,11 +83,14 @@ class FakeObserver:
     def batch_written(self, batch: Batch, seconds: float) -> None:
         self.written.append(len(batch.ops))
 
-    def batch_settled(self, batch: Batch) -> None:
-        self.settled.append(batch.last_seq)
+    def batch_settled(self) -> None:
+        self.settled += 1
 
-    def op_settled(self, op: Op, result: list[str] | DatabaseError) -> None:
-        self.ops[op.change.key] = result
+    def threads_deleted(self, thread_ids: frozenset[str]) -> None:
+        self.deleted |= thread_ids
+
+    def op_settled(self, op: Op, error: DatabaseError | None) -> None:
+        self.ops[op.change.key] = error
 
     def batch_failed(self, error: DatabaseError) -> None:
         self.failures.append(str(error))
@@ -99,16 +105,37 @@ class Bench:
             max_bytes=10_000, batch_max_rows=100, batch_max_bytes=10_000, linger=linger, counts=self.counts
         )
         self.backoff = Backoff(base=0.0)
-        self.writer = Writer(self.inbox, self.store, self.observer, self.counts, self.clock, self.backoff)
+        self.letters: list[str] = []
+        self.letters_fail: list[JournalError] = []
+        self.writer = self.make_writer()
+        self.worker = Worker(self.inbox, self.writer, None, self.observer, self.clock)
+
+    def make_writer(self, *, backoff: Backoff | None = None, keep_is_vital: bool = False) -> Writer:
+        return Writer(
+            self.store,
+            self.observer,
+            self.counts,
+            self.clock,
+            keep=self.keep,
+            keep_is_vital=keep_is_vital,
+            pending=lambda: self.inbox.pending,
+            backoff=backoff or self.backoff,
+            pause=10.0,
+        )
+
+    async def keep(self, change: Change, error: RowError) -> None:
+        if self.letters_fail:
+            raise self.letters_fail.pop(0)
+        self.letters.append(change.key)
 
     def put(self, *keys: str, ticket: Any = None) -> None:
         for key in keys:
             assert self.inbox.offer(upsert(key), self.clock(), ticket) is not None
-        self.writer.notice(now=self.inbox.has_ready_batch)
+        self.worker.notice(now=self.inbox.has_ready_batch)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        task = asyncio.create_task(self.writer.run())
+        task = asyncio.create_task(self.worker.run())
         try:
             yield
         finally:
@@ -125,7 +152,7 @@ class Bench:
         raise AssertionError("it does not happen")
 
     async def settled(self) -> None:
-        await self.until(lambda: self.inbox.pending == 0 and len(self.observer.settled) > 0)
+        await self.until(lambda: self.inbox.pending == 0 and self.observer.settled > 0)
 
     def write(self, batch: Batch, journal_id: str | None = None) -> Awaitable[None]:
         return self.writer.write(batch, journal_id)
@@ -156,16 +183,8 @@ async def test_batches_leave_in_order_one_at_a_time(bench: Bench) -> None:
         bench.store.open.set()
         await bench.settled()
     assert bench.store.attempts == [["a", "b"], ["c", "d"]]
-    assert bench.observer.settled == [2, 4]
+    assert bench.observer.settled == 2
     assert bench.counts.written == {"steps": 4}
-
-
-async def test_it_recovers_before_the_first_batch(bench: Bench) -> None:
-    bench.put("a")
-    bench.store.open.clear()
-    async with bench.running():
-        await bench.until(lambda: bool(bench.store.attempts))
-        assert bench.observer.recovered == 1
 
 
 async def test_a_notice_ends_the_wait_for_company() -> None:
@@ -177,7 +196,7 @@ async def test_a_notice_ends_the_wait_for_company() -> None:
             await asyncio.sleep(0)
         assert bench.store.attempts == []
         bench.inbox.hurry()
-        bench.writer.notice(now=True)
+        bench.worker.notice(now=True)
         await bench.settled()
     assert bench.store.committed == ["a"]
 
@@ -221,7 +240,7 @@ async def test_waits_come_from_the_backoff_and_begin_anew_after_a_success(
             return float(self.attempts)
 
     monkeypatch.setattr("forebay.writer.anyio.sleep", sleep)
-    bench.writer = Writer(bench.inbox, bench.store, bench.observer, bench.counts, bench.clock, Numbered())
+    bench.writer = bench.make_writer(backoff=Numbered())
     for _ in range(2):
         bench.store.fails = [TransientError("gone")] * 3
         await bench.write(a_batch("a"))
@@ -237,7 +256,8 @@ async def test_only_the_bad_rows_are_given_up(bench: Bench, bad: set[str]) -> No
     assert bench.counts.written.total() == len(good)
     assert bench.counts.dead_lettered.total() == len(bad)
     assert set(bench.counts.dead_lettered) <= {("steps", "22001")}
-    assert {key for key, result in bench.observer.ops.items() if isinstance(result, RowError)} == bad
+    assert {key for key, error in bench.observer.ops.items() if isinstance(error, RowError)} == bad
+    assert set(bench.letters) == bad
 
 
 async def test_an_outage_while_the_bad_row_is_looked_for_changes_nothing(bench: Bench) -> None:
@@ -254,10 +274,71 @@ async def test_a_row_that_cant_be_sent_is_given_up_as_well(bench: Bench) -> None
     assert bench.counts.dead_lettered == {("steps", "encoding"): 1}
 
 
-async def test_a_delete_gives_back_whose_content_is_to_go(bench: Bench) -> None:
-    batch = Batch(0.0, [Op(upsert("a")), Op(Delete("elements", "b"))])
-    await bench.write(batch)
-    assert bench.observer.ops == {"a": [], "b": ["blob of b"]}
+async def test_what_is_of_a_deleted_thread_is_dropped_and_told(bench: Bench) -> None:
+    bench.store.dead = frozenset("t")
+    await bench.write(Batch(0.0, [Op(upsert("a")), Op(Delete("steps", "b", "t"))]))
+    assert bench.observer.deleted == {"t"}
+    assert bench.counts.dropped == {"deleted_thread": 1}
+    assert bench.counts.written == {"steps": 1}, "the delete itself"
+
+
+async def test_a_letter_that_cant_be_kept_is_lost_and_counted(bench: Bench) -> None:
+    bench.store.bad, bench.letters_fail = {"a"}, [JournalError("read-only")]
+    await bench.write(a_batch("a", "b"))
+    assert bench.counts.dropped == {"no_dead_letter": 1}
+    assert bench.store.committed == ["b"]
+
+
+async def test_with_a_journal_the_row_waits_until_its_letter_is_kept(bench: Bench) -> None:
+    bench.writer = bench.make_writer(keep_is_vital=True)
+    bench.store.bad, bench.letters_fail = {"a"}, [JournalError("full"), JournalError("full")]
+    await bench.write(a_batch("a", "b"))
+    assert bench.letters == ["a"]
+    assert bench.counts.dead_lettered == {("steps", "22001"): 1}
+    assert bench.counts.retries == {"JournalError": 2}
+
+
+@pytest.fixture
+def pauses(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    made: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        made.append(seconds)
+
+    monkeypatch.setattr("forebay.writer.anyio.sleep", sleep)
+    return made
+
+
+async def test_when_nearly_every_row_is_refused_there_is_a_pause_before_each(
+    bench: Bench, pauses: list[float]
+) -> None:
+    keys = [str(number) for number in range(105)]
+    bench.store.bad = set(keys)
+    await bench.write(a_batch(*keys))
+    assert pauses == [10.0] * 5
+    assert len(bench.letters) == 105
+    assert any("nearly every row is refused" in failure for failure in bench.observer.failures)
+
+
+async def test_a_pause_ends_when_rows_are_taken_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def mend(_seconds: float) -> None:
+        bench.store.bad = set()
+
+    monkeypatch.setattr("forebay.writer.anyio.sleep", mend)
+    keys = [str(number) for number in range(300)]
+    bench.store.bad = set(keys)
+    await bench.write(a_batch(*keys))
+    assert len(bench.letters) == 100
+    assert len(bench.store.committed) == 200
+    assert bench.writer.failure is None
+
+
+async def test_one_bad_row_in_ten_good_ones_makes_no_pause(bench: Bench, pauses: list[float]) -> None:
+    for number in range(150):
+        bench.store.bad = {f"bad {number}"}
+        await bench.write(a_batch(*(f"{number} {good}" for good in range(10)), f"bad {number}"))
+    assert pauses == []
+    assert len(bench.letters) == 150
 
 
 async def test_a_journals_checkpoint_is_set_with_the_batch_alone(bench: Bench) -> None:
@@ -270,7 +351,7 @@ async def test_a_journals_checkpoint_is_set_with_the_batch_alone(bench: Bench) -
 async def test_a_checkpoint_waits_for_the_first_half_of_a_batch(bench: Bench) -> None:
     bench.store.bad = {"a"}
     checkpoints: list[dict[str, int]] = []
-    bench.observer.op_settled = lambda op, result: checkpoints.append({**bench.store.checkpoints})  # type: ignore[method-assign]
+    bench.observer.op_settled = lambda op, error: checkpoints.append({**bench.store.checkpoints})  # type: ignore[method-assign]
     await bench.write(a_batch("a", "b", "c", last_seq=9), "journal")
     assert checkpoints == [{}, {"journal": 9}, {"journal": 9}]
 
@@ -323,13 +404,3 @@ async def test_it_can_be_cancelled_at_any_await(bench: Bench) -> None:
         await bench.until(lambda: bool(bench.store.attempts))
     assert bench.store.committed == []
     assert bench.inbox.pending == 1
-
-
-async def test_tickets_get_the_result_unless_their_holders_have_gone() -> None:
-    loop = asyncio.get_running_loop()
-    good, bad, gone = loop.create_future(), loop.create_future(), loop.create_future()
-    gone.cancel()
-    settle_tickets([good, gone], ["key"])
-    settle_tickets([good, bad, gone], RowError("refused"))
-    assert good.result() == ["key"]
-    assert isinstance(bad.exception(), RowError)

@@ -47,6 +47,7 @@ class Work:
             for index in self.todo.indexes:
                 self._create_index(index)
             self.fill_activity()
+        self.todo = Todo()  # whatever revision comes next has nothing left to do
 
     def fill_activity(self) -> None:
         """Fill `threads."updatedAt"` if need be. On PostgreSQL the connection is in autocommit."""

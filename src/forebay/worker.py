@@ -1,0 +1,77 @@
+"""The background worker: takes one batch after the other from the inbox and has it written.
+
+Between them it writes out what processes that are gone have left behind, a little at a time, so that new
+changes are not held up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import anyio
+
+from forebay.inbox import Batch, Inbox
+from forebay.recovery import Recovery
+from forebay.writer import Writer
+
+
+class Owner(Protocol):
+    """Whose changes the worker writes; see the engine."""
+
+    @property
+    def journal_id(self) -> str | None:
+        """Whose checkpoint the batches carry."""
+
+    async def refill(self) -> None:
+        """Bring spilled changes back into the inbox."""
+
+    def batch_settled(self) -> None:
+        """Every row of a batch that the inbox gave out is written or given up."""
+
+
+class Worker:
+    """Runs until it is cancelled."""
+
+    def __init__(
+        self,
+        inbox: Inbox,
+        writer: Writer,
+        recovery: Recovery | None,
+        owner: Owner,
+        clock: Callable[[], float],
+    ) -> None:
+        self._inbox = inbox
+        self._writer = writer
+        self._recovery = recovery
+        self._owner = owner
+        self._clock = clock
+        self._sleep: anyio.Event | None = None
+        self._due: float | None = None
+
+    def notice(self, *, now: bool) -> None:
+        """Something was queued; `now`: a batch is ready, so the linger must not be slept through."""
+        if self._sleep is not None and (now or self._due is None):
+            self._sleep.set()
+
+    async def run(self) -> None:
+        """Write batches as they get ready, and between them what was left behind."""
+        while True:
+            if self._inbox.wants_refill:
+                await self._owner.refill()
+            ready = self._inbox.poll(self._clock())
+            if isinstance(ready, Batch):
+                await self._writer.write(ready, self._owner.journal_id)
+                self._inbox.done(ready)
+                self._owner.batch_settled()
+            recovered = self._recovery is not None and await self._recovery.advance()
+            if not recovered and not isinstance(ready, Batch):
+                await self._rest(ready)
+
+    async def _rest(self, due: float | None) -> None:
+        self._sleep, self._due = anyio.Event(), due
+        if self._recovery is not None:
+            due = min(due, self._recovery.due) if due is not None else self._recovery.due
+        with anyio.move_on_after(None if due is None else max(0.0, due - self._clock())):
+            await self._sleep.wait()
+        self._sleep = None
