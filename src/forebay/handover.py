@@ -57,6 +57,7 @@ class Handover:
 
     async def run(self) -> None:
         """Tell the owner of every step forward."""
+        self._seen_daemon = self._clock()
         while True:
             journal = self._owner.journal
             if journal is None or not self._inbox.spilled:

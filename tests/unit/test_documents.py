@@ -12,7 +12,7 @@ from forebay import documents, schema
 
 
 def _row(table: str, **values: Any) -> dict[str, Any]:
-    names = [name for name in schema.TABLES[table].columns if name != schema.WRITTEN_AT]
+    names = [c.name for c in schema.TABLES[table].columns if c.name != schema.WRITTEN_AT]
     return {**dict.fromkeys(names), **values}
 
 

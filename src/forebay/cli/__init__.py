@@ -1,4 +1,4 @@
-"""The command line: `forebay demo`, `forebay migrate`.
+"""The command line.
 
 Each option has an environment twin, which its help shows. Exit codes: 0, done; 1, an error that is told in
 one line with its remedy; 2, wrong usage.
@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 # The commands import what they need when they run: Chainlit takes seconds to import, `--help` should not.
-from forebay.cli import demo, migrate
+from forebay.cli import dead_letters, demo, drain, migrate
 from forebay.errors import ForebayError
 
 
@@ -33,11 +33,16 @@ def main() -> None:
     Try it with `forebay demo`. To move an existing deployment, look at `forebay migrate --dry-run`, run
     `forebay migrate`, and return a ForebayDataLayer from your app's @cl.data_layer.
 
+    What a process that was killed had not written yet is in its journal: the next process on the same folder
+    writes it out, or `forebay drain`. What the database refused is in `forebay dead-letters list`.
+
     Exit codes: 0, done; 1, an error, told in one line on standard error; 2, wrong usage.
     """
 
 
 main.add_command(demo.demo)
 main.add_command(migrate.migrate)
+main.add_command(drain.drain)
+main.add_command(dead_letters.dead_letters)
 
 __all__ = ["main"]

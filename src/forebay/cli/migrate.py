@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.console import Console
 
+from forebay.cli import options
 from forebay.errors import DatabaseError
 
 if TYPE_CHECKING:
@@ -17,13 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option(
-    "--database-url",
-    envvar=["FOREBAY_DATABASE_URL", "DATABASE_URL"],
-    show_envvar=True,
-    metavar="URL",
-    help="The database: postgresql://user:password@host/name or sqlite:///path/to/file.",
-)
+@options.database_url
 @click.option(
     "--dry-run",
     is_flag=True,

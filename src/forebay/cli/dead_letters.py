@@ -1,0 +1,200 @@
+"""`forebay dead-letters`: what the database refused, and what to do about it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import orjson
+from rich.console import Console
+from rich.table import Table
+
+from forebay.cli import options
+
+if TYPE_CHECKING:
+    from forebay.dead_letters import DeadLetters, Letter
+    from forebay.store import Store
+
+_as_json = click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    envvar="FOREBAY_DEAD_LETTERS_JSON",
+    show_envvar=True,
+    help="Print JSON, for a script.",
+)
+
+
+def _chosen(command: Callable[..., Any]) -> Callable[..., Any]:
+    command = click.option("--all", "every", is_flag=True, help="All letters.")(command)
+    return click.argument("ids", nargs=-1, type=int, metavar="[ID]...")(command)
+
+
+@click.group("dead-letters")
+def dead_letters() -> None:
+    """Rows that the database refused: look at them, retry them, discard them.
+
+    Each is one change of one row, with the error. They are in the journals' folder, and stay there until they
+    are retried with success or discarded. A letter holds what the row held: its content is shown by `show` alone.
+    """
+
+
+@dead_letters.command("list")
+@options.journal_dir
+@_as_json
+def list_(journal_dir: Path | None, as_json: bool) -> None:
+    """List the letters, the oldest first, without their content.
+
+    \b
+    Example:
+      forebay dead-letters list --journal-dir /var/lib/chat/journals
+    """
+    letters = _letters(journal_dir).find()
+    if as_json:
+        click.echo(json.dumps([_summary(letter) for letter in letters]))
+    elif not letters:
+        click.echo("There are no dead letters.")
+    else:
+        table = Table("id", "refused at", "table", "row", "error", box=None)
+        for letter in letters:
+            table.add_row(str(letter.id), _time(letter), letter.table, letter.row_id, letter.error)
+        Console().print(table)
+
+
+@dead_letters.command()
+@click.argument("letter_id", type=int, metavar="ID")
+@options.journal_dir
+def show(letter_id: int, journal_dir: Path | None) -> None:
+    """Print one letter with the refused values, as JSON.
+
+    \b
+    Example:
+      forebay dead-letters show 7
+    """
+    (letter,) = _find(_letters(journal_dir), [letter_id], every=False)
+    click.echo(orjson.dumps({**_summary(letter), **_content(letter)}, option=orjson.OPT_INDENT_2).decode())
+
+
+@dead_letters.command()
+@_chosen
+@options.database_url
+@options.journal_dir
+@_as_json
+def retry(
+    ids: tuple[int, ...], every: bool, database_url: str | None, journal_dir: Path | None, as_json: bool
+) -> None:
+    """Write letters to the database again, once what they were refused for is mended.
+
+    What has been written to a row since the letter was refused stays: an old value never replaces a newer one.
+    A letter of a thread that has been deleted meanwhile is forgotten. Exit code 1: some were refused again.
+
+    \b
+    Example:
+      forebay dead-letters retry --all --database-url postgresql://me@localhost/chat
+    """
+    letters = _letters(journal_dir)
+    done = asyncio.run(_retry(letters, _find(letters, ids, every=every), database_url))
+    _tell(done, as_json=as_json)
+    if done["refused"]:
+        raise SystemExit(1)
+
+
+@dead_letters.command()
+@_chosen
+@options.journal_dir
+@_as_json
+def discard(ids: tuple[int, ...], every: bool, journal_dir: Path | None, as_json: bool) -> None:
+    """Forget letters for good, with the values in them.
+
+    \b
+    Example:
+      forebay dead-letters discard 7 8
+    """
+    letters = _letters(journal_dir)
+    found = _find(letters, ids, every=every)
+    for letter in found:
+        letters.remove(letter.id)
+    _tell({"discarded": [letter.id for letter in found]}, as_json=as_json)
+
+
+def _letters(journal_dir: Path | None) -> DeadLetters:
+    from forebay.dead_letters import DeadLetters
+
+    return DeadLetters(options.folder_of(journal_dir))
+
+
+def _find(letters: DeadLetters, ids: Sequence[int], *, every: bool) -> list[Letter]:
+    if bool(ids) == every:
+        raise click.UsageError("name the letters by their ids, or all of them with --all")
+    found = letters.find(None if every else ids)
+    if missing := set(ids) - {letter.id for letter in found}:
+        raise click.ClickException(
+            f"there is no letter {', '.join(map(str, sorted(missing)))}; see `forebay dead-letters list`"
+        )
+    return found
+
+
+async def _retry(letters: DeadLetters, found: Sequence[Letter], url: str | None) -> dict[str, list[int]]:
+    from forebay.settings import Settings
+    from forebay.store import Store
+
+    store = Store(url, Settings())
+    done: dict[str, list[int]] = {"written": [], "thread_deleted": [], "refused": []}
+    try:
+        for letter in found:
+            done[await _retry_one(letters, letter, store)].append(letter.id)
+    finally:
+        await store.close()
+    return done
+
+
+async def _retry_one(letters: DeadLetters, letter: Letter, store: Store) -> str:
+    from forebay.errors import RowError
+
+    if letter.database != store.location:
+        raise click.ClickException(f"letter {letter.id} is for {letter.database}, not for {store.location}")
+    try:
+        dead = await store.apply([letter.change], late=True)
+    except RowError as error:
+        letters.refused_again(letter.id, error)
+        return "refused"
+    letters.remove(letter.id)
+    return "thread_deleted" if dead else "written"
+
+
+def _tell(done: dict[str, list[int]], *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(done))
+        return
+    for what, ids in done.items():
+        click.echo(f"{what.replace('_', ' ')}: {len(ids)}")
+
+
+def _time(letter: Letter) -> str:
+    return datetime.fromtimestamp(letter.made_at, UTC).isoformat(timespec="seconds")
+
+
+def _summary(letter: Letter) -> dict[str, Any]:
+    return {
+        "id": letter.id,
+        "refused_at": _time(letter),
+        "database": letter.database,
+        "table": letter.table,
+        "row_id": letter.row_id,
+        "sqlstate": letter.sqlstate,
+        "error": letter.error,
+    }
+
+
+def _content(letter: Letter) -> dict[str, Any]:
+    from forebay.changes import Upsert, encode
+
+    if not isinstance(letter.change, Upsert):
+        return {"change": "delete"}
+    (parts,) = orjson.loads(encode([letter.change]))
+    return {"change": "upsert", "values": parts[3], "removed": parts[4]}

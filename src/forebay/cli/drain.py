@@ -1,0 +1,143 @@
+"""`forebay drain`: write out the journals in a folder."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+
+from forebay.cli import options
+
+if TYPE_CHECKING:
+    from forebay.drain import Drain
+
+
+@click.command()
+@click.argument("folder", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@options.database_url
+@click.option(
+    "--watch",
+    is_flag=True,
+    envvar="FOREBAY_DRAIN_WATCH",
+    show_envvar=True,
+    help="Go on: adopt journals as their processes end, and write out those of processes with FOREBAY_WRITER=external.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    envvar="FOREBAY_DRAIN_TIMEOUT",
+    show_envvar=True,
+    metavar="SECONDS",
+    help="Give up after so long, without --watch; by default it goes on for as long as the database is away.",
+)
+@click.option(
+    "--any-database",
+    is_flag=True,
+    envvar="FOREBAY_DRAIN_ANY_DATABASE",
+    show_envvar=True,
+    help="Also the journals that were made for a database under another URL.",
+)
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    envvar="FOREBAY_DRAIN_JSON",
+    show_envvar=True,
+    help="Print one JSON object at the end: journals, changes, written, dead_lettered, dropped, left.",
+)
+def drain(
+    folder: Path,
+    database_url: str | None,
+    watch: bool,
+    timeout: float | None,
+    any_database: bool,
+    as_json: bool,
+) -> None:
+    """Write the journals in DIR to the database: what killed processes have left, each change once.
+
+    A journal whose process lives is left to it. With --watch it is a daemon, for a sidecar or a service: it ends
+    on SIGTERM or Ctrl-C, when the processes it writes for have ended too, or after FOREBAY_CLOSE_TIMEOUT.
+
+    Exit codes: 0, nothing is left; 1, something is (damaged, for another database, or in use), or an error.
+
+    \b
+    Examples:
+      forebay drain /var/lib/chat/journals --database-url postgresql://me@localhost/chat
+      forebay drain /var/lib/chat/journals --watch
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    done = asyncio.run(_run(folder, database_url, watch=watch, timeout=timeout, any_database=any_database))
+    if as_json:
+        click.echo(json.dumps(done))
+    elif not watch:
+        click.echo(_told(done))
+    if done["left"] and not watch:
+        raise SystemExit(1)
+
+
+def _told(done: dict[str, Any]) -> str:
+    lines = [f"{done['changes']} changes of {done['journals']} journals written out."]
+    if done["dead_lettered"]:
+        lines.append(f"{done['dead_lettered']} rows refused: see `forebay dead-letters list`.")
+    lines += [f"Left: {path}" for path in done["left"]]
+    return "\n".join(lines)
+
+
+async def _run(
+    folder: Path, url: str | None, *, watch: bool, timeout: float | None, any_database: bool
+) -> dict[str, Any]:
+    from forebay.drain import Drain
+    from forebay.metrics import Metrics
+    from forebay.settings import Settings
+    from forebay.store import Store
+
+    settings = Settings()
+    draining = Drain(folder, Store(url, settings), settings, Metrics(), any_database=any_database)
+    try:
+        if watch:
+            await _watch(draining, settings.close_timeout)
+        else:
+            with Console(stderr=True).status("Writing out the journals"):
+                await _once(draining, timeout)
+    finally:
+        await draining.close()
+    counts = draining.counts
+    return {
+        "journals": draining.journals,
+        "changes": draining.changes,
+        "written": dict(counts.written),
+        "dead_lettered": counts.dead_lettered.total(),
+        "dropped": counts.dropped.total(),
+        "left": [str(path) for path in draining.left()],
+    }
+
+
+async def _once(draining: Drain, timeout: float | None) -> None:
+    try:
+        async with asyncio.timeout(timeout):
+            await draining.run()
+    except TimeoutError:
+        reason = draining.failure or "there was too much to write"
+        click.echo(f"Gave up after {timeout:g} s: {reason}", err=True)
+
+
+async def _watch(draining: Drain, close_timeout: float) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    working = asyncio.create_task(draining.run(stop))
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not working.done():
+        await asyncio.wait([working], timeout=close_timeout)
+        working.cancel()
+        await asyncio.wait([working])
+    if not working.cancelled():
+        working.result()

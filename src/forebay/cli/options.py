@@ -1,0 +1,40 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+database_url = click.option(
+    "--database-url",
+    envvar=["FOREBAY_DATABASE_URL", "DATABASE_URL"],
+    show_envvar=True,
+    metavar="URL",
+    help="The database: postgresql://user:password@host/name or sqlite:///path/to/file.",
+)
+
+
+def journal_dir(command: _Command) -> _Command:
+    """`--journal-dir`; None stands for the settings' default."""
+    option = click.option(
+        "--journal-dir",
+        envvar="FOREBAY_JOURNAL_DIR",
+        show_envvar=True,
+        type=click.Path(file_okay=False, path_type=Path),
+        help="The journals' folder; by default .forebay in Chainlit's app root.",
+    )
+    return option(command)
+
+
+def folder_of(journal_dir: Path | None) -> Path:
+    """The folder that the option names, or the settings' default."""
+    if journal_dir is not None:
+        return journal_dir
+    from forebay.settings import Settings
+
+    return Settings().journal_dir

@@ -1,0 +1,205 @@
+"""`forebay drain`: what is left behind is written out, once, or by a daemon that writes for living processes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import uuid
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chainlit.context import ChainlitContext
+from click.testing import CliRunner, Result
+
+from forebay import ForebayDataLayer, Settings, SettingsError, TransientError, handover
+from forebay.changes import step
+from forebay.cli import main
+from tests.faults.test_late import a_step, count_of, gone, leave_behind
+from tests.integration.contract import accounted_for
+from tests.support.postgres import PostgresServer
+
+MakeLayer = Callable[..., ForebayDataLayer]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "journals"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def external(folder: Path, chainlit_context: ChainlitContext) -> MakeLayer:
+    def make(url: str, **values: Any) -> ForebayDataLayer:
+        settings = {"journal_dir": folder, "writer": "external", "close_timeout": 5}
+        return ForebayDataLayer(url, settings=Settings(**{**settings, **values}))
+
+    return make
+
+
+def drain(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ("drain", *arguments))
+
+
+@contextlib.asynccontextmanager
+async def daemon(folder: Path, url: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """`forebay drain DIR --watch`, ended with SIGTERM."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "forebay.cli", "drain", str(folder), "--watch", "--json"),
+        stdout=asyncio.subprocess.PIPE,
+        env={**os.environ, "FOREBAY_DATABASE_URL": url, "FOREBAY_CLOSE_TIMEOUT": "5"},
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(30):
+            await process.communicate()
+
+
+def test_what_is_left_behind_is_written_out_once(migrated_url: str, folder: Path) -> None:
+    thread_id = str(uuid.uuid4())
+    values = [a_step(thread_id, output=str(number)) for number in range(50)]
+    paths = [
+        asyncio.run(leave_behind(folder, *map(step, values[first : first + 10])))
+        for first in range(0, 50, 10)
+    ]
+    done = drain(str(folder), "--database-url", migrated_url, "--json")
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert {key: told[key] for key in ("journals", "changes", "written", "left")} == {
+        "journals": 5,
+        "changes": 50,
+        "written": {"steps": 50},
+        "left": [],
+    }
+    assert not any(path.exists() for path in paths)
+    again = drain(str(folder), "--database-url", migrated_url)
+    assert (again.exit_code, "0 changes of 0 journals" in again.output) == (0, True)
+
+
+def test_a_journal_for_another_database_is_left_unless_told_otherwise(
+    migrated_url: str, folder: Path
+) -> None:
+    path = asyncio.run(leave_behind(folder, step(a_step(str(uuid.uuid4()))), location="sqlite:///old.db"))
+    done = drain(str(folder), "--database-url", migrated_url)
+    assert (done.exit_code, f"Left: {path}" in done.stdout) == (1, True)
+    done = drain(str(folder), "--database-url", migrated_url, "--any-database", "--json")
+    assert (done.exit_code, json.loads(done.stdout)["changes"]) == (0, 1)
+
+
+def test_a_database_that_is_not_there_is_told_at_once(folder: Path) -> None:
+    asyncio.run(leave_behind(folder, step(a_step(str(uuid.uuid4())))))
+    done = drain(str(folder), "--database-url", "postgresql://nobody@127.0.0.1:9/none")
+    assert (done.exit_code, "can't be reached" in done.output) == (1, True)
+
+
+async def test_a_daemon_writes_for_a_living_process(
+    external: MakeLayer, migrated_url: str, folder: Path
+) -> None:
+    async with daemon(folder, migrated_url) as process:
+        layer, thread_id = external(migrated_url), str(uuid.uuid4())
+        for number in range(20):
+            values = a_step(thread_id, output=f"{number}")
+            await layer.create_step(values)
+            await layer.update_step(values | {"output": f"{number}!"})
+            stored = await layer.get_step(values["id"])
+            assert stored is not None
+            assert stored["output"] == f"{number}!", "it reads its own writes"
+        await layer.delete_step(values["id"])
+        found = await layer.get_thread(thread_id)
+        assert found is not None
+        assert len(found["steps"]) == 19
+        assert layer._engine.counts.handed_over == 41
+        await layer.close()
+        assert accounted_for(layer)
+        assert not list(folder.glob("*.journal")), "the database has it whole"
+        process.send_signal(signal.SIGTERM)
+        out, _ = await process.communicate()
+        assert (process.returncode, json.loads(out)["changes"]) == (0, 41)
+
+
+async def test_a_killed_daemon_loses_nothing(
+    external: MakeLayer, migrated_postgres_url: str, folder: Path
+) -> None:
+    layer, thread_id, count = external(migrated_postgres_url), str(uuid.uuid4()), 0
+    for _ in range(3):
+        async with daemon(folder, migrated_postgres_url) as process:
+            for _ in range(10):
+                await asyncio.gather(*(layer.create_step(a_step(thread_id)) for _ in range(20)))
+                count += 20
+                assert await count_of(layer, "steps") == count
+            written = [layer.create_step(a_step(thread_id)) for _ in range(200)]
+            killed = asyncio.get_running_loop().call_later(0.002, process.kill)
+            await asyncio.gather(*written)
+            count += 200
+            killed.cancel()
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+    async with daemon(folder, migrated_postgres_url):
+        await layer.flush()
+        assert await count_of(layer, "steps") == count
+        await layer.close()
+    assert accounted_for(layer)
+
+
+async def test_what_an_owner_left_is_written_out_by_the_daemon(
+    external: MakeLayer, migrated_url: str, folder: Path
+) -> None:
+    layer, thread_id = external(migrated_url, close_timeout=0.2), str(uuid.uuid4())
+    await asyncio.gather(*(layer.create_step(a_step(thread_id)) for _ in range(100)))
+    await layer.close()
+    (path,) = folder.glob("*.journal")
+    async with daemon(folder, migrated_url):
+        await gone(path)
+        reader = external(migrated_url)
+        assert await count_of(reader, "steps") == 100
+        await reader.close()
+    assert not list(folder.glob(f"{path.stem}*"))
+
+
+async def test_without_a_daemon_writes_are_taken_and_reads_say_so(
+    external: MakeLayer, migrated_sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handover, "_PATIENCE", 0.05)
+    layer, thread_id = external(migrated_sqlite_url, close_timeout=0.2), str(uuid.uuid4())
+    await layer.create_step(a_step(thread_id))
+    with pytest.raises(TransientError, match=r"forebay drain .* --watch"):
+        await layer.get_thread(thread_id)
+    assert await layer.get_thread(str(uuid.uuid4())) is None, "of another thread nothing is waited for"
+    await layer.close()
+
+
+async def test_an_outage_is_told_through_the_daemon(
+    external: MakeLayer, durable_postgres_server: PostgresServer, folder: Path
+) -> None:
+    url = durable_postgres_server.create_database()
+    migrated = await asyncio.to_thread(CliRunner().invoke, main, ("migrate", "--database-url", url))
+    assert migrated.exit_code == 0
+    async with daemon(folder, url):
+        layer, thread_id = external(url), str(uuid.uuid4())
+        await layer.create_step(a_step(thread_id))
+        assert await layer.get_thread(thread_id) is not None
+        durable_postgres_server.crash()
+        await layer.create_step(a_step(thread_id))
+        with pytest.raises(TransientError, match="its log says why"):
+            await layer.get_thread(thread_id)
+        durable_postgres_server.start()
+        await layer.flush()
+        found = await layer.get_thread(thread_id)
+        assert found is not None
+        assert len(found["steps"]) == 2
+        await layer.close()
+
+
+def test_external_needs_the_journal() -> None:
+    with pytest.raises(SettingsError, match="FOREBAY_DURABILITY=journal"):
+        Settings(writer="external", durability="memory")
