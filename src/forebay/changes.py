@@ -225,7 +225,8 @@ def _parts(change: Change) -> list[Any]:
     if isinstance(change, Delete):
         return [change.table, change.key, change.thread_id]
     # JSON within the row is held as bytes.
-    return [change.table, change.key, change.thread_id, change.row, sorted(change.removed)]
+    removed = sorted(change.removed) if change.removed else ()
+    return [change.table, change.key, change.thread_id, change.row, removed]
 
 
 def _dump_values(value: dict[str, Any]) -> dict[str, bytes]:

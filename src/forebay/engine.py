@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import gc
 import heapq
 import itertools
 import logging
@@ -16,6 +17,7 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any
 
 import anyio
@@ -412,6 +414,8 @@ class Engine:
             if self.journal is not None:
                 self.journal.rebind(loop)
         self._loop = loop
+        if self.settings.gc_freeze:
+            _freeze_once()
         # An empty context: the first caller's would keep its Chainlit session alive as long as the worker.
         self._task = loop.create_task(
             self._worker.run(), name="forebay-writer", context=contextvars.Context()
@@ -499,6 +503,11 @@ class _Waiters:
         for _, _, done in self._heap:
             _fail(done, error)
         self._heap.clear()
+
+
+@cache
+def _freeze_once() -> None:
+    gc.freeze()
 
 
 def _report_end(task: asyncio.Task[None]) -> None:

@@ -21,10 +21,13 @@ _MANY_THREADS = 10_000
 
 @dataclass(slots=True)
 class Op:
-    """What a batch does to one row: a change, and who waits for it. `tickets` are the engine's own."""
+    """What a batch does to one row: a change, and who waits for it. `tickets` are the engine's own.
+
+    Hardly anybody waits for a row, and the garbage collector goes through every list there is.
+    """
 
     change: Change
-    tickets: list[Any] = field(default_factory=list)
+    tickets: tuple[Any, ...] = ()
 
 
 @dataclass(slots=True)
@@ -39,7 +42,7 @@ class Batch:
     last_seq: int = 0
     size: int = 0
     threads: set[str | None] = field(default_factory=set)
-    _run: dict[tuple[str, str], Op] = field(default_factory=dict)
+    _run: dict[str, dict[str, Op]] = field(default_factory=dict)  # by table and key
 
     def __repr__(self) -> str:
         return f"<Batch {len(self.ops)} rows, {self.size} bytes, up to {self.last_seq}>"
@@ -49,16 +52,18 @@ class Batch:
         before = self.size
         op = self._fold(change, counts) if isinstance(change, Upsert) else self._end_run(change)
         if ticket is not None:
-            op.tickets.append(ticket)
+            op.tickets += (ticket,)
         self.last_seq = seq
         self.threads.add(change.thread_id)
         return self.size - before
 
     def _fold(self, change: Upsert, counts: Counts) -> Op:
-        where = (change.table, change.key)
-        op = self._run.get(where)
+        rows = self._run.get(change.table)
+        if rows is None:
+            rows = self._run[change.table] = {}
+        op = rows.get(change.key)
         if op is None:
-            op = self._run[where] = self._append(change)
+            op = rows[change.key] = self._append(change)
             return op
         assert isinstance(op.change, Upsert)
         merged = fold(op.change, change)

@@ -108,6 +108,12 @@ class Settings(BaseSettings):
         "the same journal_dir.",
     )
 
+    gc_freeze: bool = Field(
+        default=True,
+        description="Whether the garbage collector leaves alone, from the first use on, what was loaded before "
+        "(`gc.freeze`): going through all of Chainlit costs more than the writes do.",
+    )
+
     @model_validator(mode="after")
     def _check_external(self) -> Settings:
         if self.writer == "external" and self.durability != "journal":

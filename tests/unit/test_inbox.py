@@ -142,7 +142,7 @@ def test_whoever_waits_for_a_folded_row_waits_for_the_whole() -> None:
     for ticket in ("first", None, "third"):
         inbox.offer(upsert("a"), 0.0, ticket)
     batch = taken(inbox)
-    assert batch.ops[0].tickets == ["first", "third"]
+    assert batch.ops[0].tickets == ("first", "third")
 
 
 def test_the_queue_counts_the_bytes_that_a_fold_holds() -> None:
@@ -249,7 +249,7 @@ def test_what_is_spilled_counts_as_accepted_and_comes_back_in_order() -> None:
     inbox.refill(3, upsert("c"), 9.0, "ticket")
     inbox.refill(4, upsert("a"), 9.0)
     batch = taken(inbox, 9.0 + LINGER)
-    assert [(op.change.key, op.tickets) for op in batch.ops] == [("c", ["ticket"]), ("a", [])]
+    assert [(op.change.key, op.tickets) for op in batch.ops] == [("c", ("ticket",)), ("a", ())]
     inbox.done(batch)
     assert (inbox.applied_seq, inbox.pending, inbox.ticket_for(None)) == (4, 0, None)
 

@@ -28,6 +28,7 @@ _GIVEN: dict[str, tuple[str, Any]] = {
     "auto_migrate": ("false", False),
     "tls_verify": ("0", False),
     "writer": ("external", "external"),
+    "gc_freeze": ("false", False),
 }
 _WRONG = {
     "durability": "sometimes",
@@ -45,6 +46,7 @@ _WRONG = {
     "auto_migrate": "perhaps",
     "tls_verify": "perhaps",
     "writer": "somewhere",
+    "gc_freeze": "perhaps",
 }
 
 
