@@ -131,6 +131,25 @@ class TestEachShape:
         assert await migrations.plan(engine) == ""
         assert await fingerprint(engine) == before
 
+    async def test_the_revision_before_goes_on_from_where_it_is(self, engine: AsyncEngine):
+        await create(engine, LATEST)
+        await migrations.upgrade(engine)
+        tables = ("threads", "steps", "elements", "feedbacks")
+        await run(
+            engine,
+            "DROP TABLE forebay_tombstones",
+            "DROP TABLE forebay_garbage",
+            *(f'ALTER TABLE {table} DROP COLUMN "{schema.WRITTEN_AT}"' for table in tables),
+            "UPDATE forebay_migrations SET version_num = '0001'",
+        )
+        before = await snapshot(engine, LATEST)
+        assert not await migrations.is_current(engine)
+        assert "forebay_tombstones" in await migrations.plan(engine)
+        assert len(await migrations.upgrade(engine)) == 7
+        assert await snapshot(engine, LATEST) == before
+        assert await is_complete(engine)
+        assert await migrations.is_current(engine)
+
     async def test_an_empty_database_gets_the_schema(self, engine: AsyncEngine):
         lines = await migrations.upgrade(engine)
         assert {f"created the table {name}" for name in schema.metadata.tables} <= set(lines)

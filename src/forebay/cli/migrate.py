@@ -38,7 +38,7 @@ def migrate(database_url: str | None, dry_run: bool, as_json: bool) -> None:
     """Bring a database to forebay's tables, in place.
 
     It takes an empty database, or one that Chainlit's SQLAlchemyDataLayer has used since 2.0. Columns, indexes
-    and one table are added; no row is lost, and SQLAlchemyDataLayer goes on working on the result. A second run
+    and three tables are added; no row is lost, and SQLAlchemyDataLayer goes on working on the result. A second run
     does nothing. Large PostgreSQL tables stay writable meanwhile.
 
     \b
