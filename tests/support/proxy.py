@@ -100,6 +100,10 @@ class Proxy:
         for link in self._links:
             link.flowing.set()
 
+    async def passed_on(self) -> None:
+        """Return when the server has dealt with all that clients sent who have gone meanwhile."""
+        await asyncio.gather(*(link.ended.wait() for link in self._links if link.is_abandoned))
+
     def cut(self, when: Cut, *, transaction: bool = False) -> asyncio.Future[None]:
         """Cut the next connection that commits a write; the future is done when it is cut.
 
@@ -129,6 +133,7 @@ class Proxy:
             await link.run()
         finally:
             self._links.remove(link)
+            link.ended.set()
 
     def take_cut(self, *, transaction: bool) -> _WantedCut | None:
         """The cut that is wanted at such a commit, if one is; it is made once."""
@@ -159,6 +164,7 @@ class _Link:
     def __init__(self, proxy: Proxy, client: _Stream, server: _Stream) -> None:
         self.flowing = asyncio.Event()
         self.flowing.set()
+        self.ended = asyncio.Event()
         self._proxy = proxy
         self._client = client
         self._server = server
@@ -166,6 +172,11 @@ class _Link:
         self._answered = True
         self._cut: _WantedCut | None = None
         self._over = False
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether the client has gone."""
+        return self._client[0].at_eof()
 
     async def run(self) -> None:
         """Pass on until either side ends, or the link is reset."""
@@ -181,7 +192,7 @@ class _Link:
                 await writer.wait_closed()
 
     def reset(self) -> None:
-        """End both connections as if their cable were pulled and plugged into another machine."""
+        """End both connections with a reset."""
         self._over = True
         self.flowing.set()
         _reset(self._client[1])
@@ -243,7 +254,8 @@ class _Link:
             if self._over:
                 break
         if not self._over:
-            target.close()
+            with contextlib.suppress(OSError):
+                target.write_eof()  # the server may still have to answer
         while data:  # the reader must not wait for room here
             _, data = await queue.get()
 
