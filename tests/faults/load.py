@@ -57,7 +57,7 @@ class Load:
         self._layer = layer
         self._deletes = deletes
         self._pause = pause
-        self._stopping = False
+        self._stop = asyncio.Event()
         self._count = tasks
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -67,7 +67,7 @@ class Load:
         return self
 
     async def __aexit__(self, failed: object, *_: object) -> None:
-        self._stopping = True
+        self._stop.set()
         if failed is not None:
             for task in self._tasks:
                 task.cancel()
@@ -95,11 +95,11 @@ class Load:
         return {key: n for key, n in self.acknowledged.items() if self.thread_of[key] not in self.deleted}
 
     async def _write(self) -> None:
-        while not self._stopping:
+        while not self._stop.is_set():
             thread_id = str(uuid.uuid4())
             for number in range(_STEPS_OF_A_THREAD):
                 await self._write_step(str(uuid.uuid4()), thread_id)
-                if self._stopping:
+                if self._stop.is_set():
                     return
                 if self._deletes and number % 3 == 2:
                     await self._layer.delete_thread(thread_id)
@@ -112,7 +112,7 @@ class Load:
             await self._layer.update_step(versioned(step_id, thread_id, version))
             self.acknowledged[step_id] = version
             self.writes += 1
-            if self._stopping:
+            if self._stop.is_set():
                 return
             await asyncio.sleep(self._pause)
 

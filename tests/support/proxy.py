@@ -171,7 +171,7 @@ class _Link:
         self._conversation = _Conversation()
         self._answered = True
         self._cut: _WantedCut | None = None
-        self._over = False
+        self._over = asyncio.Event()
 
     @property
     def is_abandoned(self) -> bool:
@@ -193,7 +193,7 @@ class _Link:
 
     def reset(self) -> None:
         """End both connections with a reset."""
-        self._over = True
+        self._over.set()
         self.flowing.set()
         _reset(self._client[1])
         _reset(self._server[1])
@@ -242,18 +242,18 @@ class _Link:
             if (wait := due - asyncio.get_running_loop().time()) > 0:
                 await asyncio.sleep(wait)
             await self.flowing.wait()
-            if not data or self._over:
+            if not data or self._over.is_set():
                 break
             with contextlib.suppress(ConnectionError):
                 passed = b"".join(raw for kind, raw in messages.split(data) if examine(kind, raw))
-                if not self._over and passed:
+                if not self._over.is_set() and passed:
                     target.write(passed)
                     await target.drain()
             if from_client and self._cut is not None and self._cut.when is Cut.INSIDE:
                 self._cut_now()
-            if self._over:
+            if self._over.is_set():
                 break
-        if not self._over:
+        if not self._over.is_set():
             with contextlib.suppress(OSError):
                 target.write_eof()  # the server may still have to answer
         while data:  # the reader must not wait for room here
@@ -261,7 +261,7 @@ class _Link:
 
     def _from_client(self, kind: bytes, raw: bytes) -> bool:
         """Whether a message is passed on to the server."""
-        if self._over:
+        if self._over.is_set():
             return False
         transaction = self._conversation.asks(kind, raw[5:])
         if transaction is not None and self._cut is None:
@@ -275,7 +275,7 @@ class _Link:
         """Whether a message is passed on to the client."""
         self._conversation.answers(kind, raw[5:])
         if self._cut is None:
-            return not self._over
+            return not self._over.is_set()
         # A statement by itself commits after its CommandComplete, when the server is ready again.
         if kind == b"Z":
             self._cut_now()
