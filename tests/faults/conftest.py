@@ -1,12 +1,18 @@
-"""Servers that may be crashed: they sync to disk, so that a crash loses nothing that was committed."""
+"""Layers with a journal, and servers that may be crashed: they sync to disk, so a crash loses nothing committed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+from chainlit.context import ChainlitContext
 
+from forebay import ForebayDataLayer, Settings
 from tests.support.postgres import PostgresServer
+
+MakeLayer = Callable[..., ForebayDataLayer]
 
 
 @pytest.fixture
@@ -14,3 +20,36 @@ def durable_postgres_server() -> Iterator[PostgresServer]:
     """A PostgreSQL server of the test's own that keeps what it has committed."""
     with PostgresServer(own=True, durable=True) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def _crashable_server() -> Iterator[PostgresServer]:
+    with PostgresServer(own=True, durable=True) as server:
+        yield server
+
+
+@pytest.fixture
+def crashable_server(_crashable_server: PostgresServer) -> Iterator[PostgresServer]:
+    """The same for tests that may share one; it runs again afterwards."""
+    yield _crashable_server
+    if not _crashable_server.is_running:
+        _crashable_server.start()
+
+
+@pytest.fixture
+async def make_journaled(tmp_path: Path, chainlit_context: ChainlitContext) -> AsyncIterator[MakeLayer]:
+    """Makes layers with a journal in the folder `journals`; what a failed test leaves open is closed."""
+    made: list[ForebayDataLayer] = []
+
+    def make(url: str, **values: Any) -> ForebayDataLayer:
+        settings: dict[str, Any] = {
+            "durability": "journal",
+            "journal_dir": tmp_path / "journals",
+            "close_timeout": 1,
+        }
+        made.append(ForebayDataLayer(url, settings=Settings(**{**settings, **values})))
+        return made[-1]
+
+    yield make
+    for layer in made:
+        await layer.close()

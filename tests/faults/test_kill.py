@@ -8,21 +8,14 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
-import asyncpg
 import pytest
 
 from forebay import ForebayDataLayer, Settings
+from tests.faults.load import a_seed, audited, repeated
 
 _ROUNDS = int(os.environ.get("FOREBAY_TEST_KILL_ROUNDS", "10"))
-_AUDIT = """
-CREATE TABLE audit (number BIGSERIAL, id UUID, output TEXT);
-CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS
-    $$ BEGIN INSERT INTO audit (id, output) VALUES (NEW.id, NEW.output); RETURN NULL; END $$;
-CREATE TRIGGER note AFTER INSERT OR UPDATE ON steps FOR EACH ROW EXECUTE FUNCTION note();
-"""
 
 
 def _work_until_killed(url: str, folder: Path, seconds: float) -> dict[str, int]:
@@ -45,11 +38,8 @@ def _work_until_killed(url: str, folder: Path, seconds: float) -> dict[str, int]
 
 @pytest.mark.parametrize("number", range(_ROUNDS))
 async def test_nothing_acknowledged_is_lost(number: int, migrated_postgres_url: str, tmp_path: Path) -> None:
-    seed = time.time_ns()
-    print(f"seed {seed}")  # noqa: T201 - to try a failure again
-    connection = await asyncpg.connect(migrated_postgres_url)
-    await connection.execute(_AUDIT)
-
+    seed = a_seed()
+    audit = await audited(migrated_postgres_url)
     acknowledged = _work_until_killed(migrated_postgres_url, tmp_path, random.Random(seed).uniform(0, 0.6))
     assert acknowledged
     layer = ForebayDataLayer(
@@ -58,16 +48,8 @@ async def test_nothing_acknowledged_is_lost(number: int, migrated_postgres_url: 
     await layer.execute_sql("SELECT 1", {})  # runs after the recovery
     await layer.close()
 
-    stored = {
-        str(row["id"]): int(row["output"]) for row in await connection.fetch("SELECT id, output FROM steps")
-    }
-    lost = {key: version for key, version in acknowledged.items() if stored.get(key, -1) < version}
-    assert lost == {}
-    applied = await connection.fetch(
-        "SELECT id, array_agg(output::int ORDER BY number) AS versions FROM audit GROUP BY id"
-    )
-    for row in applied:
-        assert sorted(set(row["versions"])) == row["versions"], "applied twice, or backwards"
-    assert await connection.fetchval("SELECT count(*) FROM forebay_checkpoints") == 0
+    stored, applied = await audit.stored(), await audit.applied()
+    assert {key: n for key, n in acknowledged.items() if stored.get(key, -1) < n} == {}, "lost"
+    assert repeated(applied.values()) == [], "applied twice, or backwards"
+    assert await audit.journals() == 0
     assert list(tmp_path.iterdir()) == []
-    await connection.close()

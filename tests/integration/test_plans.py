@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 from uuid import UUID
 
 import asyncpg
@@ -22,6 +21,7 @@ from forebay.dialects import SQLITE_FUNCTIONS
 from forebay.statements import Documents, Statement, Statements, documents
 from forebay.store import Store
 from tests.support.postgres import PostgresServer, run_apart
+from tests.support.proxy import Proxy
 
 # Enough of each that reading a table through would cost more. One user has a tenth of the threads, and one
 # thread has more steps than the others.
@@ -291,52 +291,14 @@ async def test_an_upsert_on_sqlite_uses_indexes(
 # ---- round trips
 
 
-class CountingProxy:
-    """Between a client and its server: counts how often the client speaks and then waits for an answer."""
-
-    def __init__(self, host: str, port: int) -> None:
-        self._upstream = (host, port)
-        self.trips = 0
-
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.port: int = self._server.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        await self._server.wait_closed()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        from_server, to_server = await asyncio.open_connection(*self._upstream)
-        answered = True
-
-        async def pass_on(source: asyncio.StreamReader, target: asyncio.StreamWriter, *, asks: bool) -> None:
-            nonlocal answered
-            while data := await source.read(65536):
-                self.trips += asks and answered
-                answered = not asks
-                target.write(data)
-                await target.drain()
-            target.close()
-
-        await asyncio.gather(
-            pass_on(reader, to_server, asks=True),
-            pass_on(from_server, writer, asks=False),
-            return_exceptions=True,
-        )
-
-
-Counted = tuple[ForebayDataLayer, CountingProxy]
+Counted = tuple[ForebayDataLayer, Proxy]
 
 
 @pytest.fixture
 async def counted(full_postgres_url: str, chainlit_context: object) -> AsyncIterator[Counted]:
-    url = sa.make_url(full_postgres_url)
-    assert url.host is not None
-    async with CountingProxy(url.host, url.port or 5432) as proxy:
-        through = url.set(host="127.0.0.1", port=proxy.port).render_as_string(hide_password=False)
-        layer = ForebayDataLayer(through, settings=Settings(linger=10))  # flush() says when a batch leaves
+    async with Proxy.before(full_postgres_url) as proxy:
+        # flush() says when a batch leaves
+        layer = ForebayDataLayer(proxy.url(full_postgres_url), settings=Settings(linger=10))
         yield layer, proxy
         await layer.close()
 

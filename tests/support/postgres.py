@@ -135,9 +135,14 @@ class PostgresServer:
         log = str(self.data.parent / "log")
         self._pg_ctl("start", "-w", "-t", str(int(_START_TIMEOUT)), "-l", log, "-o", written)
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started and not stopped since."""
+        return (self.data / "postmaster.pid").exists()
+
     def stop(self, mode: str = "fast") -> None:
         """Stop it; `immediate` is a crash."""
-        if (self.data / "postmaster.pid").exists():
+        if self.is_running:
             self._pg_ctl("stop", "-w", "-m", mode)
 
     def crash(self) -> None:
