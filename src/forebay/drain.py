@@ -19,7 +19,7 @@ from forebay.counts import Counts
 from forebay.dead_letters import DeadLetters
 from forebay.errors import DatabaseError, JournalError, RowError
 from forebay.inbox import Batch, Op
-from forebay.journal import Orphan, Record, adopt, journal_paths
+from forebay.journal import Orphan, Record, adopt, journal_paths, let_go
 from forebay.metrics import Metrics
 from forebay.settings import Settings
 from forebay.store import Store
@@ -158,11 +158,7 @@ class Drain:
         if not followed.has_more:
             self._look_for_owner(followed)
             return False
-        try:
-            records = await asyncio.to_thread(followed.journal.read, followed.applied_seq, self._batch_bytes)
-        except JournalError as error:
-            self._set_aside(followed, str(error))
-            return False
+        records = await asyncio.to_thread(followed.journal.read, followed.applied_seq, self._batch_bytes)
         if records:
             await self._write(followed, records)
         elif not followed.owned:
@@ -196,20 +192,13 @@ class Drain:
             followed.owned = followed.journal.owned
 
     async def _finish(self, followed: _Followed) -> None:
-        if followed.journal.damaged:
-            self._set_aside(followed, "some of its changes can't be read")
-            return
         journal_id = followed.journal.id
-        followed.journal.remove()
         del self._followed[journal_id]
+        if not let_go(followed.journal):
+            return
         self.journals += 1
         await self._writer.until_answered(lambda: self._store.forget_journal(journal_id))
         logger.warning("journal written out journal=%s", journal_id)
-
-    def _set_aside(self, followed: _Followed, reason: str) -> None:
-        del self._followed[followed.journal.id]
-        kept_at = followed.journal.set_aside()
-        logger.error("journal damaged kept_at=%s reason=%s", kept_at, reason)
 
     def left(self) -> list[Path]:
         """The journals that are still in the folder, in use or not, and those that were damaged."""

@@ -52,7 +52,6 @@ logger = logging.getLogger("forebay.engine")
 # Handlers go on for a moment after SIGTERM; when nothing was written for this long, they are done. Seconds.
 _QUIET_SPELL = 0.1
 _TOMBSTONES = 100_000
-_JOURNAL_RETRY = 1.0  # seconds between tries to read what was spilled
 # How long the first reads wait for what a process before this one has left in its journal. Seconds.
 _RECOVERY_PATIENCE = 5.0
 
@@ -380,16 +379,26 @@ class Engine:
         """See `worker.Owner`."""
         assert self.journal is not None
         room = max(1, self.settings.queue_max_bytes - self.inbox.size)
-        try:
-            records = await self.journal.read(self.inbox.queued_seq, room)
-        except JournalError as error:
-            logger.error("spilled changes wait reason=%s", error)
-            await anyio.sleep(_JOURNAL_RETRY)
-            return
-        if not records:
-            await self.journal.synced()  # what is spilled is on its way to the disk
+        durable_seq = self.journal.durable_seq
+        records = await self.journal.read(self.inbox.queued_seq, room)
         for seq, change in records:
+            self._lose_unreadable(seq - 1)
             self.inbox.refill(seq, change, self._clock(), self._spilled_tickets.pop(seq, None))
+        if not records:
+            self._lose_unreadable(durable_seq)
+            self.inbox.queued_seq = max(self.inbox.queued_seq, durable_seq)
+            await self.journal.synced()  # what is spilled is on its way to the disk
+
+    def _lose_unreadable(self, last_seq: int) -> None:
+        """The disk does not give back what was spilled up to here."""
+        first_seq = self.inbox.queued_seq + 1
+        missing = [seq for seq in range(first_seq, last_seq + 1) if not self.inbox.is_lost(seq)]
+        if missing:
+            logger.critical(
+                "journal damaged changes=%d; see the disk that holds FOREBAY_JOURNAL_DIR", len(missing)
+            )
+        for seq in missing:
+            self._lose(seq, seq)
 
     # ---- life
 

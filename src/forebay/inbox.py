@@ -127,7 +127,7 @@ class Inbox:
         self._sealed: deque[Batch] = deque()
         self._in_flight: Batch | None = None
         self._last_seq: dict[str | None, int] = {}
-        self._lost: deque[int] = deque()
+        self._lost: set[int] = set()
         self._waiting: deque[Waiting] = deque()
 
     def __repr__(self) -> str:
@@ -176,22 +176,30 @@ class Inbox:
     def lose(self, seq: int) -> None:
         """A spilled change could not be kept; its caller has been told."""
         self.spilled -= 1
-        self._lost.append(seq)
+        self._lost.add(seq)
         self.counts.dropped["journal"] += 1
         self._catch_up()
+
+    def is_lost(self, seq: int) -> bool:
+        """Whether a change that is neither queued nor written was lost."""
+        return seq in self._lost
 
     def hand_over(self, applied_seq: int) -> None:
         """Another process has written what was spilled up to here."""
         handed_over = applied_seq - self.applied_seq
-        while self._lost and self._lost[0] <= applied_seq:
-            self._lost.popleft()
-            handed_over -= 1
+        handed_over -= self._forget_lost(applied_seq)
         self.spilled -= handed_over
         self.counts.handed_over += handed_over
         self.applied_seq = applied_seq
         if len(self._last_seq) > _MANY_THREADS:
             self._last_seq = {key: seq for key, seq in self._last_seq.items() if seq > applied_seq}
         self._catch_up()
+
+    def _forget_lost(self, applied_seq: int) -> int:
+        """Of those up to here nobody asks again; how many there were."""
+        passed = {seq for seq in self._lost if seq <= applied_seq}
+        self._lost -= passed
+        return len(passed)
 
     def _catch_up(self) -> None:
         # Numbers of lost changes are in no batch, so the end is reached when nothing is left.
@@ -258,6 +266,8 @@ class Inbox:
         self._in_flight = None
         self.size -= batch.size
         self.applied_seq = batch.last_seq
+        if self._lost:
+            self._forget_lost(batch.last_seq)
         for thread_id in batch.threads:
             if self._last_seq.get(thread_id, 0) <= batch.last_seq:
                 self._last_seq.pop(thread_id, None)

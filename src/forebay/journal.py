@@ -1,30 +1,28 @@
 """The journal: a process's changes on disk until the database has them.
 
-One SQLite file a process, in WAL mode with `synchronous=FULL`, written by one thread. All changes that come
-while a commit runs go into the next one as one row, so the disk is synced once a group, not once a change.
+One log a process, written by one thread. All changes that come while a commit runs go into the next one as
+one group, so the disk is synced once a group, not once a change.
 
-Files of one journal, by their suffix: `.journal`, the changes; `.lock`, held by whoever writes them to the
-database; and where that is not the process that appends, `.owner`, held by the latter, and `.progress`.
+What belongs to one journal, by suffix: `.journal`, the folder with the log; `.lock`, held by whoever writes it
+to the database; and where that is not the process that appends, `.owner`, held by the latter, and `.progress`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import logging
 import os
 import queue
-import sqlite3
 import threading
 import time
 import uuid
 import weakref
-import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,26 +30,13 @@ from forebay import changes
 from forebay.changes import Change
 from forebay.errors import JournalError
 from forebay.progress import Progress
+from forebay.segments import FORMAT, About, Group, Log, Reader, read_about, remove
 
 logger = logging.getLogger("forebay.journal")
 
-FORMAT = 2
 _JOURNAL, _LOCK, _OWNER, _PROGRESS = ".journal", ".lock", ".owner", ".progress"
 _CHUNK_BYTES = 64 * 1024
-# A group is a row of a few hundred kilobytes at most; on SQLite's own 4 KiB pages it costs twice the time.
-_PAGE_BYTES = 32 * 1024
-_CHECKPOINT_PAGES = 512
-_TRIM_INTERVAL = 0.1  # seconds; what the database has may stay on disk so much longer
-_TABLES = """
-CREATE TABLE about (format INTEGER NOT NULL, journal_id TEXT NOT NULL, database TEXT NOT NULL);
-CREATE TABLE changes (
-    first_seq INTEGER PRIMARY KEY, last_seq INTEGER NOT NULL, crc INTEGER NOT NULL, body BLOB NOT NULL);
-"""
-# The group that holds `after_seq + 1`, and those behind it.
-_BEHIND = """
-SELECT first_seq, last_seq, crc, body FROM changes
-WHERE first_seq >= coalesce((SELECT max(first_seq) FROM changes WHERE first_seq <= :after_seq + 1), 0)
-AND last_seq > :after_seq ORDER BY first_seq"""
+_NO_LIMIT = 2**63
 
 Record = tuple[int, Change]
 
@@ -74,12 +59,16 @@ class _Read:
     done: asyncio.Future[list[Record]]
 
 
+class _Trim:
+    """Remove what the database has."""
+
+
 class Journal:
-    """The journal of this process, in a file of its own in `folder`, for the database at `location`.
+    """The journal of this process, in a log of its own in `folder`, for the database at `location`.
 
     `external`: another process writes it to the database. `on_commit` is called in the journal's thread with
     the seconds that a commit took, `on_failure` in the event loop with the first and last `seq` of changes that
-    could not be written. Raises JournalError when the folder or the file can't be used. Its methods
+    could not be written. Raises JournalError when the folder can't be used. Its methods
     are called in one event loop.
     """
 
@@ -98,8 +87,8 @@ class Journal:
         self.durable_seq = 0
         self.path = folder / f"{self.id}{_JOURNAL}"
         self._loop = loop
-        self._lock_file, self._connection = _create(folder, self.path, location, external=external)
-        self.progress = Progress(self.path.with_suffix(_PROGRESS), create=True) if external else None
+        self._lock_file, self.progress, self._log = _create(folder, self.path, location, external=external)
+        self._reader = Reader(self.path)
         self._on_commit = on_commit
         self._on_failure = on_failure
         self._changes: list[Change] = []
@@ -108,11 +97,10 @@ class Journal:
         self._estimate = 0
         self._committing = False
         self._will_seal = False
-        self._work: queue.SimpleQueue[_Group | _Read | None] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[_Group | _Read | _Trim | None] = queue.SimpleQueue()
         self._live: deque[tuple[int, int]] = deque()  # what is not trimmed yet: last seq, bytes
         self._applied_seq = 0
-        self._trimmed_seq = 0
-        self._trimmed_at = 0.0
+        self._trimming = False
         self._thread = threading.Thread(target=self._run, name="forebay-journal", daemon=True)
         self._thread.start()
         _held.add(self)
@@ -158,13 +146,17 @@ class Journal:
         self._seal()
 
     def trim(self, applied_seq: int) -> None:
-        """The database has everything up to here; one of the next commits takes it off the disk."""
+        """The database has everything up to here; it is taken off the disk a segment at a time."""
         self._applied_seq = applied_seq
         while self._live and self._live[0][0] <= applied_seq:
             self.size -= self._live.popleft()[1]
+        removable_seq = self._log.removable_seq
+        if removable_seq is not None and removable_seq <= applied_seq and not self._trimming:
+            self._trimming = True
+            self._work.put(_Trim())
 
     async def read(self, after_seq: int, max_bytes: int) -> list[Record]:
-        """The next changes behind `after_seq` that are on disk, at least one group, about `max_bytes`."""
+        """The next changes behind `after_seq` that are on disk and intact, at least one group, about `max_bytes`."""
         done: asyncio.Future[list[Record]] = self._loop.create_future()
         self._work.put(_Read(after_seq, max_bytes, done))
         return await done
@@ -191,65 +183,48 @@ class Journal:
     def forked(self) -> None:
         """In a forked child: let go of what is the parent's, without a word to it."""
         self._lock_file.close()  # the parent holds the lock on
-        _parents.append(self._connection)  # closing it would touch the parent's file
 
     # ---- in the thread
 
     def _run(self) -> None:
-        with contextlib.closing(self._connection) as connection:
+        with contextlib.closing(self._log):
             while (work := self._work.get()) is not None:
                 if isinstance(work, _Group):
-                    self._commit(connection, work)
+                    self._commit(work)
+                elif isinstance(work, _Read):
+                    self._answer(work)
                 else:
-                    self._answer(work, partial(_read, connection, work.after_seq, work.max_bytes))
+                    self._remove_applied()
 
-    def _commit(self, connection: sqlite3.Connection, group: _Group) -> None:
+    def _commit(self, group: _Group) -> None:
         error: JournalError | None = None
         started = time.monotonic()
         size = group.estimate
         try:
             body = changes.encode(group.changes)
             size = len(body)
-            self._insert(connection, (group.first_seq, group.last_seq, zlib.crc32(body), body), started)
-        except sqlite3.Error as failed:
+            self._log.append(group.first_seq, group.last_seq, body)
+        except OSError as failed:
             error = _explain(failed)
         if error is None and self._on_commit is not None:
             self._on_commit(time.monotonic() - started)
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             self._loop.call_soon_threadsafe(self._committed, group, size, error)
 
-    def _insert(self, connection: sqlite3.Connection, row: tuple[Any, ...], now: float) -> None:
-        """One statement is a transaction by itself, and each costs the event loop a turn at the interpreter's lock."""
-        insert = "INSERT INTO changes VALUES (?, ?, ?, ?)"
-        if self._applied_seq == self._trimmed_seq or now - self._trimmed_at < _TRIM_INTERVAL:
-            connection.execute(insert, row)
-            return
-        connection.execute("BEGIN")
-        try:
-            connection.execute(insert, row)
-            applied_seq = self._applied_seq
-            connection.execute("DELETE FROM changes WHERE last_seq <= ?", (applied_seq,))
-            connection.execute("COMMIT")
-        except sqlite3.Error:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
-        self._trimmed_seq, self._trimmed_at = applied_seq, now
-
-    def _answer(self, work: _Read, act: Callable[[], list[Record]]) -> None:
-        records: list[Record] = []
-        error: JournalError | None = None
-        try:
-            records = act()
-        except sqlite3.Error as failed:
-            error = _explain(failed)
+    def _answer(self, work: _Read) -> None:
+        records = _records(self._reader.read(work.after_seq, _NO_LIMIT, work.max_bytes), work.after_seq)
 
         def tell() -> None:
             if not work.done.done():
-                work.done.set_exception(error) if error else work.done.set_result(records)
+                work.done.set_result(records)
 
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(tell)
+
+    def _remove_applied(self) -> None:
+        self._trimming = False
+        with contextlib.suppress(OSError):  # it is tried again
+            self._log.trim(self._applied_seq)
 
     # ---- back in the event loop
 
@@ -289,15 +264,24 @@ class Orphan:
     def __init__(self, path: Path, lock_file: Any, *, owned: bool = False) -> None:
         self.path = path
         self.id = path.stem
-        self.damaged = False
         self.progress: Progress | None = None
         self._lock_file = lock_file
-        self._connection: sqlite3.Connection | None = None
+        self._reader = Reader(path)
         if path.with_suffix(_PROGRESS).exists() and owned:
             self.progress = Progress(path.with_suffix(_PROGRESS))
 
     def __repr__(self) -> str:
         return f"<Orphan {self.id}>"
+
+    @property
+    def damaged(self) -> bool:
+        """Whether something could not be read."""
+        return self._reader.damaged
+
+    @property
+    def torn(self) -> bool:
+        """Whether it ends within a group, which was never acknowledged, unless the file was cut."""
+        return self._reader.torn
 
     @property
     def owned(self) -> bool:
@@ -310,47 +294,9 @@ class Orphan:
         return self.path.exists()
 
     def read(self, after_seq: int, max_bytes: int) -> list[Record]:
-        """As `Journal.read`, of what is intact; `damaged` tells whether something was not.
-
-        Raises JournalError where the file can't be read at all.
-        """
-        records: list[Record] = []
-        size = 0
-        try:
-            for first_seq, last_seq, crc, body in self._rows(after_seq):
-                found = _intact(first_seq, last_seq, crc, body)
-                self.damaged = self.damaged or not found
-                records += [record for record in found if record[0] > after_seq]
-                size += len(body) if found else 0
-                if size >= max_bytes:
-                    break
-        except sqlite3.Error as error:
-            self.damaged = True
-            if not records:
-                raise _explain(error) from None
-        return records
-
-    def _rows(self, after_seq: int) -> Iterator[tuple[int, int, int, bytes]]:
-        """The groups in order. Behind a page that can't be read, those that can be reached from the end."""
-        if self._connection is None:
-            self._connection = _connect(self.path)
-        seen = after_seq
-        try:
-            for row in self._connection.execute(_BEHIND, {"after_seq": after_seq}):
-                yield row
-                seen = row[1]
-            return
-        except sqlite3.DatabaseError:
-            self.damaged = True
-        keys: list[int] = []
-        with contextlib.suppress(sqlite3.DatabaseError):
-            select = "SELECT first_seq FROM changes WHERE first_seq > ? ORDER BY first_seq DESC"
-            keys.extend(key for (key,) in self._connection.execute(select, (seen,)))
-        for key in reversed(keys):
-            with contextlib.suppress(sqlite3.DatabaseError):
-                yield self._connection.execute(
-                    "SELECT first_seq, last_seq, crc, body FROM changes WHERE first_seq = ?", (key,)
-                ).fetchone()
+        """As `Journal.read`, of what is intact; `damaged` tells whether something was not."""
+        up_to_seq = self.progress.durable if self.progress is not None else _NO_LIMIT
+        return _records(self._reader.read(after_seq, up_to_seq, max_bytes), after_seq)
 
     def remove(self) -> None:
         """The database has it whole."""
@@ -372,9 +318,6 @@ class Orphan:
         self._lock_file.close()
 
     def _disconnect(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
         if self.progress is not None:
             self.progress.close()
             self.progress = None
@@ -404,6 +347,18 @@ def adopt(
     return None
 
 
+def let_go(orphan: Orphan) -> bool:
+    """End with a journal whose intact changes are all written: remove it, or set a damaged one aside."""
+    if orphan.damaged:
+        kept_at = orphan.set_aside()
+        logger.error("journal damaged kept_at=%s reason=some of its changes can't be read back", kept_at)
+        return False
+    if orphan.torn:
+        logger.warning("journal ends within a change journal=%s; that one was not acknowledged", orphan.id)
+    orphan.remove()
+    return True
+
+
 def journal_paths(folder: Path) -> list[Path]:
     """Every journal in the folder, the oldest first, whoever holds it."""
     return sorted(folder.glob(f"*{_JOURNAL}"), key=_age) if folder.is_dir() else []
@@ -425,18 +380,14 @@ _left_alone: set[Path] = set()  # told once
 
 
 def _is_for(path: Path, location: str | None) -> bool:
-    """Whether the journal can be read by this release and is for the database. One that can't be read at all is."""
-    try:
-        with contextlib.closing(_connect(path)) as connection:
-            found = connection.execute("SELECT * FROM about").fetchone()
-    except sqlite3.Error:
+    """Whether the journal can be read by this release and is for the database. One that doesn't say so is."""
+    about = read_about(path)
+    if about is None:
         return True
-    if found is None:
-        return True
-    if found[0] != FORMAT:
+    if about.format != FORMAT:
         reason = "another release of forebay wrote it"
-    elif location is not None and found[2] not in ("", location):
-        reason = f"it is for {found[2]}"
+    elif location is not None and about.database not in ("", location):
+        reason = f"it is for {about.database}"
     else:
         return True
     if path not in _left_alone:
@@ -445,34 +396,18 @@ def _is_for(path: Path, location: str | None) -> bool:
     return False
 
 
-def _create(folder: Path, path: Path, location: str, *, external: bool) -> tuple[Any, sqlite3.Connection]:
+def _create(folder: Path, path: Path, location: str, *, external: bool) -> tuple[Any, Progress | None, Log]:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # The log last: whoever finds it looks for the others.
         lock_file = _lock(path.with_suffix(_OWNER if external else _LOCK))
-        # Under another name until it is whole: an adopter that comes in between would take it for damaged.
-        fresh = path.with_suffix(".new")
-        os.close(os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-        with contextlib.closing(_connect(fresh)) as connection:
-            connection.executescript(_TABLES)
-            connection.execute("INSERT INTO about VALUES (?, ?, ?)", (FORMAT, path.stem, location))
-        fresh.rename(path)
-        _sync_folder(folder)
-        connection = _connect(path)
-    except (OSError, sqlite3.Error) as error:
+        progress = Progress(path.with_suffix(_PROGRESS), create=True) if external else None
+        return lock_file, progress, Log(path, About(FORMAT, path.stem, location))
+    except OSError as error:
         raise JournalError(
             f"the journal can't be written in {folder} ({_reason(error)}); set FOREBAY_JOURNAL_DIR to a folder on a"
             " local disk that this process may write to"
         ) from None
-    return lock_file, connection
-
-
-def _sync_folder(folder: Path) -> None:
-    """Or a crash of the machine could forget the file's name."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _lock(path: Path) -> Any:
@@ -500,54 +435,32 @@ def _is_held(path: Path) -> bool:
     return False
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    uri = f"{path.absolute().as_uri()}?mode=rw"
-    connection = sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None)
-    connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")  # of a new file
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
-    return connection
-
-
-def _intact(first_seq: int, last_seq: int, crc: int, body: bytes) -> list[Record]:
-    """A group's changes; none where it is not what was written. SQLite checks its log but not its pages."""
-    if zlib.crc32(body) != crc:
-        return []
-    return list(zip(range(first_seq, last_seq + 1), changes.decode(body), strict=True))
-
-
-def _read(connection: sqlite3.Connection, after_seq: int, max_bytes: int) -> list[Record]:
-    records: list[Record] = []
-    size = 0
-    for first_seq, last_seq, crc, body in connection.execute(_BEHIND, {"after_seq": after_seq}):
-        found = _intact(first_seq, last_seq, crc, body)
-        if not found:
-            raise sqlite3.DatabaseError("checksum")
-        records += [record for record in found if record[0] > after_seq]
-        size += len(body)
-        if size >= max_bytes:
-            break
-    return records
+def _records(groups: Sequence[Group], after_seq: int) -> list[Record]:
+    return [
+        record
+        for group in groups
+        for record in zip(range(group.first_seq, group.last_seq + 1), changes.decode(group.body), strict=True)
+        if record[0] > after_seq
+    ]
 
 
 def _remove(path: Path) -> None:
     # The journal first: what is left of the others then belongs to nothing.
-    for suffix in (_JOURNAL, f"{_JOURNAL}-wal", f"{_JOURNAL}-shm", _PROGRESS, _OWNER, _LOCK):
+    remove(path)
+    for suffix in (_PROGRESS, _OWNER, _LOCK):
         path.with_suffix(suffix).unlink(missing_ok=True)
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError):
-        return error.strerror or type(error).__name__
-    return getattr(error, "sqlite_errorname", None) or type(error).__name__
+def _reason(error: OSError) -> str:
+    return error.strerror or type(error).__name__
 
 
-def _explain(error: sqlite3.Error) -> JournalError:
-    reason = _reason(error)
-    if reason == "SQLITE_FULL":
+def _explain(error: OSError) -> JournalError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return JournalError("the disk that holds the journal is full; make room, or set FOREBAY_JOURNAL_DIR")
-    return JournalError(f"the journal can't be used ({reason}); see the disk that holds FOREBAY_JOURNAL_DIR")
+    return JournalError(
+        f"the journal can't be written ({_reason(error)}); see the disk that holds FOREBAY_JOURNAL_DIR"
+    )
 
 
 def _tell(waiter: asyncio.Future[None], error: JournalError | None) -> None:
@@ -561,7 +474,6 @@ def _tell(waiter: asyncio.Future[None], error: JournalError | None) -> None:
 
 
 _held: weakref.WeakSet[Journal] = weakref.WeakSet()
-_parents: list[Any] = []
 
 
 def _after_fork() -> None:

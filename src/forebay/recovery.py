@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Protocol
 
 from forebay.counts import Counts
-from forebay.errors import JournalError
 from forebay.inbox import Batch
-from forebay.journal import Orphan, adopt
+from forebay.journal import Orphan, adopt, let_go
 from forebay.writer import Writer
 
 logger = logging.getLogger("forebay.recovery")
@@ -72,10 +71,7 @@ class Recovery:
                 self.done_once.set()
             self.due = self._clock() + INTERVAL
             return False
-        try:
-            await self._write_some(self._orphan)
-        except JournalError as error:
-            self._set_aside(self._orphan, str(error))
+        await self._write_some(self._orphan)
         return True
 
     async def _adopt_next(self) -> None:
@@ -104,17 +100,10 @@ class Recovery:
         self._replayed += len(records)
         self._counts.replayed += len(records)
 
-    def _set_aside(self, orphan: Orphan, reason: str) -> None:
-        self._orphan = None
-        kept_at = orphan.set_aside()
-        logger.error("journal damaged recovered=%d kept_at=%s reason=%s", self._replayed, kept_at, reason)
-
     async def _finish(self, orphan: Orphan) -> None:
-        if orphan.damaged:
-            self._set_aside(orphan, "some of its changes can't be read")
-            return
-        orphan.remove()
         self._orphan = None
+        if not let_go(orphan):
+            return
         await self._writer.until_answered(lambda: self._database.forget_journal(orphan.id))
         logger.warning("journal recovered changes=%d journal=%s", self._replayed, orphan.id)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import sqlite3
+import shutil
 import stat
 import uuid
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from forebay.changes import step
 from forebay.dead_letters import DeadLetters
 from forebay.errors import JournalError
 from forebay.journal import Journal, adopt
+from forebay.segments import About, Log, Reader, segments_of
 from tests.support.postgres import PostgresServer
 
 MakeLayer = Callable[..., ForebayDataLayer]
@@ -75,10 +75,11 @@ async def test_a_write_returns_once_it_is_on_disk(
     layer, thread_id = make_layer(migrated_url, linger=10), str(uuid.uuid4())
     await layer.create_step(_step(thread_id, 0))
     (path,) = folder.glob("*.journal")
-    with sqlite3.connect(path) as connection:
-        assert connection.execute("SELECT count(*) FROM changes").fetchone() == (1,)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    (group,) = Reader(path).read(0, 10, 1)
+    assert (group.first_seq, group.last_seq) == (1, 1)
+    (segment,) = segments_of(path)
+    assert stat.S_IMODE(segment.stat().st_mode) == 0o600
+    assert {stat.S_IMODE(each.stat().st_mode) for each in (path, folder)} == {0o700}
     assert adopt(folder) is None, "a journal that is in use is nobody else's"
     assert await _numbers(layer, thread_id) == [0]
     await layer.close()
@@ -194,32 +195,30 @@ async def test_a_full_journal_refuses_and_says_so(
     await layer.close()
 
 
-@pytest.mark.parametrize("damage", ["bits", "cut", "empty"])
-async def test_a_damaged_journal_is_set_aside_and_invents_nothing(
+async def test_what_was_spilled_and_can_not_be_read_back_is_counted_and_told(
     make_layer: MakeLayer,
-    migrated_sqlite_url: str,
+    durable_postgres_server: PostgresServer,
     folder: Path,
     caplog: pytest.LogCaptureFixture,
-    damage: str,
 ) -> None:
-    damaged_thread, thread_id = str(uuid.uuid4()), str(uuid.uuid4())
-    path = await _leave_behind(folder, damaged_thread, 50)
-    content = path.read_bytes()
-    if damage == "bits":
-        at = content.index(b"createdAt")
-        path.write_bytes(content[:at] + b"CREATED" + content[at + 7 :])
-    else:
-        path.write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
-    await _leave_behind(folder, thread_id, 3)
-
-    with caplog.at_level(logging.ERROR):
-        layer = make_layer(migrated_sqlite_url)
-        assert await _numbers(layer, thread_id) == [0, 1, 2], "the intact one is recovered"
-    assert "journal damaged" in caplog.text
-    left = await layer.execute_sql("SELECT count(*) AS n FROM steps", {})
-    assert isinstance(left, list)
-    assert left[0]["n"] <= 53
-    assert len(list(folder.glob("*.damaged"))) == 1
+    layer = make_layer(durable_postgres_server.create_database(), queue_max_bytes=64 * 1024)
+    thread_id = str(uuid.uuid4())
+    await layer.create_step(_step(thread_id, 0))
+    await layer.flush()
+    durable_postgres_server.crash()
+    for number in range(1, 20):
+        await layer.create_step(_step(thread_id, number, size=10_000))
+    assert layer._engine.inbox.spilled > 5
+    (segment,) = segments_of(next(folder.glob("*.journal")))
+    content = segment.read_bytes()
+    at = content.index(b'"15 xxx')
+    segment.write_bytes(content[:at] + b'"51' + content[at + 3 :])
+    durable_postgres_server.start()
+    await layer.flush()
+    assert await _numbers(layer, thread_id) == [number for number in range(20) if number != 15]
+    assert "journal damaged changes=1" in caplog.text
+    assert layer._engine.counts.dropped == {"journal": 1}
+    assert _balanced(layer)
     await layer.close()
 
 
@@ -227,8 +226,8 @@ async def test_a_journal_of_another_release_is_left_alone(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = await _leave_behind(folder, str(uuid.uuid4()), 1)
-    with sqlite3.connect(path) as connection:
-        connection.execute("UPDATE about SET format = 99")
+    shutil.rmtree(path)
+    Log(path, About(99, path.stem, "")).close()
     assert adopt(folder) is None
     assert "another release" in caplog.text
     assert path.exists()
