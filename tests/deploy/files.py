@@ -68,7 +68,9 @@ def defined_metrics() -> frozenset[str]:
     """Every name that a query can use: the samples of what a data layer has on its registry."""
     names: set[str] = set()
     for metric in ForebayDataLayer("sqlite:///unused.db").registry.collect():
-        suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}.get(metric.type, [""])
+        suffixes = {"counter": ["_total"], "info": ["_info"], "histogram": ["_bucket", "_sum", "_count"]}.get(
+            metric.type, [""]
+        )
         names.update(metric.name + suffix for suffix in suffixes)
     return frozenset(names)
 

@@ -70,7 +70,10 @@ def test_every_panel_has_a_title_a_unit_and_a_query() -> None:
 
 
 def test_every_metric_that_a_data_layer_has_is_shown() -> None:
-    shown = {name.removesuffix("_bucket").removesuffix("_count") for name in files.metrics_in(files.DASHBOARD.read_text())}
+    shown = {
+        name.removesuffix("_bucket").removesuffix("_count")
+        for name in files.metrics_in(files.DASHBOARD.read_text())
+    }
     left_out = {"forebay_unknown_values_total", "forebay_upload_failures_total"}
     suffixes = ("_bucket", "_sum", "_count")
     defined = files.defined_metrics()

@@ -75,7 +75,7 @@ def test_compose_follows_the_specification() -> None:
 
 
 def test_compose_names_what_is_there() -> None:
-    named = {name for name in files.document(_COMPOSE)["volumes"]}
+    named = set(files.document(_COMPOSE)["volumes"])
     for name, service in _SERVICES.items():
         for mount in service.get("volumes", []):
             source = mount.split(":")[0]
@@ -93,7 +93,9 @@ def test_compose_asks_for_the_variables_of_the_example() -> None:
     secrets = asked - {"CHAT_USER"}
     for name in secrets:  # there is no default for a secret, in neither file
         assert re.search(rf"^{name}=$", example, re.MULTILINE)
-        assert len(re.findall(rf"\${{{name}:\?", _COMPOSE.read_text())) == _COMPOSE.read_text().count(f"${{{name}")
+        assert len(re.findall(rf"\${{{name}:\?", _COMPOSE.read_text())) == _COMPOSE.read_text().count(
+            f"${{{name}"
+        )
 
 
 def test_compose_listens_on_this_machine_alone() -> None:

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import kubernetes_validate
 import pytest
 import yaml
+from kubernetes_validate import utils as schemas
 
 from forebay.settings import Settings
 from tests.deploy import files
@@ -23,7 +23,9 @@ _FILES = sorted(
 _KUSTOMIZATIONS = sorted(path.parent for path in _KUBERNETES.rglob("kustomization.yaml"))
 # From the first with sidecars that are on by default to the newest that there are schemas of.
 _VERSIONS = [
-    version for version in kubernetes_validate.all_versions() if tuple(map(int, version.split(".")[:2])) >= (1, 29)
+    version
+    for version in dict.fromkeys(schemas.all_versions())
+    if tuple(map(int, version.split(".")[:2])) >= (1, 29)
 ]
 # What PodMonitor has, of what is used here: its schema is the operator's, and comes with no package.
 _POD_MONITOR = {"jobLabel", "selector", "podMetricsEndpoints"}
@@ -56,7 +58,9 @@ def _pods() -> list[dict[str, Any]]:
 
 
 def _containers() -> list[dict[str, Any]]:
-    return [container for pod in _pods() for container in (*pod.get("initContainers", []), *pod["containers"])]
+    return [
+        container for pod in _pods() for container in (*pod.get("initContainers", []), *pod["containers"])
+    ]
 
 
 def _chat() -> dict[str, Any]:
@@ -74,8 +78,8 @@ def _validate(resource: dict[str, Any], version: str) -> None:
     if resource["apiVersion"].startswith("monitoring.coreos.com/"):
         return
     try:
-        kubernetes_validate.validate(resource, version, strict=True)
-    except kubernetes_validate.ValidationError as error:
+        schemas.validate(resource, version, strict=True)
+    except schemas.ValidationError as error:
         pytest.fail(f"{resource['kind']} {list(error.path)}: {error.message}")
 
 
@@ -94,8 +98,8 @@ def test_the_drain_is_valid(version: str) -> None:
 def test_a_wrong_manifest_is_noticed() -> None:
     wrong = _stateful_set()
     wrong["spec"]["template"]["spec"]["terminationGrace"] = 60
-    with pytest.raises(kubernetes_validate.ValidationError):
-        kubernetes_validate.validate(wrong, _VERSIONS[-1], strict=True)
+    with pytest.raises(schemas.ValidationError):
+        schemas.validate(wrong, _VERSIONS[-1], strict=True)
 
 
 @pytest.mark.parametrize("folder", _KUSTOMIZATIONS, ids=files.name_of)
@@ -226,7 +230,9 @@ def test_no_pod_may_more_than_it_must() -> None:
 def test_people_stay_with_their_pod() -> None:
     (ingress,) = _of_kind("Ingress")
     prefix = "nginx.ingress.kubernetes.io/"
-    annotations = {name.removeprefix(prefix): value for name, value in ingress["metadata"]["annotations"].items()}
+    annotations = {
+        name.removeprefix(prefix): value for name, value in ingress["metadata"]["annotations"].items()
+    }
     assert annotations["affinity"] == "cookie"
     assert annotations["affinity-mode"] == "persistent"
     assert int(annotations["proxy-read-timeout"]) >= 3600

@@ -17,6 +17,7 @@ _ALERTS = {rule["alert"]: rule for rule in files.alerts()}
 _COMING = {
     "forebay_batch_bytes_bucket",
     "forebay_build_info",
+    "forebay_changes_handed_over_total",
     "forebay_enqueue_duration_seconds_bucket",
     "forebay_event_loop_lag_seconds_bucket",
     "forebay_journal_bytes",
@@ -86,6 +87,8 @@ def test_the_alerts_and_the_dashboard_go_by_the_job_that_is_scraped() -> None:
 
 def test_there_is_an_alert_for_every_way_to_lose_a_write() -> None:
     used = files.metrics_in(json.dumps(list(_ALERTS.values())))
-    lost = {name for name in files.defined_metrics() if "dropped" in name or "refused" in name or "dead" in name}
+    lost = {
+        name for name in files.defined_metrics() if "dropped" in name or "refused" in name or "dead" in name
+    }
     assert lost
     assert lost <= used
