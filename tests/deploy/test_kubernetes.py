@@ -27,6 +27,7 @@ _VERSIONS = [
     for version in dict.fromkeys(schemas.all_versions())
     if tuple(map(int, version.split(".")[:2])) >= (1, 29)
 ]
+_KUBECTL = "kubernetes-client"  # 1.27 or newer, as from Debian 13 on
 # What PodMonitor has, of what is used here: its schema is the operator's, and comes with no package.
 _POD_MONITOR = {"jobLabel", "selector", "podMetricsEndpoints"}
 _ENDPOINT = {"port", "path", "interval", "scrapeTimeout"}
@@ -104,7 +105,10 @@ def test_a_wrong_manifest_is_noticed() -> None:
 
 @pytest.mark.parametrize("folder", _KUSTOMIZATIONS, ids=files.name_of)
 def test_kustomize_renders_it(folder: Path) -> None:
-    done = files.run("kubectl", "kustomize", folder, package="kubernetes-client")
+    client = json.loads(files.run("kubectl", "version", "--client", "-o", "json", package=_KUBECTL).stdout)
+    if client.get("kustomizeVersion", "v0") < "v5":
+        pytest.skip(f"kubectl is too old: apt-get install {_KUBECTL}")
+    done = files.run("kubectl", "kustomize", folder, package=_KUBECTL)
     assert (done.returncode, done.stderr) == (0, "")
     rendered = list(yaml.safe_load_all(done.stdout))
     for resource in rendered:
@@ -170,6 +174,14 @@ def test_there_is_time_to_drain() -> None:
     close_timeout = float(_settings()["FOREBAY_CLOSE_TIMEOUT"])
     # The chat server's close, and then that of a drain beside it.
     assert pod["terminationGracePeriodSeconds"] > before + 2 * close_timeout
+
+
+def test_the_drain_runs_beside_the_chat_server() -> None:
+    (drain,) = _stateful_set(with_drain=True)["spec"]["template"]["spec"]["initContainers"]
+    assert drain["restartPolicy"] == "Always"  # or the pod would wait for its end before it starts
+    folder = _chat()["volumeMounts"][0]["mountPath"]
+    assert drain["command"] == ["forebay", "drain", folder, "--watch"]
+    assert drain["volumeMounts"] == _chat()["volumeMounts"]
 
 
 def test_there_is_room_for_the_journal() -> None:

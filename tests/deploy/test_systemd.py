@@ -56,6 +56,20 @@ def test_its_files_are_among_the_examples(unit: Path) -> None:
     assert set(named) <= examples | {"owner.env"}
 
 
+def test_all_units_are_locked_up_alike() -> None:
+    locks = {unit.name: _locks(unit) for unit in _UNITS}
+    chat = locks.pop("forebay-chat@.service")
+    assert {"NoNewPrivileges=yes", "CapabilityBoundingSet=", "ProtectSystem=strict"} <= chat
+    for name, found in locks.items():
+        assert found == chat | {"MemoryDenyWriteExecute=yes"}, name
+
+
+def _locks(unit: Path) -> set[str]:
+    text = unit.read_text()
+    lines = text[text.index("NoNewPrivileges") :].split("[Install]")[0].splitlines()
+    return {line for line in lines if line and not line.startswith("#")}
+
+
 def test_there_is_time_to_drain() -> None:
     close_timeout = Settings.model_fields["close_timeout"].default
     for unit in _UNITS:
