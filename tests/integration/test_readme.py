@@ -30,15 +30,17 @@ async def test_an_example_runs(example: str, tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("command", _COMMANDS)
-def test_a_command_runs(command: str, postgres_url: str) -> None:
+def test_a_command_runs(command: str, postgres_url: str, tmp_path: Path) -> None:
+    runner, env = CliRunner(), {"FOREBAY_JOURNAL_DIR": str(tmp_path), "FOREBAY_AUTO_MIGRATE": "true"}
+    command = command.replace("/path/to/journals", str(tmp_path))
     words = shlex.split(command.replace("postgresql://user:password@host/database", postgres_url))
-    result = CliRunner().invoke(main, words[1:])
+    result = runner.invoke(main, words[1:], env=env)
     assert result.exit_code == 0, result.output
 
 
 def test_there_are_examples_and_commands() -> None:
     assert len(_EXAMPLES) == 3
-    assert len(_COMMANDS) == 2
+    assert len(_COMMANDS) == 5
 
 
 def test_the_settings_table_is_that_of_the_code() -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("folder", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("folder", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
 @options.database_url
 @click.option(
     "--watch",
@@ -71,6 +71,10 @@ def drain(
       forebay drain /var/lib/chat/journals --database-url postgresql://me@localhost/chat
       forebay drain /var/lib/chat/journals --watch
     """
+    if not folder.is_dir():
+        if not watch:
+            raise click.ClickException(f"there is no folder {folder}")
+        folder.mkdir(mode=0o700, parents=True)  # the processes to watch have not started yet
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     done = asyncio.run(_run(folder, database_url, watch=watch, timeout=timeout, any_database=any_database))
     if as_json:
