@@ -7,6 +7,7 @@ with `child`. The parent's writes are acknowledged by its journal and stay there
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import subprocess
 import sys
@@ -40,7 +41,7 @@ class Parent:
         await (layer or self.layer).create_step({**step, "type": "run", "output": name})  # type: ignore[typeddict-item]
 
     async def fork(self, act: Callable[[], Coroutine[Any, Any, None]], *, wait: bool = True) -> None:
-        """Run `act` in a forked child, in an event loop of its own; it ends as a process usually does."""
+        """Run `act` in a forked child, in an event loop of its own; it ends as one of multiprocessing's does."""
         sys.stdout.flush()
         child = os.fork()
         if child == 0:
@@ -60,14 +61,15 @@ def _act_in_child(act: Callable[[], Coroutine[Any, Any, None]]) -> None:
         async with asyncio.timeout(10):
             await act()
 
+    code = 0
     try:
         asyncio.run(in_time())
     except ForebayError as error:
         tell(f"child refused {type(error).__name__}")
     except BaseException as error:
         tell(f"child failed {type(error).__name__}: {error}")
-        sys.exit(1)
-    sys.exit(0)  # not os._exit: what the interpreter does at its end must not harm the parent either
+        code = 1
+    os._exit(code)  # leaving through the parent's loop would end what is in it
 
 
 # ---- the cases
@@ -96,8 +98,14 @@ async def child_closes(parent: Parent) -> None:
     await _go_on(parent)
 
 
-async def child_does_nothing(parent: Parent) -> None:
-    await parent.fork(lambda: asyncio.sleep(0))
+async def child_forgets_it(parent: Parent) -> None:
+    """What is collected as garbage is closed, too."""
+
+    async def forget() -> None:
+        parent.__dict__.clear()
+        gc.collect()
+
+    await parent.fork(forget)
     await _go_on(parent)
 
 

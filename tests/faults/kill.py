@@ -18,9 +18,7 @@ def work_until(number: signal.Signals, url: str, folder: Path, seconds: float) -
     Returns the last acknowledged version of each step, and the exit code.
     """
     command = [sys.executable, "-m", "tests.faults.kill_worker", url, str(folder)]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as worker:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as worker:
         assert worker.stdout is not None
         lines = [next(line for line in worker.stdout if line.startswith("ack"))]  # starts the clock
         signaller = threading.Timer(seconds, lambda: os.kill(worker.pid, number))

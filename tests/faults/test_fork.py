@@ -16,7 +16,7 @@ from forebay import ForebayDataLayer, Settings
 from forebay.journal import adopt
 from tests.faults.fork_worker import THREAD
 
-_PATIENCE = 60.0
+_PATIENCE = 30.0
 
 
 class Worker:
@@ -79,28 +79,31 @@ def folder(tmp_path: Path) -> Path:
 
 
 _REFUSED = "child refused LayerForked"
-_CASES = {
-    # what the child does -> what is heard of it, what the thread holds in the end
-    "child_writes": (_REFUSED, "after before"),
-    "child_reads": (_REFUSED, "after before"),
-    "child_flushes": (_REFUSED, "after before"),
-    "child_closes": (None, "after before"),
-    "child_does_nothing": (None, "after before"),
-    "child_makes_its_own": ("child closed its own", "after before child"),
-    "child_has_an_unused_one": ("child closed it", "after before child"),
-}
+_AS_IT_IS = "after before"
+_CASES = [
+    # what the child does, what is heard of it, what the thread holds in the end
+    pytest.param("child_writes", _REFUSED, _AS_IT_IS, id="writes"),
+    pytest.param("child_reads", _REFUSED, _AS_IT_IS, id="reads"),
+    pytest.param("child_flushes", _REFUSED, _AS_IT_IS, id="flushes"),
+    pytest.param(
+        "child_closes",
+        None,
+        _AS_IT_IS,
+        id="closes",
+        marks=pytest.mark.xfail(strict=True, reason="close() in a child waits for a task of the parent's"),
+    ),
+    pytest.param("child_forgets_it", None, _AS_IT_IS, id="forgets"),
+    pytest.param("child_makes_its_own", "child closed its own", f"{_AS_IT_IS} child", id="own"),
+    pytest.param("child_has_an_unused_one", "child closed it", f"{_AS_IT_IS} child", id="unused"),
+]
 
 
-@pytest.mark.parametrize("ending", ["closed", "killed"])
-@pytest.mark.parametrize("case", _CASES)
-async def test_the_parents_journal_is_its_own(
-    chainlit_context: ChainlitContext, migrated_url: str, folder: Path, case: str, ending: str
+async def _assert_all_is_well(
+    url: str, folder: Path, case: str, heard: str | None, held: str, ending: str
 ) -> None:
-    heard, held = _CASES[case]
-    with _worker(case, migrated_url, folder) as worker:
+    with _worker(case, url, folder) as worker:
         events = worker.until("acknowledged")
-        expected = [heard] if heard else []
-        assert events == [*expected, "child ended 0", "acknowledged"]
+        assert events == [*([heard] if heard else []), "child ended 0", "acknowledged"]
         assert len(list(folder.glob("*.journal"))) == 1, "the parent's"
         assert adopt(folder) is None, "the parent holds it"
         if ending == "closed":
@@ -110,19 +113,44 @@ async def test_the_parents_journal_is_its_own(
             assert list(folder.iterdir()) == []
         else:
             worker.kill()
-    assert await _stored(migrated_url, folder) == held.split()
+    assert await _stored(url, folder) == held.split()
     assert list(folder.glob("*.journal*")) == []
+
+
+@pytest.mark.parametrize(("case", "heard", "held"), _CASES)
+async def test_the_parents_journal_is_its_own(
+    chainlit_context: ChainlitContext,
+    migrated_sqlite_url: str,
+    folder: Path,
+    case: str,
+    heard: str | None,
+    held: str,
+) -> None:
+    await _assert_all_is_well(migrated_sqlite_url, folder, case, heard, held, "killed")
+
+
+@pytest.mark.parametrize(("case", "heard", "held"), [_CASES[0], _CASES[-1]])
+async def test_the_parent_goes_on_with_its_connections(
+    chainlit_context: ChainlitContext,
+    migrated_postgres_url: str,
+    folder: Path,
+    case: str,
+    heard: str | None,
+    held: str,
+) -> None:
+    """Those are shared after a fork: a word of the child's would be in the middle of the parent's."""
+    await _assert_all_is_well(migrated_postgres_url, folder, case, heard, held, "closed")
 
 
 @pytest.mark.parametrize("case", ["child_outlives", "grandchild_outlives", "program_outlives"])
 async def test_the_parents_lock_ends_with_it(
-    chainlit_context: ChainlitContext, migrated_url: str, folder: Path, case: str
+    chainlit_context: ChainlitContext, migrated_sqlite_url: str, folder: Path, case: str
 ) -> None:
-    with _worker(case, migrated_url, folder) as worker:
+    with _worker(case, migrated_sqlite_url, folder) as worker:
         worker.until("acknowledged")
         if "child lives" not in worker.events:
             worker.until("child lives")
         assert adopt(folder) is None, "the parent holds it"
         worker.kill()
-        assert await _stored(migrated_url, folder) == ["after", "before"]
+        assert await _stored(migrated_sqlite_url, folder) == ["after", "before"]
         assert list(folder.glob("*.journal*")) == []
