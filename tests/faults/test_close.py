@@ -84,19 +84,19 @@ async def test_writes_are_taken_until_a_quiet_spell(
 @pytest.mark.parametrize("outage", ["down", "stalled"])
 async def test_a_database_that_does_not_answer_does_not_hold_a_close_up(
     make_layer: MakeLayer,
-    own_postgres_server: PostgresServer,
+    durable_postgres_server: PostgresServer,
     folder: Path,
     caplog: pytest.LogCaptureFixture,
     outage: str,
     queue_max_bytes: int,
 ) -> None:
-    url, thread_id = own_postgres_server.create_database(), new_id()
+    url, thread_id = durable_postgres_server.create_database(), new_id()
     layer = make_layer(url, auto_migrate=True, close_timeout=0.2, queue_max_bytes=queue_max_bytes)
     await _write(layer, thread_id, 0, 10)
     await layer.flush()
     async with locked(url) if outage == "stalled" else contextlib.nullcontext():
         if outage == "down":
-            own_postgres_server.crash()
+            durable_postgres_server.crash()
         await _write(layer, thread_id, 10, 50)
         async with asyncio.timeout(_REST):
             await layer.close()
@@ -106,7 +106,7 @@ async def test_a_database_that_does_not_answer_does_not_hold_a_close_up(
     assert [path] == list(folder.glob("*.journal"))
 
     if outage == "down":
-        own_postgres_server.start()
+        durable_postgres_server.start()
     caplog.set_level(logging.WARNING)
     layer = make_layer(url)
     assert await _outputs(layer, thread_id) == [str(number) for number in range(50)]
@@ -171,10 +171,10 @@ async def _answers(url: str, folder: Path) -> set[str]:
 
 @pytest.mark.parametrize("kind", _KINDS)
 async def test_a_server_ends_in_time_and_loses_nothing(
-    chainlit_context: ChainlitContext, own_postgres_server: PostgresServer, tmp_path: Path, kind: str
+    chainlit_context: ChainlitContext, durable_postgres_server: PostgresServer, tmp_path: Path, kind: str
 ) -> None:
     """With the database there, and then, in its second life, without."""
-    url = await _own_database(own_postgres_server)
+    url = await _own_database(durable_postgres_server)
     server = _KINDS[kind].server(tmp_path, url)
     async with asyncio.timeout(120):
         with server:
@@ -188,13 +188,13 @@ async def test_a_server_ends_in_time_and_loses_nothing(
             await asyncio.to_thread(server.start)
             async with ChainlitClient(server.url, path=_KINDS[kind].path) as client:
                 said |= {(await client.say("up again"))["output"]}
-                await asyncio.to_thread(own_postgres_server.stop, "immediate")
+                await asyncio.to_thread(durable_postgres_server.stop, "immediate")
                 said |= {(await client.say(f"down {turn}"))["output"] for turn in range(3)}
                 await _stop(server)
         rows, path = _left(server.log)
         assert rows >= 15, "three turns of five steps each"
         assert path.exists()
-        await asyncio.to_thread(own_postgres_server.start)
+        await asyncio.to_thread(durable_postgres_server.start)
         assert await _answers(url, tmp_path) == said
         assert list((tmp_path / ".forebay").glob("*.journal*")) == []
 
