@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 from chainlit.context import ChainlitContext
 
@@ -113,6 +114,24 @@ async def test_a_database_that_does_not_answer_does_not_hold_a_close_up(
     await layer.close()
     assert f"journal recovered changes=40 journal={path.stem}" in caplog.text
     assert list(folder.glob("*.journal*")) == []
+
+
+@pytest.mark.xfail(strict=True, reason="taking the checkpoint away waits for statement_timeout")
+async def test_a_close_with_nothing_to_write_does_not_wait_for_the_database(
+    make_layer: MakeLayer, migrated_postgres_url: str
+) -> None:
+    layer = make_layer(migrated_postgres_url, close_timeout=0.2, statement_timeout=8)
+    await _write(layer, new_id(), 0, 1)
+    await layer.flush()
+    other = await asyncpg.connect(migrated_postgres_url)
+    async with other.transaction():
+        await other.execute("LOCK TABLE forebay_checkpoints IN ACCESS EXCLUSIVE MODE")
+        closing = asyncio.create_task(layer.close())
+        await asyncio.wait([closing], timeout=4)
+        in_time = closing.done()
+    await other.close()
+    await closing
+    assert in_time
 
 
 @pytest.mark.xfail(strict=True, reason="a close waits for SQLite's busy_timeout beyond close_timeout")

@@ -129,7 +129,7 @@ def _viewed(document: dict[str, Any] | None) -> Any:
         return None
     thread = documents.thread(document)
     steps = {
-        step["id"]: (step["output"], step["name"], (step.get("feedback") or {}).get("value"))
+        step["id"]: (step["output"], step["name"], step["feedback"] and step["feedback"]["value"])
         for step in thread["steps"]
     }
     return {"name": thread["name"], "metadata": thread["metadata"], "steps": steps}
@@ -553,7 +553,7 @@ class EngineModel(RuleBasedStateMachine):
 
 
 async def _other_tasks() -> set[asyncio.Task[Any]]:
-    return asyncio.all_tasks() - {asyncio.current_task()}  # type: ignore[arg-type]
+    return {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
 
 
 def _memory_disk() -> str | None:
@@ -566,7 +566,7 @@ def test_the_engine_does_what_a_dictionary_does(migrated_sqlite_url: str, durabi
     template = Path(migrated_sqlite_url.removeprefix("sqlite:///"))
     machine = type("Model", (EngineModel,), {"durability": durability, "template": template})
     # An example is a hundred times as long as that of another property.
-    examples = hypothesis_settings.default.max_examples
+    examples = hypothesis_settings().max_examples
     run_state_machine_as_test(
         machine,
         settings=hypothesis_settings(

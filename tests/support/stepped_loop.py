@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import selectors
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from concurrent.futures import Executor
+from typing import Any, TypeVar, TypeVarTuple
 
 _T = TypeVar("_T")
+_Ts = TypeVarTuple("_Ts")
 _PATIENCE = 30.0  # real seconds that a thread may take
 
 
@@ -36,7 +38,9 @@ class SteppedLoop(asyncio.SelectorEventLoop):
         """Whether there is something in a thread to wait for."""
         return self._at_work > 0 or self._busy()
 
-    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:
+    def run_in_executor(
+        self, executor: Executor | None, func: Callable[[*_Ts], _T], *args: *_Ts
+    ) -> asyncio.Future[_T]:
         """As the base class; what runs there is waited for."""
         future = super().run_in_executor(executor, func, *args)
         self._at_work += 1
