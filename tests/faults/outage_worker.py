@@ -94,10 +94,16 @@ async def main(url: str, folder: str, rate: str, size: str, queue_max_bytes: str
     await load.run(stop)
     wrote_for = time.monotonic() - began
 
-    counts, backlog, began = layer._engine.counts, layer._engine.inbox.pending, time.monotonic()
+    counts, backlog = layer._engine.counts, layer._engine.inbox.pending
+    began, cpu = time.monotonic(), time.process_time()
     await layer.flush()
     told: dict[str, Any] = {"created": load.created, "changed": load.changed}
-    told |= {"backlog": backlog, "caught_up_in": time.monotonic() - began, "wrote_for": wrote_for}
+    told |= {
+        "backlog": backlog,
+        "caught_up_in": time.monotonic() - began,
+        "caught_up_cpu": time.process_time() - cpu,
+        "wrote_for": wrote_for,
+    }
     told |= {"spilled": counts.spilled, "accepted": counts.accepted.total(), "pending": counts.pending}
     told |= {"balanced": accounted_for(layer), "dropped": counts.dropped.total()}
     await layer.close()
