@@ -44,13 +44,14 @@ class Told:
             self.acknowledged[step_id] = 0
 
     def say(self, **more: Any) -> None:
-        said: dict[str, Any] = {
-            "acknowledged": self.acknowledged,
-            "refused": self.refused,
-            "errors": [*self.errors],
-        }
         counts = self._layer._engine.counts
-        said |= {"balanced": accounted_for(self._layer), "dropped": counts.dropped, "pending": counts.pending}
+        said: dict[str, Any] = {"acknowledged": self.acknowledged, "refused": self.refused}
+        said |= {
+            "errors": [*self.errors],
+            "balanced": accounted_for(self._layer),
+            "dropped": counts.dropped,
+            "pending": counts.pending,
+        }
         said |= {"refusals": counts.refused}
         sys.stdout.write(json.dumps(said | more) + "\n")
         sys.stdout.flush()

@@ -1,0 +1,227 @@
+"""Rows that the database refuses: each harms itself alone, and none is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from chainlit.types import Feedback
+
+from forebay import ForebayDataLayer, changes
+from forebay.changes import Upsert
+from forebay.dead_letters import DeadLetters, Letter
+from forebay.errors import RowError
+from tests.faults.conftest import MakeLayer
+from tests.faults.load import LONG, a_seed, versioned
+from tests.integration.contract import accounted_for, rows
+
+_CHANGES = 10_000
+_AT_ONCE = 500
+# Each bad row costs a few transactions, and half would be the most before the writer pauses.
+_BAD_SHARE = 0.2 if LONG else 0.005
+_POISON = "poison"
+_TRIGGERS = {
+    "postgresql": (
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
+        f" $$ BEGIN IF NEW.name = '{_POISON}' THEN RAISE EXCEPTION 'no'; END IF; RETURN NEW; END $$",
+        "CREATE TRIGGER refuse BEFORE INSERT ON steps FOR EACH ROW EXECUTE FUNCTION refuse()",
+    ),
+    "sqlite": (
+        f"CREATE TRIGGER refuse BEFORE INSERT ON steps WHEN NEW.name = '{_POISON}'"
+        " BEGIN SELECT RAISE(ABORT, 'no'); END",
+    ),
+}
+
+
+@pytest.fixture
+async def layer(migrated_url: str, make_journaled: MakeLayer) -> ForebayDataLayer:
+    """A layer whose database refuses steps of a certain name."""
+    layer = make_journaled(migrated_url)
+    for statement in _TRIGGERS[layer._store.url.get_backend_name()]:
+        await layer.execute_sql(statement, {})
+    return layer
+
+
+def _letters(layer: ForebayDataLayer) -> list[Letter]:
+    return DeadLetters(layer.settings.journal_dir).find()
+
+
+async def _assert_balanced(layer: ForebayDataLayer) -> None:
+    counts = layer._engine.counts
+    assert accounted_for(layer)
+    assert counts.pending == counts.dropped.total() == 0
+    assert counts.dead_lettered.total() == len(_letters(layer))
+    await layer.close()
+    assert [path.name for path in layer.settings.journal_dir.iterdir()] == ["dead-letters.db"]
+
+
+@pytest.mark.parametrize("where", ["first", "anywhere", "last"])
+async def test_one_bad_row_among_a_thousand(layer: ForebayDataLayer, where: str) -> None:
+    place = {"first": 0, "anywhere": random.Random(a_seed()).randrange(1000), "last": 999}[where]
+    thread_id = str(uuid.uuid4())
+    steps = [versioned(str(uuid.uuid4()), thread_id, number) for number in range(1000)]
+    steps[place]["name"] = _POISON
+    await asyncio.gather(*(layer.create_step(step) for step in steps))
+    await layer.flush()
+    (letter,) = _letters(layer)
+    assert (letter.table, letter.row_id) == ("steps", steps[place]["id"])
+    assert isinstance(letter.change, Upsert)
+    assert letter.change.row.items() >= steps[place].items(), "whole, for another try"
+    stored = await rows(layer, "SELECT id, output FROM steps")
+    del steps[place]
+    assert {row["id"]: row["output"] for row in stored} == {step["id"]: step["output"] for step in steps}
+    assert layer._engine.counts.written["steps"] == 999
+    assert layer._engine.counts.dead_lettered.total() == 1
+    await _assert_balanced(layer)
+
+
+# ---- anything
+
+
+def _deep(levels: int) -> Any:
+    value: Any = "end"
+    for level in range(levels):
+        value = [value] if level % 2 else {"in": value}
+    return value
+
+
+class _Unprintable:
+    def __str__(self) -> str:
+        raise ValueError
+
+
+_ODD: tuple[Any, ...] = (
+    *(
+        None,
+        "",
+        "text",
+        "a\x00b",
+        "\ud83d",
+        "\ud83d\ude42 and \ude42",
+        "🙂" * 50,
+        "x" * 10_000,
+        "'; DROP TABLE",
+    ),
+    *(0, -1, 2**31, 2**63, 2**90, 1.5, float("nan"), float("inf"), True, False, b"\xff\x00", object()),
+    *([], {}, [1, [2, {"three": None}]], {"a\x00": {1, 2}}, {1: "one", None: 2}, {"": "", "\ud83d": 3}),
+    *(datetime(2026, 1, 1, tzinfo=UTC), uuid.UUID(int=7), _deep(300), _Unprintable(), "2026-01-01T00:00:00Z"),
+)
+_FIELDS = {
+    "steps": "name type input output metadata tags streaming isError start end generation showInput"
+    " language indent defaultOpen autoCollapse command modes createdAt waitForAnswer of_a_later_release",
+    "elements": "type chainlitKey url name display objectKey size page language mime props autoPlay extra",
+}
+
+
+class _Fuzz:
+    """Changes of any kind, some of which a database can't take, and what became of each by its row."""
+
+    def __init__(self, layer: ForebayDataLayer, seed: int) -> None:
+        self.tried: set[tuple[str, str]] = set()
+        self.refused = 0
+        self.outputs: dict[str, str] = {}  # of steps, as they must be if nothing of them was refused
+        self._layer = layer
+        self._rng = random.Random(seed)
+        self._ids: dict[str, list[str]] = {name: [] for name in ("steps", "elements", "feedbacks", "threads")}
+        self._kinds = (self._step, self._step, self._element, self._feedback, self._thread)
+
+    async def one(self) -> None:
+        """Make a change; what is refused at once is counted."""
+        try:
+            await self._rng.choice(self._kinds)()
+        except RowError:
+            self.refused += 1
+
+    def _id(self, table: str) -> str:
+        """A new one, one that was there before, or none that the tables take."""
+        ids = self._ids[table]
+        if ids and self._rng.random() < 0.3:
+            return self._rng.choice(ids)
+        made = str(uuid.UUID(int=self._rng.getrandbits(128), version=4))
+        if self._rng.random() < _BAD_SHARE / 4:  # a change has a few of them
+            return self._rng.choice(["no uuid ", "{", "\x00", "\ud83d"]) + made[:8]
+        ids.append(made)
+        return made
+
+    def _odd(self) -> Any:
+        return self._rng.choice(_ODD)
+
+    def _values(self, table: str) -> dict[str, Any]:
+        names = self._rng.sample(_FIELDS[table].split(), self._rng.randrange(8))
+        values = {name: self._odd() for name in names}
+        return {"id": self._id(table), "threadId": self._id("threads"), **values}
+
+    def _freeze(self, make: Callable[..., Upsert], *arguments: Any) -> Upsert:
+        change = make(*arguments)
+        self.tried.add((change.table, change.key))
+        return change
+
+    def _step(self) -> Awaitable[Any]:
+        values = self._values("steps")
+        values["parentId"] = self._id("steps") if self._rng.random() < 0.2 else None
+        if self._rng.random() < _BAD_SHARE:
+            values["name"] = _POISON
+        change = self._freeze(changes.step, values)
+        if "output" in change.row:
+            self.outputs[change.key] = change.row["output"]
+        if self._rng.random() < 0.5:
+            return self._layer._engine.write(change)
+        return self._layer.update_step(values)  # type: ignore[arg-type]
+
+    def _element(self) -> Awaitable[Any]:
+        values = self._values("elements") | {"forId": self._id("steps")}
+        return self._layer._engine.write(self._freeze(changes.element, values))
+
+    def _feedback(self) -> Awaitable[Any]:
+        feedback = Feedback(forId="", value=0, id=self._id("feedbacks"))
+        feedback.forId, feedback.threadId = self._id("steps"), self._id("threads")
+        feedback.comment = self._odd()  # past its checks
+        change = self._freeze(changes.feedback, asdict(feedback))
+        if self._rng.random() < 0.5:
+            return self._layer._engine.write(change)
+        return self._layer.upsert_feedback(feedback)
+
+    def _thread(self) -> Awaitable[Any]:
+        metadata = self._rng.choice([{}, {"name": self._odd()}, {"key": self._odd(), "other": None}])
+        arguments = (
+            self._id("threads"),
+            self._odd(),
+            None,
+            metadata,
+            self._rng.choice([None, [], ["a", "b"]]),
+        )
+        self._freeze(changes.thread, *arguments)
+        return self._layer.update_thread(*arguments)
+
+
+async def test_ten_thousand_changes_of_any_kind(layer: ForebayDataLayer) -> None:
+    """Each is in the database or a dead letter, and nothing else is."""
+    fuzz, began = _Fuzz(layer, a_seed()), time.monotonic()
+    for _ in range(_CHANGES // _AT_ONCE):
+        await asyncio.gather(*(fuzz.one() for _ in range(_AT_ONCE)))
+    await layer.flush()
+    counts, letters = layer._engine.counts, _letters(layer)
+    sys.stdout.write(f"{len(letters)} dead letters, {time.monotonic() - began:.1f} s\n")
+    assert counts.accepted.total() + fuzz.refused == _CHANGES
+    assert counts.dead_lettered.total() == len(letters) > 0
+
+    stored: set[tuple[str, str]] = set()
+    for table in ("steps", "elements", "feedbacks", "threads"):
+        stored |= {(table, row["id"]) for row in await rows(layer, f"SELECT id FROM {table}")}
+    given_up = {(letter.table, letter.row_id) for letter in letters}
+    assert fuzz.tried - stored - given_up == set(), "lost"
+    assert given_up <= fuzz.tried
+    assert {row for row in stored - fuzz.tried if row[0] != "threads"} == set(), "invented"
+
+    outputs = {row["id"]: row["output"] for row in await rows(layer, "SELECT id, output FROM steps")}
+    whole = {key: output for key, output in fuzz.outputs.items() if ("steps", key) not in given_up}
+    assert {key: output for key, output in whole.items() if outputs[key] != output} == {}
+    await _assert_balanced(layer)
