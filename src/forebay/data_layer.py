@@ -31,6 +31,7 @@ from forebay.changes import Delete, Upsert
 from forebay.engine import Engine
 from forebay.errors import DatabaseError, RowError
 from forebay.metrics import Metrics
+from forebay.operations import Operations
 from forebay.schema import EXTRA
 from forebay.settings import Settings
 from forebay.store import Store
@@ -96,6 +97,7 @@ class ForebayDataLayer(BaseDataLayer):
         self._store = Store(conninfo, self.settings, connect_args=connect_args, ssl_require=ssl_require)
         self._metrics = Metrics(registry)
         self._engine = Engine(self.settings, self._store, self._metrics)
+        self._operations = Operations(self.settings, self._engine, self._metrics)
         self._statements = self._store.statements
         self._positions = _Positions()
         self._blobs = Blobs(storage_provider, self._engine.counts)
@@ -133,7 +135,19 @@ class ForebayDataLayer(BaseDataLayer):
         """Where the metrics are."""
         return self._metrics.registry
 
+    @property
+    def metrics_url(self) -> str | None:
+        """Where /metrics, /healthz and /readyz are served, as in `http://127.0.0.1:9464`; None while nowhere."""
+        return self._operations.listener.url
+
     # ---- life
+
+    async def start(self) -> None:
+        """Start now instead of at the first use, for probes and for journals that a process before has left.
+
+        Returns at once, and raises nothing for a database that can't be reached.
+        """
+        self._engine.start()
 
     async def flush(self) -> None:
         """Return when everything that was accepted is in the database, however long that takes."""
@@ -143,6 +157,7 @@ class ForebayDataLayer(BaseDataLayer):
         """Write out what is queued, within `close_timeout`, and disconnect. A second call does nothing."""
         await self._engine.close()
         await self._blobs.close()
+        await self._operations.close()
 
     async def build_debug_url(self) -> str:
         """There is no debugger to link to: an empty string, as in Chainlit's layer."""

@@ -37,6 +37,7 @@ from forebay.errors import (
     WrongLoop,
 )
 from forebay.handover import Handover
+from forebay.health import Health
 from forebay.inbox import Batch, Inbox, Op
 from forebay.journal import Journal
 from forebay.metrics import Metrics
@@ -101,6 +102,9 @@ class Engine:
             else Worker(self.inbox, self.writer, self.recovery, self, clock)
         )
         self.closed = False
+        self.health = Health(lambda: self.failure, settings.ready_grace, clock)
+        # Called with the loop that the engine starts in.
+        self.on_start: Callable[[asyncio.AbstractEventLoop], None] = lambda _loop: None
         self.journal: Journal | None = None
         self._metrics = metrics
         self._clock = clock
@@ -112,7 +116,7 @@ class Engine:
         self._spilled_tickets: dict[int, Any] = {}
         self._tombstones: OrderedDict[str, None] = OrderedDict()
         _engines.add(self)
-        metrics.observe(self.counts, self.inbox, lambda: self.failure is None and not self.closed, clock)
+        metrics.observe(self.counts, self.inbox, lambda: self.health.reason() is None, clock)
 
     def __repr__(self) -> str:
         return f"<Engine {'closed' if self.closed else 'open'}, {self.inbox!r}, {self.writer!r}>"
@@ -128,6 +132,11 @@ class Engine:
     def failure(self) -> ForebayError | None:
         """Why nothing is written at present; None while it is."""
         return self._worker.failure if isinstance(self._worker, Handover) else self.writer.failure
+
+    @property
+    def ended(self) -> bool:
+        """Whether the writer has ended by itself, by a fault of forebay's own."""
+        return self._task is not None and self._task.done() and not self._task.cancelled()
 
     # ---- writing
 
@@ -393,6 +402,10 @@ class Engine:
 
     # ---- life
 
+    def start(self) -> None:
+        """Start in the running loop, unless it has."""
+        self._ensure_running()
+
     def _ensure_running(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.get_running_loop()
         if loop is self._loop and not self.closed:
@@ -421,6 +434,7 @@ class Engine:
             self._worker.run(), name="forebay-writer", context=contextvars.Context()
         )
         self._task.add_done_callback(_report_end)
+        self.on_start(loop)
 
     def forked(self) -> None:
         """In a forked child: what is queued and journaled is the parent's."""
@@ -431,6 +445,7 @@ class Engine:
         """Write out the queue within `close_timeout`, taking writes until a quiet spell, and disconnect."""
         if self.closed:
             return
+        self.health.closing = True
         with anyio.move_on_after(self.settings.close_timeout):
             await self._drain()
         self.closed = True

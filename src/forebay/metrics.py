@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 from forebay.counts import Counts
 
 _FLUSH_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+_LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _ROWS_BUCKETS = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 10_000)
 
 
@@ -50,6 +51,13 @@ class Metrics:
             "forebay_settle_duration_seconds",
             "How long a read waited for writes that were still queued.",
             buckets=_FLUSH_BUCKETS,
+            registry=self.registry,
+        )
+
+        self.event_loop_lag = Histogram(
+            "forebay_event_loop_lag_seconds",
+            "By how much a timer of the event loop came late.",
+            buckets=_LAG_BUCKETS,
             registry=self.registry,
         )
 
