@@ -11,7 +11,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from functools import partial
+from functools import partial, wraps
 from typing import Any, TypeVar, cast
 from weakref import WeakValueDictionary
 
@@ -46,6 +46,17 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 def _queued(method: _Method) -> _Method:
     """Chainlit's decorator of the methods that wait for a session's first message; its wrapper has no types."""
     return cast("_Method", queue_until_user_message()(method))
+
+
+def _timed(method: _Method) -> _Method:
+    """A read whose duration is measured, under its name."""
+
+    @wraps(method)
+    async def timed(self: ForebayDataLayer, *arguments: Any, **named: Any) -> Any:
+        with self._metrics.reading(method.__name__):
+            return await method(self, *arguments, **named)
+
+    return cast("_Method", timed)
 
 
 class _Positions:
@@ -155,6 +166,7 @@ class ForebayDataLayer(BaseDataLayer):
 
     async def close(self) -> None:
         """Write out what is queued, within `close_timeout`, and disconnect. A second call does nothing."""
+        await self._operations.closing()
         await self._engine.close()
         await self._blobs.close()
         await self._operations.close()
@@ -188,6 +200,7 @@ class ForebayDataLayer(BaseDataLayer):
 
     # ---- users
 
+    @_timed
     async def get_user(self, identifier: str) -> PersistedUser | None:
         """The user with this login name, or None."""
         self._log_call("get_user")
@@ -220,6 +233,7 @@ class ForebayDataLayer(BaseDataLayer):
         self._log_call("update_thread")
         await self._write(changes.thread, thread_id, name, user_id, metadata, tags)
 
+    @_timed
     async def get_thread(self, thread_id: str) -> ThreadDict | None:
         """The thread with its steps by time, their feedback, and its elements with fresh URLs; or None."""
         self._log_call("get_thread")
@@ -234,6 +248,7 @@ class ForebayDataLayer(BaseDataLayer):
         await self._blobs.sign([element for thread in threads for element in thread["elements"] or ()])
         return threads
 
+    @_timed
     async def get_thread_author(self, thread_id: str) -> str:
         """The owner's identifier; empty for a thread that is unknown or nobody's."""
         self._log_call("get_thread_author")
@@ -251,6 +266,7 @@ class ForebayDataLayer(BaseDataLayer):
         self._log_call("delete_thread")
         await self._delete("threads", thread_id, thread_id)
 
+    @_timed
     async def list_threads(
         self, pagination: Pagination, filters: ThreadFilter
     ) -> PaginatedResponse[ThreadDict]:
@@ -335,6 +351,7 @@ class ForebayDataLayer(BaseDataLayer):
         self._log_call("delete_step")
         await self._delete("steps", step_id)
 
+    @_timed
     async def get_step(self, step_id: str) -> StepDict | None:
         """The step with its feedback, or None."""
         self._log_call("get_step")
@@ -344,6 +361,7 @@ class ForebayDataLayer(BaseDataLayer):
         found = await self._engine.read(self._statements.step, id=step_id)
         return documents.step(found) if found else None
 
+    @_timed
     async def get_favorite_steps(self, user_id: str) -> list[StepDict]:
         """The steps of the user's threads whose metadata says `favorite`, newest first."""
         self._log_call("get_favorite_steps")
@@ -415,6 +433,7 @@ class ForebayDataLayer(BaseDataLayer):
         except DatabaseError:
             return None
 
+    @_timed
     async def get_element(self, thread_id: str, element_id: str) -> ElementDict | None:
         """The element with a fresh URL, or None."""
         self._log_call("get_element")

@@ -40,7 +40,7 @@ from forebay.handover import Handover
 from forebay.health import Health
 from forebay.inbox import Batch, Inbox, Op
 from forebay.journal import Journal
-from forebay.metrics import Metrics
+from forebay.metrics import JournalView, Metrics
 from forebay.recovery import Recovery
 from forebay.settings import Settings
 from forebay.statements import Statement
@@ -116,10 +116,21 @@ class Engine:
         self._spilled_tickets: dict[int, Any] = {}
         self._tombstones: OrderedDict[str, None] = OrderedDict()
         _engines.add(self)
-        metrics.observe(self.counts, self.inbox, lambda: self.health.reason() is None, clock)
+        metrics.observe(
+            self.counts, self.inbox, lambda: self.health.reason() is None, clock, self._journal_view()
+        )
 
     def __repr__(self) -> str:
         return f"<Engine {'closed' if self.closed else 'open'}, {self.inbox!r}, {self.writer!r}>"
+
+    def _journal_view(self) -> JournalView | None:
+        if not self._journals:
+            return None
+        return JournalView(
+            size=lambda: self.journal.size if self.journal is not None else 0,
+            capacity=self.settings.journal_max_bytes,
+            spilled=lambda: self.inbox.spilled,
+        )
 
     def _make_recovery(self, clock: Callable[[], float]) -> Recovery | None:
         if self.store.in_memory or self._external:
@@ -147,6 +158,7 @@ class Engine:
         committed. Raises QueueFull, JournalError, and with `committed` or `durability=commit` the RowError of
         a row that the database refuses.
         """
+        started = self._clock()
         loop = self._ensure_running()
         if self._is_dead(change):
             return False
@@ -156,6 +168,7 @@ class Engine:
         taken, durable = self._accept(change, ticket)
         if not taken:
             durable = await self._wait_for_room(change, ticket, loop)
+        self._metrics.enqueue_duration.observe(self._clock() - started)
         self._notify(now=committed)
         if durable is not None:
             await durable
@@ -204,6 +217,7 @@ class Engine:
                     asyncio.get_running_loop(),
                     self.store.location,
                     external=self._external,
+                    on_commit=self._metrics.journal_commit_duration.observe,
                     on_failure=self._lose,
                 )
             except JournalError as error:
@@ -326,11 +340,12 @@ class Engine:
 
     def batch_written(self, batch: Batch, seconds: float) -> None:
         """See `writer.Observer`."""
-        self._metrics.flush_duration.observe(seconds)
-        self._metrics.batch_rows.observe(len(batch.ops))
+        age = self._clock() - batch.oldest
+        self._metrics.batch_written(len(batch.ops), batch.size, seconds, age)
 
     def batch_failed(self, error: DatabaseError) -> None:
         """Readers fail at once; `flush` goes on waiting. See `writer.Observer`."""
+        self._metrics.flush_duration.observe(self._clock() - self.writer.attempted_at, "failed")
         self._readers.fail(_unreadable(error))
 
     def op_settled(self, op: Op, error: DatabaseError | None) -> None:

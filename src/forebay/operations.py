@@ -30,7 +30,8 @@ class Operations:
         self._engine = engine
         self._metrics = metrics
         self._pulse = Pulse(self._beat)
-        self._task: asyncio.Task[None] | None = None
+        self._serving: asyncio.Task[None] | None = None
+        self._asking: asyncio.Task[None] | None = None
         engine.on_start = self.start
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -40,15 +41,21 @@ class Operations:
             return
         self.listener.abandon()
         # An empty context, as the writer's: the caller's would keep its session alive.
-        self._task = loop.create_task(self._serve(), name="forebay-listener", context=contextvars.Context())
+        context = contextvars.Context()
+        self._serving = loop.create_task(self._serve(), name="forebay-listener", context=context)
+        self._asking = loop.create_task(self._ask(), name="forebay-probe", context=context)
+
+    async def closing(self) -> None:
+        """Not ready from now on, and no word to the database any more; the probes go on answering."""
+        self._engine.health.closing = True
+        asking, self._asking = self._asking, None
+        await _end(asking)
 
     async def close(self) -> None:
-        """End it all; the probes go on answering until here."""
+        """End it all."""
         self._pulse.stop()
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
+        serving, self._serving = self._serving, None
+        await _end(serving)
 
     def _beat(self, lag: float) -> None:
         self._metrics.event_loop_lag.observe(lag)
@@ -56,7 +63,7 @@ class Operations:
 
     async def _serve(self) -> None:
         async with self.listener:
-            await self._ask()
+            await anyio.sleep_forever()
 
     async def _ask(self) -> NoReturn:
         """Where batches are written, they tell how the database is; else it is asked."""
@@ -75,6 +82,12 @@ class Operations:
             self._engine.health.note(error)
         else:
             self._engine.health.note(None)
+
+
+async def _end(task: asyncio.Task[None] | None) -> None:
+    if task is not None:
+        task.cancel()
+        await asyncio.wait([task])
 
 
 def _ended(engine: Engine) -> str | None:
