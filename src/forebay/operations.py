@@ -8,6 +8,7 @@ from typing import NoReturn
 
 import anyio
 
+from forebay import in_app
 from forebay.engine import Engine
 from forebay.errors import DatabaseError
 from forebay.health import Pulse
@@ -26,6 +27,7 @@ class Operations:
         self.listener = Listener(
             settings.metrics_address, metrics.registry, engine.health.reason, lambda: _ended(engine)
         )
+        self._settings = settings
         self._is_off = settings.metrics_address.strip().lower() == "off"
         self._engine = engine
         self._metrics = metrics
@@ -33,10 +35,14 @@ class Operations:
         self._serving: asyncio.Task[None] | None = None
         self._asking: asyncio.Task[None] | None = None
         engine.on_start = self.start
+        if settings.metrics_in_app:
+            in_app.publish(metrics.registry)
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin, in this loop; once more where the engine moves to another one."""
         self._pulse.start(loop)
+        if self._settings.metrics_in_app:  # the Chainlit app may have come after the layer
+            in_app.publish(self._metrics.registry)
         if self._is_off:
             return
         self.listener.abandon()
