@@ -105,6 +105,7 @@ class ForebayDataLayer(BaseDataLayer):
         self.settings = settings if settings is not None else Settings()
         self.user_thread_limit = user_thread_limit
         self.show_logger = show_logger
+        self.conninfo, self.connect_args, self.ssl_require = conninfo, connect_args, ssl_require
         self._store = Store(conninfo, self.settings, connect_args=connect_args, ssl_require=ssl_require)
         self._metrics = Metrics(registry)
         self._engine = Engine(self.settings, self._store, self._metrics)
