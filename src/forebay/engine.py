@@ -14,6 +14,7 @@ import itertools
 import logging
 import os
 import time
+import uuid
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -105,6 +106,7 @@ class Engine:
         # Called with the loop that the engine starts in.
         self.on_start: Callable[[asyncio.AbstractEventLoop], None] = lambda _loop: None
         self.journal: Journal | None = None
+        self._id = uuid.uuid4().hex  # whose the checkpoints are where there is no journal
         self._metrics = metrics
         self._clock = clock
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -395,9 +397,9 @@ class Engine:
                 _settle(self._spilled_tickets.pop(seq), None)
 
     @property
-    def journal_id(self) -> str | None:
+    def journal_id(self) -> str:
         """See `worker.Owner`."""
-        return self.journal.id if self.journal is not None else None
+        return self.journal.id if self.journal is not None else self._id
 
     async def refill(self) -> None:
         """See `worker.Owner`."""
@@ -504,13 +506,12 @@ class Engine:
             )
 
     async def _close_journal(self) -> None:
-        if self.journal is None:
-            return
         finished = not self.inbox.pending
-        await self.journal.close(remove=finished)
-        if finished:
+        if self.journal is not None:
+            await self.journal.close(remove=finished)
+        if finished and self.inbox.accepted_seq:
             with contextlib.suppress(DatabaseError):  # a checkpoint without a journal does no harm
-                await self.store.forget_journal(self.journal.id)
+                await self.store.forget_journal(self.journal_id)
 
     def _fail_waiters(self) -> None:
         closed = LayerClosed("the data layer was closed before the change was written")

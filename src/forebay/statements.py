@@ -131,9 +131,9 @@ class Statements:
     def _batch(self, *, partial: bool, late: bool, checkpoint: bool) -> Statement:
         """All tables' upserts as one data-modifying statement: one round trip, and atomic by itself.
 
-        `late`: beneath what is newer; `checkpoint`: with the journal's. It returns the ids of those threads
-        that were deleted before, whose rows it leaves out. Foreign keys are checked at its end, so the order
-        of its parts does not matter. PostgreSQL only.
+        `late`: beneath what is newer; `checkpoint`: with the journal's, and not at all where that is as far
+        already. It returns the ids of those threads that were deleted before, whose rows it leaves out. Foreign
+        keys are checked at its end, so the order of its parts does not matter. PostgreSQL only.
         """
         named = self._sql.source(threads)
         # Each thread of the batch has a row there, if only its stub.
@@ -143,11 +143,11 @@ class Statements:
             .cte("dead")
             .prefix_with("MATERIALIZED")
         )
+        first = self._checkpoint().cte("w_checkpoint") if checkpoint else None
         parts = [
-            self._upsert(table, partial, late, dead).cte(f"w_{table.name}") for table in schema.WRITE_ORDER
+            self._upsert(table, partial, late, dead, first).cte(f"w_{table.name}")
+            for table in schema.WRITE_ORDER
         ]
-        if checkpoint:
-            parts.append(self._checkpoint().cte("w_checkpoint"))
         return self._compile(sa.select(sa.cast(dead.c.thread_id, sa.Text())).add_cte(*parts))
 
     @cached_property
@@ -162,13 +162,16 @@ class Statements:
         insert = self._sql.insert(checkpoints).values(
             journal_id=_text("journal_id"), applied_seq=sa.bindparam("applied_seq", type_=sa.BigInteger())
         )
+        # A statement that was given up may still arrive, when it has been repeated and newer ones are in.
         return insert.on_conflict_do_update(
-            index_elements=["journal_id"], set_={"applied_seq": insert.excluded.applied_seq}
-        )
+            index_elements=["journal_id"],
+            set_={"applied_seq": insert.excluded.applied_seq},
+            where=checkpoints.c.applied_seq < insert.excluded.applied_seq,
+        ).returning(checkpoints.c.applied_seq)
 
     @cached_property
     def checkpoint(self) -> Statement:
-        """Note that the journal `journal_id` is in the database up to `applied_seq`."""
+        """Note that the journal `journal_id` is in the database up to `applied_seq`; no row when it was already."""
         return self._compile(self._checkpoint())
 
     @cached_property
@@ -191,7 +194,14 @@ class Statements:
         """One table's upserts, with `late` beneath what is newer."""
         return self._compile(self._upsert(schema.TABLES[table], partial, late))
 
-    def _upsert(self, table: sa.Table, partial: bool, late: bool, dead: sa.CTE | None = None) -> Any:
+    def _upsert(
+        self,
+        table: sa.Table,
+        partial: bool,
+        late: bool,
+        dead: sa.CTE | None = None,
+        checkpoint: sa.CTE | None = None,
+    ) -> Any:
         source = self._sql.source(table)
         selected = {column.name: self._proposed(column, source, partial) for column in table.columns}
         rows: FromClause = source
@@ -202,6 +212,8 @@ class Statements:
         if dead is not None:
             thread_id = source.c["id" if table is threads else "threadId"]
             wanted = ~sa.exists().where(dead.c.thread_id == thread_id)
+        if checkpoint is not None:
+            wanted &= sa.exists().select_from(checkpoint)
         select = sa.select(*selected.values()).select_from(rows).where(wanted)
         insert = self._sql.insert(table).from_select(list(selected), select)
         merge = self._merged_late if late else self._merged

@@ -230,6 +230,7 @@ class Store:
     ) -> frozenset[str]:
         """Write changes in their order, all in one transaction or none, and the journal's checkpoint with them.
 
+        Nothing is written when the checkpoint was reached before: then this has happened already.
         `late`: rows may have been written since the changes were made; what is newer stays. What belongs to a
         thread that was deleted is left out; returns the ids of those threads. Raises a DatabaseError.
         """
@@ -245,10 +246,12 @@ class Store:
                         driver, cast("Sequence[Upsert]", changes), late=late, checkpoint=checkpoint
                     )
                 async with driver.transaction():
-                    dead = await self._apply_runs(driver, changes, late=late)
-                    if checkpoint is not None:
-                        await driver.fetch(self.statements.checkpoint, checkpoint._asdict())
-                    return dead
+                    # First, since it holds back the same batch of another connection until this one is in.
+                    if checkpoint is not None and not await driver.fetch(
+                        self.statements.checkpoint, checkpoint._asdict()
+                    ):
+                        return frozenset()
+                    return await self._apply_runs(driver, changes, late=late)
 
     async def applied_seq(self, journal_id: str) -> int:
         """Up to where a journal is in the database; 0 for nothing of it. Raises a DatabaseError."""
@@ -344,6 +347,8 @@ class Store:
             self._writer = await self.engine.connect()
         try:
             yield await self._driver(self._writer)
+        except (asyncpg.PostgresError, sqlite3.Error):
+            raise  # it was answered and rolled back, so the connection is good, or says itself that it is lost
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await self._drop_writer()

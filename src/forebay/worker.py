@@ -20,7 +20,7 @@ class Owner(Protocol):
     """Whose changes the worker writes; see the engine."""
 
     @property
-    def journal_id(self) -> str | None:
+    def journal_id(self) -> str:
         """Whose checkpoint the batches carry."""
 
     async def refill(self) -> None:

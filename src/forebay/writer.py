@@ -41,9 +41,6 @@ class Applies(Protocol):
     ) -> frozenset[str]:
         """Write changes in order, all or none; the ids of the deleted threads, whose rows are left out."""
 
-    async def applied_seq(self, journal_id: str) -> int:
-        """Up to where a journal is in the database."""
-
 
 class Observer(Protocol):
     """Who is told how it goes."""
@@ -171,8 +168,6 @@ class Writer:
         checkpoint = Checkpoint(journal_id, batch.last_seq) if journal_id and batch.last_seq else None
 
         async def attempt() -> frozenset[str]:
-            if checkpoint is not None and self.failure is not None and await self._is_in(checkpoint):
-                return frozenset()
             started = self._clock()
             dead = await self._store.apply([op.change for op in batch.ops], checkpoint, late=late)
             self._observer.batch_written(batch, self._clock() - started)
@@ -195,10 +190,6 @@ class Writer:
                 continue
             self._recovered()
             return answer
-
-    async def _is_in(self, checkpoint: Checkpoint) -> bool:
-        """Whether a commit whose answer was lost has happened."""
-        return await self._store.applied_seq(checkpoint.journal_id) >= checkpoint.applied_seq
 
     def _fail(self, error: DatabaseError | JournalError) -> None:
         now = self._clock()

@@ -61,8 +61,6 @@ class FakeStore:
             raise self.fails_after_the_commit.pop(0)
         return self.dead
 
-    async def applied_seq(self, journal_id: str) -> int:
-        return self.checkpoints.get(journal_id, 0)
 
 
 @dataclass
