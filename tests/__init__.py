@@ -17,3 +17,4 @@ for _name in ("DATABASE_URL", "BUCKET_NAME"):
     os.environ.pop(_name, None)
 os.environ["CHAINLIT_APP_ROOT"] = _ROOT
 os.environ["CHAINLIT_ENV_FILE"] = os.devnull
+os.environ["FOREBAY_METRICS_ADDRESS"] = "off"  # tests of the listener choose a port of their own

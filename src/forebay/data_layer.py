@@ -11,7 +11,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from functools import partial
+from functools import partial, wraps
 from typing import Any, TypeVar, cast
 from weakref import WeakValueDictionary
 
@@ -30,7 +30,9 @@ from forebay.blobs import Blobs, Content
 from forebay.changes import Delete, Upsert
 from forebay.engine import Engine
 from forebay.errors import DatabaseError, RowError
+from forebay.logs import limit_repeats
 from forebay.metrics import Metrics
+from forebay.operations import Operations
 from forebay.schema import EXTRA
 from forebay.settings import Settings
 from forebay.store import Store
@@ -45,6 +47,17 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 def _queued(method: _Method) -> _Method:
     """Chainlit's decorator of the methods that wait for a session's first message; its wrapper has no types."""
     return cast("_Method", queue_until_user_message()(method))
+
+
+def _timed(method: _Method) -> _Method:
+    """A read whose duration is measured, under its name."""
+
+    @wraps(method)
+    async def timed(self: ForebayDataLayer, *arguments: Any, **named: Any) -> Any:
+        with self._metrics.reading(method.__name__):
+            return await method(self, *arguments, **named)
+
+    return cast("_Method", timed)
 
 
 class _Positions:
@@ -90,12 +103,15 @@ class ForebayDataLayer(BaseDataLayer):
         settings: Settings | None = None,
         registry: CollectorRegistry | None = None,
     ) -> None:
+        limit_repeats()
         self.settings = settings if settings is not None else Settings()
         self.user_thread_limit = user_thread_limit
         self.show_logger = show_logger
+        self.conninfo, self.connect_args, self.ssl_require = conninfo, connect_args, ssl_require
         self._store = Store(conninfo, self.settings, connect_args=connect_args, ssl_require=ssl_require)
         self._metrics = Metrics(registry)
         self._engine = Engine(self.settings, self._store, self._metrics)
+        self._operations = Operations(self.settings, self._engine, self._metrics)
         self._statements = self._store.statements
         self._positions = _Positions()
         self._blobs = Blobs(storage_provider, self._engine.counts)
@@ -133,7 +149,19 @@ class ForebayDataLayer(BaseDataLayer):
         """Where the metrics are."""
         return self._metrics.registry
 
+    @property
+    def metrics_url(self) -> str | None:
+        """Where /metrics, /healthz and /readyz are served, as in `http://127.0.0.1:9464`; None while nowhere."""
+        return self._operations.listener.url
+
     # ---- life
+
+    async def start(self) -> None:
+        """Start now instead of at the first use, for probes and for journals that a process before has left.
+
+        Returns at once, and raises nothing for a database that can't be reached.
+        """
+        self._engine.start()
 
     async def flush(self) -> None:
         """Return when everything that was accepted is in the database, however long that takes."""
@@ -141,8 +169,10 @@ class ForebayDataLayer(BaseDataLayer):
 
     async def close(self) -> None:
         """Write out what is queued, within `close_timeout`, and disconnect. A second call does nothing."""
+        await self._operations.closing()
         await self._engine.close()
         await self._blobs.close()
+        await self._operations.close()
 
     async def build_debug_url(self) -> str:
         """There is no debugger to link to: an empty string, as in Chainlit's layer."""
@@ -173,6 +203,7 @@ class ForebayDataLayer(BaseDataLayer):
 
     # ---- users
 
+    @_timed
     async def get_user(self, identifier: str) -> PersistedUser | None:
         """The user with this login name, or None."""
         self._log_call("get_user")
@@ -205,6 +236,7 @@ class ForebayDataLayer(BaseDataLayer):
         self._log_call("update_thread")
         await self._write(changes.thread, thread_id, name, user_id, metadata, tags)
 
+    @_timed
     async def get_thread(self, thread_id: str) -> ThreadDict | None:
         """The thread with its steps by time, their feedback, and its elements with fresh URLs; or None."""
         self._log_call("get_thread")
@@ -219,6 +251,7 @@ class ForebayDataLayer(BaseDataLayer):
         await self._blobs.sign([element for thread in threads for element in thread["elements"] or ()])
         return threads
 
+    @_timed
     async def get_thread_author(self, thread_id: str) -> str:
         """The owner's identifier; empty for a thread that is unknown or nobody's."""
         self._log_call("get_thread_author")
@@ -236,6 +269,7 @@ class ForebayDataLayer(BaseDataLayer):
         self._log_call("delete_thread")
         await self._delete("threads", thread_id, thread_id)
 
+    @_timed
     async def list_threads(
         self, pagination: Pagination, filters: ThreadFilter
     ) -> PaginatedResponse[ThreadDict]:
@@ -320,6 +354,7 @@ class ForebayDataLayer(BaseDataLayer):
         self._log_call("delete_step")
         await self._delete("steps", step_id)
 
+    @_timed
     async def get_step(self, step_id: str) -> StepDict | None:
         """The step with its feedback, or None."""
         self._log_call("get_step")
@@ -329,6 +364,7 @@ class ForebayDataLayer(BaseDataLayer):
         found = await self._engine.read(self._statements.step, id=step_id)
         return documents.step(found) if found else None
 
+    @_timed
     async def get_favorite_steps(self, user_id: str) -> list[StepDict]:
         """The steps of the user's threads whose metadata says `favorite`, newest first."""
         self._log_call("get_favorite_steps")
@@ -400,6 +436,7 @@ class ForebayDataLayer(BaseDataLayer):
         except DatabaseError:
             return None
 
+    @_timed
     async def get_element(self, thread_id: str, element_id: str) -> ElementDict | None:
         """The element with a fresh URL, or None."""
         self._log_call("get_element")

@@ -222,8 +222,8 @@ class Drain:
 
     def batch_written(self, batch: Batch, seconds: float) -> None:
         """See `writer.Observer`."""
-        self._metrics.flush_duration.observe(seconds)
-        self._metrics.batch_rows.observe(len(batch.ops))
+        age = self._clock() - batch.oldest
+        self._metrics.batch_written(len(batch.ops), batch.size, seconds, age)
         self._tell_owners(failing=False)
 
     def batch_failed(self, error: DatabaseError) -> None:

@@ -37,9 +37,10 @@ from forebay.errors import (
     WrongLoop,
 )
 from forebay.handover import Handover
+from forebay.health import Health
 from forebay.inbox import Batch, Inbox, Op
 from forebay.journal import Journal
-from forebay.metrics import Metrics
+from forebay.metrics import JournalView, Metrics
 from forebay.recovery import Recovery
 from forebay.settings import Settings
 from forebay.statements import Statement
@@ -100,6 +101,9 @@ class Engine:
             else Worker(self.inbox, self.writer, self.recovery, self, clock)
         )
         self.closed = False
+        self.health = Health(lambda: self.failure, settings.ready_grace, clock)
+        # Called with the loop that the engine starts in.
+        self.on_start: Callable[[asyncio.AbstractEventLoop], None] = lambda _loop: None
         self.journal: Journal | None = None
         self._metrics = metrics
         self._clock = clock
@@ -111,10 +115,21 @@ class Engine:
         self._spilled_tickets: dict[int, Any] = {}
         self._tombstones: OrderedDict[str, None] = OrderedDict()
         _engines.add(self)
-        metrics.observe(self.counts, self.inbox, lambda: self.failure is None and not self.closed, clock)
+        metrics.observe(
+            self.counts, self.inbox, lambda: self.health.reason() is None, clock, self._journal_view()
+        )
 
     def __repr__(self) -> str:
         return f"<Engine {'closed' if self.closed else 'open'}, {self.inbox!r}, {self.writer!r}>"
+
+    def _journal_view(self) -> JournalView | None:
+        if not self._journals:
+            return None
+        return JournalView(
+            size=lambda: self.journal.size if self.journal is not None else 0,
+            capacity=self.settings.journal_max_bytes,
+            spilled=lambda: self.inbox.spilled,
+        )
 
     def _make_recovery(self, clock: Callable[[], float]) -> Recovery | None:
         if self.store.in_memory or self._external:
@@ -128,6 +143,11 @@ class Engine:
         """Why nothing is written at present; None while it is."""
         return self._worker.failure if isinstance(self._worker, Handover) else self.writer.failure
 
+    @property
+    def ended(self) -> bool:
+        """Whether the writer has ended by itself, by a fault of forebay's own."""
+        return self._task is not None and self._task.done() and not self._task.cancelled()
+
     # ---- writing
 
     async def write(self, change: Change, *, committed: bool = False) -> bool:
@@ -137,6 +157,7 @@ class Engine:
         committed. Raises QueueFull, JournalError, and with `committed` or `durability=commit` the RowError of
         a row that the database refuses.
         """
+        started = self._clock()
         loop = self._ensure_running()
         if self._is_dead(change):
             return False
@@ -146,6 +167,7 @@ class Engine:
         taken, durable = self._accept(change, ticket)
         if not taken:
             durable = await self._wait_for_room(change, ticket, loop)
+        self._metrics.enqueue_duration.observe(self._clock() - started)
         self._notify(now=committed)
         if durable is not None:
             await durable
@@ -194,6 +216,7 @@ class Engine:
                     asyncio.get_running_loop(),
                     self.store.location,
                     external=self._external,
+                    on_commit=self._metrics.journal_commit_duration.observe,
                     on_failure=self._lose,
                 )
             except JournalError as error:
@@ -316,11 +339,12 @@ class Engine:
 
     def batch_written(self, batch: Batch, seconds: float) -> None:
         """See `writer.Observer`."""
-        self._metrics.flush_duration.observe(seconds)
-        self._metrics.batch_rows.observe(len(batch.ops))
+        age = self._clock() - batch.oldest
+        self._metrics.batch_written(len(batch.ops), batch.size, seconds, age)
 
     def batch_failed(self, error: DatabaseError) -> None:
         """Readers fail at once; `flush` goes on waiting. See `writer.Observer`."""
+        self._metrics.flush_duration.observe(self._clock() - self.writer.attempted_at, "failed")
         self._readers.fail(_unreadable(error))
 
     def op_settled(self, op: Op, error: DatabaseError | None) -> None:
@@ -402,6 +426,10 @@ class Engine:
 
     # ---- life
 
+    def start(self) -> None:
+        """Start in the running loop, unless it has."""
+        self._ensure_running()
+
     def _ensure_running(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.get_running_loop()
         if loop is self._loop and not self.closed:
@@ -430,6 +458,7 @@ class Engine:
             self._worker.run(), name="forebay-writer", context=contextvars.Context()
         )
         self._task.add_done_callback(_report_end)
+        self.on_start(loop)
 
     def forked(self) -> None:
         """In a forked child: what is queued and journaled is the parent's."""
@@ -440,6 +469,7 @@ class Engine:
         """Write out the queue within `close_timeout`, taking writes until a quiet spell, and disconnect."""
         if self.closed:
             return
+        self.health.closing = True
         with anyio.move_on_after(self.settings.close_timeout):
             await self._drain()
         self.closed = True

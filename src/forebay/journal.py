@@ -369,6 +369,11 @@ def is_written_out(path: Path) -> bool:
     return _is_held(path.with_suffix(_LOCK))
 
 
+def is_owned(path: Path) -> bool:
+    """Whether a process appends to the journal at `path` that another one is to write to the database."""
+    return _is_held(path.with_suffix(_OWNER))
+
+
 def _age(path: Path) -> float:
     try:
         return path.stat().st_mtime

@@ -8,13 +8,19 @@ from typing import Any
 
 from chainlit.data import get_data_layer
 
+from forebay.data_layer import ForebayDataLayer
+
 
 @asynccontextmanager
 async def lifespan(_app: Any = None) -> AsyncIterator[None]:
     """A lifespan for the application that `mount_chainlit` mounts Chainlit in: `FastAPI(lifespan=lifespan)`.
 
-    At its end it closes the data layer that `@cl.data_layer` made, which writes out what is queued.
+    It starts the data layer that `@cl.data_layer` makes, so that its probes answer, and at its end it closes it,
+    which writes out what is queued.
     """
+    layer = get_data_layer()
+    if isinstance(layer, ForebayDataLayer):
+        await layer.start()
     try:
         yield
     finally:

@@ -10,6 +10,10 @@ import random
 
 from forebay.errors import AccessError, DatabaseError, RowError, SchemaError, StatementError, TransientError
 
+_POOLER = (
+    "a prepared statement is not the connection's, as behind a pooler in transaction mode; add ?statement_cache_size=0"
+    " to the URL"
+)
 _MIGRATE = "run `forebay migrate`, or set FOREBAY_AUTO_MIGRATE=true"
 
 # By the longest prefix of the SQLSTATE that is listed.
@@ -23,6 +27,7 @@ _SQLSTATES: dict[str, tuple[type[DatabaseError], str]] = {
     "23503": (RowError, "the row refers to one that does not exist"),
     "23505": (RowError, "the row's unique value is taken"),
     "25006": (TransientError, "the database is read-only; it may be a standby that takes over"),
+    "26000": (TransientError, _POOLER),
     "28": (AccessError, "the database refuses the login; check the user and the password in the URL"),
     "3D000": (AccessError, "there is no such database; check the name in the URL"),
     "3F000": (SchemaError, f"there is no such schema; check search_path, then {_MIGRATE}"),
@@ -32,6 +37,7 @@ _SQLSTATES: dict[str, tuple[type[DatabaseError], str]] = {
     "42703": (SchemaError, f"a column is missing in the tables; {_MIGRATE}"),
     "42804": (SchemaError, f"a column has another type in the tables; {_MIGRATE}"),
     "42P01": (SchemaError, f"a table is missing; {_MIGRATE}"),
+    "42P05": (TransientError, _POOLER),
     "42P10": (SchemaError, f"a unique index is missing in the tables; {_MIGRATE}"),
     "53": (TransientError, "the database is out of a resource"),
     "53300": (

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import AliasChoices, Field, ValidationError, model_validator
+from pydantic import AliasChoices, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from forebay.errors import SettingsError
@@ -107,6 +107,25 @@ class Settings(BaseSettings):
         description="Who writes to the database: `embedded`, this process; `external`, a `forebay drain --watch` on "
         "the same journal_dir.",
     )
+    metrics_address: str = Field(
+        default="127.0.0.1:9464",
+        description="Where /metrics, /healthz and /readyz are served, as host:port; port 0 takes a free one; `off`.",
+    )
+    metrics_in_app: bool = Field(
+        default=False,
+        description="Whether the Chainlit app serves /metrics too, to whoever reaches the app.",
+    )
+    ready_grace: float = Field(
+        default=15.0,
+        ge=0,
+        description="How long the database may fail before /readyz says so, in seconds.",
+    )
+
+    @field_validator("metrics_address")
+    @classmethod
+    def _check_address(cls, text: str) -> str:
+        parse_address(text)
+        return text
 
     gc_freeze: bool = Field(
         default=True,
@@ -127,6 +146,21 @@ class Settings(BaseSettings):
             raise SettingsError(_explain(error)) from None
 
 
+def parse_address(text: str) -> tuple[str, int] | None:
+    """The host and the port of `host:port` or `[host]:port`; None for `off`. Raises ValueError."""
+    if text.strip().lower() == "off":
+        return None
+    host, separator, port = text.strip().rpartition(":")
+    is_port = port.isascii() and port.isdecimal() and int(port) < 65536
+    if not (host and separator and is_port):
+        raise ValueError("it takes host:port, as in 127.0.0.1:9464, or off")
+    if host.startswith("[") and host.endswith("]"):
+        return host[1:-1], int(port)
+    if ":" in host:
+        raise ValueError("an IPv6 address stands in brackets, as in [::1]:9464")
+    return host, int(port)
+
+
 def variable_of(field: str) -> str:
     """The environment variable that sets a field: `linger` gives `FOREBAY_LINGER`."""
     return f"{Settings.model_config.get('env_prefix', '')}{field}".upper()
@@ -140,8 +174,9 @@ def _explain(error: ValidationError) -> str:
 
 
 def _problem(field: str, message: str) -> str:
+    message = message.removeprefix("Value error, ")
     if not field:
-        return message.removeprefix("Value error, ")
+        return message
     if field.isupper():  # an alias, which is the variable itself
         return f"{field}: {message}"
     if field not in Settings.model_fields:

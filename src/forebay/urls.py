@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Callable
 from typing import Any
 
 import sqlalchemy as sa
@@ -18,17 +19,14 @@ _DRIVERS = {
     "sqlite+aiosqlite": "sqlite+aiosqlite",
 }
 # What SQLAlchemy and asyncpg take from a PostgreSQL URL. SQLite's file parameters are SQLite's to check.
-_PARAMETERS = frozenset(
-    {
-        "host",
-        "port",
-        "ssl",
-        "timeout",
-        "command_timeout",
-        "statement_cache_size",
-        "prepared_statement_cache_size",
-    }
-)
+_PARAMETERS = frozenset({"host", "port", "ssl"})
+_NUMBERS: dict[str, Callable[[str], float]] = {
+    "timeout": float,
+    "command_timeout": float,
+    "statement_cache_size": int,
+    "prepared_statement_cache_size": int,
+}
+_VERIFYING = ("verify-ca", "verify-full")
 _SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _STYLES = "postgresql://user:password@host:port/database or sqlite:///path/to/file"
 
@@ -65,11 +63,7 @@ def in_memory(url: sa.URL) -> bool:
 
 def _libpq_parameters(url: sa.URL) -> tuple[sa.URL, dict[str, Any]]:
     query = dict(url.query)
-    arguments: dict[str, Any] = {}
-    if mode := query.pop("sslmode", None):
-        if mode not in _SSL_MODES:
-            raise SettingsError(f"FOREBAY_DATABASE_URL: sslmode takes one of {', '.join(_SSL_MODES)}")
-        arguments["ssl"] = mode
+    arguments = _tls(query) | _numbers(query)
     settings = {
         name: query.pop(name) for name in ("application_name", "options", "search_path") if name in query
     }
@@ -79,6 +73,44 @@ def _libpq_parameters(url: sa.URL) -> tuple[sa.URL, dict[str, Any]]:
     if unknown:
         raise SettingsError(f"FOREBAY_DATABASE_URL: unknown parameter {', '.join(unknown)}")
     return url.set(query=query), arguments
+
+
+def _tls(query: dict[str, Any]) -> dict[str, Any]:
+    """What `sslmode` and `sslrootcert` say; they are taken out of the query."""
+    mode, authority = query.pop("sslmode", None), query.pop("sslrootcert", None)
+    if mode is not None and mode not in _SSL_MODES:
+        raise SettingsError(f"FOREBAY_DATABASE_URL: sslmode takes one of {', '.join(_SSL_MODES)}")
+    if authority is None:
+        return {"ssl": mode} if mode else {}
+    if mode not in _VERIFYING:
+        raise SettingsError(
+            f"FOREBAY_DATABASE_URL: sslrootcert needs sslmode={' or sslmode='.join(_VERIFYING)},"
+            " or the certificate would not be checked"
+        )
+    try:
+        context = ssl.create_default_context(cafile=authority)
+    except OSError as error:  # ssl.SSLError is one
+        reason = error.strerror or type(error).__name__
+        raise SettingsError(
+            f"FOREBAY_DATABASE_URL: sslrootcert names no file of certificates ({reason})"
+        ) from None
+    context.check_hostname = mode == "verify-full"
+    return {"ssl": context}
+
+
+def _numbers(query: dict[str, Any]) -> dict[str, Any]:
+    """asyncpg's parameters that are numbers; they are taken out of the query."""
+    found: dict[str, Any] = {}
+    for name, number in _NUMBERS.items():
+        if name in query:
+            try:
+                found[name] = number(query.pop(name))
+            except (TypeError, ValueError):
+                raise SettingsError(f"FOREBAY_DATABASE_URL: {name} takes a number") from None
+    if found.get("statement_cache_size") == 0:
+        # A pooler gives each transaction another server, so SQLAlchemy must not name what it prepares either.
+        found |= {"prepared_statement_cache_size": 0, "prepared_statement_name_func": str}
+    return found
 
 
 def tls_context(*, verify: bool) -> ssl.SSLContext:

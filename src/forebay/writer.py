@@ -94,6 +94,7 @@ class Writer:
         self._pending = pending
         self._backoff = backoff or Backoff()
         self._pause = pause
+        self.attempted_at = 0.0  # when the present attempt began, on the clock
         self._refusals = _Refusals()
         self._failing_since = 0.0
         self._reminded = 0.0
@@ -182,6 +183,7 @@ class Writer:
     async def until_answered(self, attempt: Callable[[], Awaitable[_Answer]]) -> _Answer:
         """Repeat an attempt for as long as there is no answer. Raises RowError."""
         while True:
+            self.attempted_at = self._clock()
             try:
                 answer = await attempt()
             except RowError:

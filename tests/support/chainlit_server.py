@@ -46,7 +46,7 @@ class ChainlitServer:
         self._command = [part.format(port=self.port) for part in (sys.executable, *(command or chainlit))]
         self._folder = folder
         self._path = path
-        self._env = {
+        self.env = {
             **os.environ,
             "CHAINLIT_APP_ROOT": str(folder),
             "CHAINLIT_AUTH_SECRET": "only-for-tests-and-long-enough-for-a-key",
@@ -72,7 +72,7 @@ class ChainlitServer:
         """Start it, and wait until it answers."""
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                self._command, cwd=self._folder, env=self._env, stdout=log, stderr=subprocess.STDOUT
+                self._command, cwd=self._folder, env=self.env, stdout=log, stderr=subprocess.STDOUT
             )
         deadline = time.monotonic() + _START_TIMEOUT
         while not self._answers():

@@ -29,6 +29,9 @@ _GIVEN: dict[str, tuple[str, Any]] = {
     "tls_verify": ("0", False),
     "writer": ("external", "external"),
     "gc_freeze": ("false", False),
+    "metrics_address": ("[::1]:0", "[::1]:0"),
+    "metrics_in_app": ("true", True),
+    "ready_grace": ("1.5", 1.5),
 }
 _WRONG = {
     "durability": "sometimes",
@@ -47,6 +50,9 @@ _WRONG = {
     "tls_verify": "perhaps",
     "writer": "somewhere",
     "gc_freeze": "perhaps",
+    "metrics_address": "9464",
+    "metrics_in_app": "perhaps",
+    "ready_grace": "-1",
 }
 
 

@@ -34,6 +34,18 @@ def test_each_style_becomes_the_drivers(text: str, parsed: str) -> None:
         ("sslmode=verify-full", {"ssl": "verify-full"}),
         ("application_name=chat", {"server_settings": {"application_name": "chat"}}),
         ("search_path=chat", {"server_settings": {"search_path": "chat"}}),
+        (
+            "command_timeout=2.5&statement_cache_size=100",
+            {"command_timeout": 2.5, "statement_cache_size": 100},
+        ),
+        (
+            "statement_cache_size=0",
+            {
+                "statement_cache_size": 0,
+                "prepared_statement_cache_size": 0,
+                "prepared_statement_name_func": str,
+            },
+        ),
     ],
 )
 def test_libpqs_parameters_become_the_drivers(query: str, arguments: dict[str, object]) -> None:
@@ -52,6 +64,9 @@ def test_libpqs_parameters_become_the_drivers(query: str, arguments: dict[str, o
         ("postgresql://me:hunter2@host/chat?sslmod=x&b=1", "unknown parameter b, sslmod"),
         ("postgresql://me:hunter2@host:port/chat", "is not a URL"),
         ("postgresql://me:hunter2@host/chat?sslmode=bogus", "sslmode takes one of disable, allow"),
+        ("postgresql://me:hunter2@host/chat?statement_cache_size=no", "statement_cache_size takes a number"),
+        ("postgresql://me:hunter2@host/chat?sslrootcert=x", "sslrootcert needs sslmode=verify-ca or"),
+        ("postgresql://me:hunter2@host/chat?sslmode=verify-ca&sslrootcert=/nowhere", "names no file"),
     ],
 )
 def test_what_is_wrong_is_told_without_the_url(text: str | None, words: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 # The commands import what they need when they run: Chainlit takes seconds to import, `--help` should not.
-from forebay.cli import dead_letters, demo, drain, migrate
+from forebay.cli import config, dead_letters, demo, doctor, drain, migrate, status
 from forebay.errors import ForebayError
 
 
@@ -44,5 +44,8 @@ main.add_command(demo.demo)
 main.add_command(migrate.migrate)
 main.add_command(drain.drain)
 main.add_command(dead_letters.dead_letters)
+main.add_command(doctor.doctor)
+main.add_command(status.status)
+main.add_command(config.config)
 
 __all__ = ["main"]

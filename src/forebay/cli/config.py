@@ -1,0 +1,112 @@
+"""`forebay config`: the settings in effect, and where each comes from."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from forebay.cli import environment
+
+if TYPE_CHECKING:
+    from forebay.settings import Settings
+
+_DEFAULT = "default"
+_HIDDEN = "***"
+
+
+@dataclass(frozen=True)
+class _Setting:
+    variable: str
+    value: Any
+    source: str
+
+
+@click.command()
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    envvar="FOREBAY_CONFIG_JSON",
+    show_envvar=True,
+    help='Print one JSON object: {"linger": {"variable": name, "value": value, "source": where from}, …}.',
+)
+def config(as_json: bool) -> None:
+    """Show the settings that an app started here would have, and where each comes from; secrets are hidden.
+
+    A value comes from a variable of the environment, from Chainlit's .env file, or is the default. What an app's own
+    code passes to Settings(...) is not seen here.
+
+    Exit codes: 0, shown; 1, a value is wrong, and named.
+
+    \b
+    Examples:
+      forebay config
+      forebay config --json | jq .queue_max_bytes
+    """
+    found = _found()
+    if as_json:
+        click.echo(json.dumps({name: asdict(setting) for name, setting in found.items()}))
+        return
+    table = Table("variable", "value", "from", box=None, pad_edge=False, header_style="bold")
+    for setting in found.values():
+        style = "dim" if setting.source == _DEFAULT else ""
+        cells = (setting.variable, _said(setting.value), setting.source)
+        table.add_row(*(Text(cell, style, overflow="fold") for cell in cells))
+    Console(highlight=False).print(table)
+
+
+def _found() -> dict[str, _Setting]:
+    from forebay.settings import Settings, variable_of
+
+    added = environment.load()
+    settings = Settings()
+    return {
+        name: _Setting(variable_of(name), _shown(settings, name), _source(name, added))
+        for name in Settings.model_fields
+    }
+
+
+def _source(name: str, added: dict[str, str]) -> str:
+    """The variable that sets a field, in the order in which the settings look for it."""
+    from forebay.settings import variable_of
+
+    names = [variable_of(name), *(["DATABASE_URL"] if name == "database_url" else [])]
+    spelled = {variable.upper(): variable for variable in os.environ}
+    for variable in names:
+        if variable in spelled:
+            where = f" in {environment.env_file()}" if spelled[variable] in added else ""
+            return f"{variable}{where}"
+    return _DEFAULT
+
+
+def _shown(settings: Settings, name: str) -> Any:
+    value = getattr(settings, name)
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or type(settings).model_fields[name].repr:
+        return value
+    return _without_password(value) if name == "database_url" else _HIDDEN
+
+
+def _without_password(url: str) -> str:
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        return make_url(url).set(query={}).render_as_string(hide_password=True)
+    except (ArgumentError, ValueError):
+        return _HIDDEN
+
+
+def _said(value: Any) -> str:
+    if value is None:
+        return ""
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,155 @@
+"""`forebay doctor`: what is wrong, and what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from forebay.cli import environment, options
+from forebay.errors import SettingsError
+
+if TYPE_CHECKING:
+    from forebay.doctor import Finding
+    from forebay.doctor.database import Target
+
+_MARKS = {"ok": ("✓", "green"), "note": ("·", "dim"), "warning": ("!", "yellow"), "error": ("✗", "red")}
+_WARNED = 3
+
+
+@click.command()
+@options.database_url
+@click.option(
+    "--app",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    envvar="FOREBAY_DOCTOR_APP",
+    show_envvar=True,
+    help="A Chainlit app, whose own data layer is then checked: its URL, its settings and its storage client.",
+)
+@click.option(
+    "--replicas",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    envvar="FOREBAY_DOCTOR_REPLICAS",
+    show_envvar=True,
+    help="How many processes will run, each with a pool of its own.",
+)
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    envvar="FOREBAY_DOCTOR_JSON",
+    show_envvar=True,
+    help='Print one JSON array: [{"check", "level": "ok|note|warning|error", "found", "remedy"}, …].',
+)
+def doctor(database_url: str | None, app: Path | None, replicas: int, as_json: bool) -> None:
+    """Check what an app started here depends on, and say what to do about each finding.
+
+    The database (reachable, version, TLS, clock, connections, pooler, tables, indexes), the journals' folder (local,
+    writable, how fast it syncs, room, what was left in it), dead letters, the metrics' address, the storage of
+    elements' content (with --app), and the secret that signs logins. Nothing that it writes stays.
+
+    Exit codes: 0, nothing is wrong; 3, there are warnings; 1, something does not work; 2, wrong usage.
+
+    \b
+    Examples:
+      forebay doctor
+      forebay doctor --app app.py --replicas 4
+      forebay doctor --json | jq '.[] | select(.level == "error")'
+    """
+    environment.load()
+    # What the checks run into, they tell themselves.
+    logging.getLogger("forebay").setLevel(logging.CRITICAL)
+    findings = asyncio.run(_examine(database_url, app, replicas, None if as_json else _print))
+    if as_json:
+        click.echo(json.dumps([asdict(finding) for finding in findings]))
+    levels = Counter(str(finding.level) for finding in findings)
+    if not as_json:
+        click.echo(f"{levels['error']} errors, {levels['warning']} warnings")
+    raise SystemExit(1 if levels["error"] else _WARNED if levels["warning"] else 0)
+
+
+async def _examine(url: str | None, app: Path | None, replicas: int, tell: Any) -> list[Finding]:
+    findings = []
+    async for finding in _checks(url, app, replicas):
+        findings.append(finding)
+        if tell is not None:
+            tell(finding)
+    return findings
+
+
+async def _checks(url: str | None, app: Path | None, replicas: int) -> AsyncIterator[Finding]:
+    from forebay.doctor.database import Target, check_database
+    from forebay.doctor.disk import check_disk
+    from forebay.doctor.findings import error, ok
+    from forebay.doctor.surroundings import check_metrics, check_secret, check_storage
+    from forebay.settings import Settings
+
+    storage = None
+    try:
+        settings = Settings()
+        target = Target(url or settings.database_url, settings)
+        if app is not None:
+            target, storage = _of_app(app, url)
+    except SettingsError as wrong:
+        yield error(
+            "settings", str(wrong), "mend the variable that is named; `forebay config` shows them all"
+        )
+        return
+    yield ok("settings", f"durability={target.settings.durability} writer={target.settings.writer}")
+    async for finding in check_database(target, replicas):
+        yield finding
+    for finding in (*await asyncio.to_thread(lambda: list(check_disk(target.settings))), *check_secret()):
+        yield finding
+    async for finding in check_storage(storage):
+        yield finding
+    async for finding in check_metrics(target.settings):
+        yield finding
+
+
+def _of_app(app: Path, url: str | None) -> tuple[Target, Any]:
+    """How the data layer that an app makes reaches its database, and its storage client."""
+    from chainlit.config import config, load_module
+
+    from forebay.data_layer import ForebayDataLayer
+    from forebay.doctor.database import Target
+
+    try:
+        load_module(str(app))
+        layer = config.code.data_layer() if config.code.data_layer else None
+    except SettingsError:
+        raise
+    except Exception as failed:
+        raise click.ClickException(f"{app} can't be loaded ({type(failed).__name__}: {failed})") from None
+    if not isinstance(layer, ForebayDataLayer):
+        raise click.ClickException(
+            f"{app} makes no ForebayDataLayer; its @cl.data_layer must return one"
+            if layer is None
+            else f"{app} makes a {type(layer).__name__}, not a ForebayDataLayer"
+        )
+    arguments = layer.connect_args or {}
+    target = Target(url or layer.conninfo, layer.settings, arguments, layer.ssl_require)
+    return target, layer.storage_provider
+
+
+def _print(finding: Finding) -> None:
+    mark, style = _MARKS[finding.level]
+    line = (
+        Text(f"{mark} ", style)
+        .append(f"{finding.check:<15}", "bold not dim")
+        .append(finding.found, "default")
+    )
+    console = Console(highlight=False)
+    console.print(line, soft_wrap=True)
+    for remedy in (finding.remedy or "").splitlines():
+        console.print(Text(f"{'':17}→ {remedy}", style), soft_wrap=True)

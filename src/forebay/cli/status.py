@@ -1,0 +1,311 @@
+"""`forebay status`: running processes, live in the terminal, off their metrics."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import click
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from forebay.cli import environment
+from forebay.cli.snapshot import Snapshot
+from forebay.errors import SettingsError
+
+_TIMEOUT = 5.0
+_NOT_READY = 3
+_WARN_AT, _ALARM_AT = 0.5, 0.9  # of the queue's or the journal's capacity
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What came of asking one process: a snapshot, or why there is none."""
+
+    snapshot: Snapshot | None
+    reason: str | None
+
+
+@click.command()
+@click.argument("addresses", metavar="[ADDRESS]...", nargs=-1)
+@click.option(
+    "--watch", is_flag=True, envvar="FOREBAY_STATUS_WATCH", show_envvar=True, help="Go on, until Ctrl-C."
+)
+@click.option(
+    "--interval",
+    type=click.FloatRange(min=0.1),
+    default=1.0,
+    show_default=True,
+    envvar="FOREBAY_STATUS_INTERVAL",
+    show_envvar=True,
+    metavar="SECONDS",
+    help="How often to look, with --watch.",
+)
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    envvar="FOREBAY_STATUS_JSON",
+    show_envvar=True,
+    help="Print one JSON object, by address, and end.",
+)
+def status(addresses: tuple[str, ...], watch: bool, interval: float, as_json: bool) -> None:
+    """Show how running processes fare: whether writes keep up, whether anything was lost.
+
+    An ADDRESS is a process's FOREBAY_METRICS_ADDRESS, as host:port, or the URL of its metrics; by default this
+    environment's. Rates are since the last look, so there are none without --watch; quantiles are upper bounds.
+
+    Exit codes: 0, all are ready; 3, one is not; 1, one can't be reached; 2, wrong usage.
+
+    \b
+    Examples:
+      forebay status --watch
+      forebay status 10.0.0.4:9464 10.0.0.5:9464
+      forebay status --json | jq '.[].queue_changes'
+    """
+    urls = {address: _url(address) for address in addresses or (_default_address(),)}
+    if watch and not as_json:
+        _watch(urls, interval)
+        return
+    looks = {address: _look(url) for address, url in urls.items()}
+    if as_json:
+        click.echo(json.dumps({address: _summary(look) for address, look in looks.items()}))
+    else:
+        Console(highlight=False).print(_view(looks, {}))
+    raise SystemExit(_exit_code(looks))
+
+
+def _default_address() -> str:
+    from forebay.settings import Settings
+
+    environment.load()
+    address = Settings().metrics_address
+    if address.strip().lower() == "off":
+        raise SettingsError(
+            "FOREBAY_METRICS_ADDRESS is off here; name a process's address, as in 127.0.0.1:9464"
+        )
+    return address
+
+
+def _url(address: str) -> str:
+    if address.startswith(("http://", "https://")):
+        return address
+    from forebay.settings import parse_address
+
+    try:
+        where = parse_address(address)
+    except ValueError as error:
+        raise click.BadParameter(f"{address}: {error}") from None
+    if where is None:
+        raise click.BadParameter(f"{address}: it names no process")
+    # A process that listens everywhere is reached here.
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(where[0], where[0])  # noqa: S104 - compared, not listened on
+    return f"http://[{host}]:{where[1]}/metrics" if ":" in host else f"http://{host}:{where[1]}/metrics"
+
+
+def _look(url: str) -> _Look:
+    try:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT) as response:  # noqa: S310 - http or https, see _url
+            content_type = response.headers.get("Content-Type", "")
+            text = response.read().decode()
+    except (OSError, urllib.error.URLError) as error:
+        reason = getattr(error, "reason", error)
+        return _Look(None, f"can't be reached ({getattr(reason, 'strerror', None) or reason})")
+    except ValueError:
+        return _Look(None, "is not an address")
+    if not content_type.startswith("text/plain"):
+        return _Look(None, f"answers {content_type or 'something else'}; that is not the metrics' port")
+    try:
+        return _Look(Snapshot.parse(text, time.monotonic()), None)
+    except ValueError as error:
+        return _Look(None, str(error))
+
+
+def _exit_code(looks: dict[str, _Look]) -> int:
+    if any(look.snapshot is None for look in looks.values()):
+        return 1
+    ready = all(look.snapshot.total("ready") for look in looks.values() if look.snapshot is not None)
+    return 0 if ready else _NOT_READY
+
+
+def _watch(urls: dict[str, str], interval: float) -> None:
+    before: dict[str, _Look] = {}
+    with Live(console=Console(highlight=False), auto_refresh=False) as live:
+        try:
+            while True:
+                started = time.monotonic()
+                looks = {address: _look(url) for address, url in urls.items()}
+                live.update(_view(looks, before), refresh=True)
+                before = looks
+                time.sleep(max(0.0, interval - (time.monotonic() - started)))
+        except KeyboardInterrupt:
+            return
+
+
+# ---- what is shown
+
+_Cell = Callable[[Snapshot, Snapshot | None], Text]
+
+
+def _view(looks: dict[str, _Look], before: dict[str, _Look]) -> RenderableType:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("")
+    for address in looks:
+        table.add_column(address, min_width=24)
+    for name, cell in _ROWS:
+        if _is_worth_a_row(name, looks):
+            table.add_row(Text(name, "dim"), *_cells(cell, looks, before))
+    unreachable = [
+        Text(f"{address} {look.reason}", "red") for address, look in looks.items() if look.snapshot is None
+    ]
+    return Group(table, *unreachable) if unreachable else table
+
+
+def _is_worth_a_row(name: str, looks: dict[str, _Look]) -> bool:
+    if name != "journal":
+        return True
+    return any(look.snapshot and look.snapshot.total("journal_capacity_bytes") for look in looks.values())
+
+
+def _cells(cell: _Cell, looks: dict[str, _Look], before: dict[str, _Look]) -> Sequence[Text]:
+    cells = []
+    for address, look in looks.items():
+        earlier = before[address].snapshot if address in before else None
+        cells.append(cell(look.snapshot, earlier) if look.snapshot is not None else Text("-", "dim"))
+    return cells
+
+
+def _ready(now: Snapshot, _before: Snapshot | None) -> Text:
+    return Text("ready", "green") if now.total("ready") else Text("not ready: see its /readyz", "red")
+
+
+def _fill(bytes_name: str, capacity_name: str) -> _Cell:
+    def cell(now: Snapshot, _before: Snapshot | None) -> Text:
+        used, capacity = now.total(bytes_name) or 0.0, now.total(capacity_name) or 0.0
+        if not capacity:
+            return Text("-", "dim")
+        share = used / capacity
+        style = "red" if share >= _ALARM_AT else "yellow" if share >= _WARN_AT else "green"
+        length = min(10, round(share * 10))
+        bar = Text("█" * length, style).append("░" * (10 - length), "dim")
+        return bar.append(f" {share:.0%} of {_bytes(capacity)}", "not dim")
+
+    return cell
+
+
+def _queued(now: Snapshot, _before: Snapshot | None) -> Text:
+    age = now.total("queue_oldest_age_seconds") or 0.0
+    rows = f"{now.total('queue_changes') or 0:,.0f} rows"
+    return Text(f"{rows}, the oldest {_seconds(age)} old", "yellow" if age > 5 else "")
+
+
+def _flow(name: str) -> _Cell:
+    def cell(now: Snapshot, before: Snapshot | None) -> Text:
+        rate = now.rate(name, before)
+        total = f"{now.total(name) or 0:,.0f}"
+        return Text(total if rate is None else f"{rate:,.0f}/s, {total} in all")
+
+    return cell
+
+
+def _quantiles(name: str) -> _Cell:
+    def cell(now: Snapshot, before: Snapshot | None) -> Text:
+        found = [now.quantile(name, share, before) for share in (0.5, 0.99)]
+        if None in found:
+            return Text("-", "dim")
+        return Text(" / ".join(f"≤ {_seconds(value)}" for value in found if value is not None))
+
+    return cell
+
+
+def _losses(now: Snapshot, _before: Snapshot | None) -> Text:
+    found = {
+        "refused rows": now.by_label("changes_dead_lettered_total", "reason"),
+        "dropped": now.by_label("changes_dropped_total", "reason"),
+        "turned away": now.by_label("changes_refused_total", "reason"),
+    }
+    lines = [
+        f"{sum(reasons.values()):,.0f} {name} ({', '.join(reasons)})"
+        for name, reasons in found.items()
+        if reasons
+    ]
+    return Text("; ".join(lines), "red") if lines else Text("none", "green")
+
+
+def _retries(now: Snapshot, _before: Snapshot | None) -> Text:
+    found = now.by_label("flush_retries_total", "reason")
+    said = ", ".join(f"{count:,.0f} {reason}" for reason, count in found.items())
+    return Text(said, "yellow") if said else Text("none", "green")
+
+
+def _versions(now: Snapshot, _before: Snapshot | None) -> Text:
+    return Text(
+        f"forebay {now.info('version')}, Chainlit {now.info('chainlit')}, Python {now.info('python')}"
+    )
+
+
+_ROWS: tuple[tuple[str, _Cell], ...] = (
+    ("state", _ready),
+    ("queue", _fill("queue_bytes", "queue_capacity_bytes")),
+    ("queued", _queued),
+    ("journal", _fill("journal_bytes", "journal_capacity_bytes")),
+    ("accepted", _flow("changes_accepted_total")),
+    ("coalesced", _flow("changes_coalesced_total")),
+    ("written", _flow("rows_written_total")),
+    ("not written", _losses),
+    ("failed attempts", _retries),
+    ("write latency, p50 / p99", _quantiles("write_latency_seconds")),
+    ("flush, p50 / p99", _quantiles("flush_duration_seconds")),
+    ("journal sync, p50 / p99", _quantiles("journal_commit_duration_seconds")),
+    ("read, p50 / p99", _quantiles("read_duration_seconds")),
+    ("loop lag, p50 / p99", _quantiles("event_loop_lag_seconds")),
+    ("runs", _versions),
+)
+
+
+def _seconds(value: float) -> str:
+    if value == float("inf"):
+        return "∞"
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value * 1e6:.3g} µs" if value else "0 s"
+
+
+def _bytes(value: float) -> str:
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.0f} B"
+
+
+def _summary(look: _Look) -> dict[str, Any]:
+    if look.snapshot is None:
+        return {"error": look.reason}
+    now = look.snapshot
+    names = (
+        *("queue_changes", "queue_bytes", "queue_capacity_bytes", "queue_oldest_age_seconds"),
+        *("journal_bytes", "journal_capacity_bytes", "journal_spilled_changes"),
+        *("changes_accepted_total", "changes_coalesced_total", "rows_written_total", "flush_retries_total"),
+    )
+    return {
+        "ready": bool(now.total("ready")),
+        **{name: now.total(name) for name in names},
+        "dead_lettered": now.by_label("changes_dead_lettered_total", "reason"),
+        "dropped": now.by_label("changes_dropped_total", "reason"),
+        "refused": now.by_label("changes_refused_total", "reason"),
+        "write_latency_p99_seconds": _finite(now.quantile("write_latency_seconds", 0.99)),
+        "version": now.info("version"),
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no infinity."""
+    return None if value == float("inf") else value

@@ -1,0 +1,198 @@
+"""Ways to the database: behind pgbouncer, over TLS with certificate checks, with tables in a schema of their own."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from forebay import AccessError, ForebayDataLayer, Settings, TransientError
+from forebay.errors import DatabaseError
+from forebay.store import Store
+from tests.integration.conftest import MakeLayer
+from tests.integration.contract import a_step, a_thread, a_user, at, new_id, rows, stored_thread
+from tests.support.certificates import authority, secure
+from tests.support.pgbouncer import Pgbouncer
+from tests.support.postgres import PostgresServer, name_of
+
+# ---- pgbouncer
+
+
+async def _chat(layer: ForebayDataLayer, number: int) -> None:
+    """What a chat does, each read seeing the write before it; then it deletes itself."""
+    thread_id = await a_thread(layer, name=f"chat {number}", tags=["a"])
+    for turn in range(5):
+        await layer.create_step(a_step(thread_id, createdAt=at(turn), output=f"answer {turn}"))
+        thread = await stored_thread(layer, thread_id)
+        assert [step["output"] for step in thread["steps"]] == [f"answer {n}" for n in range(turn + 1)]
+    (found,) = await rows(layer, "SELECT name FROM threads WHERE id = CAST(:id AS uuid)", id=thread_id)
+    assert found == {"name": f"chat {number}"}
+    await layer.delete_thread(thread_id)
+    assert await layer.get_thread(thread_id) is None
+
+
+@pytest.mark.parametrize(
+    ("mode", "query"),
+    [("session", ""), ("transaction", "?statement_cache_size=0")],
+    ids=["session", "transaction"],
+)
+async def test_chats_behind_pgbouncer(
+    emptied_postgres_url: str, make_layer: MakeLayer, mode: str, query: str
+) -> None:
+    # In transaction mode three servers take turns for the five connections.
+    with Pgbouncer(emptied_postgres_url, mode, pool_size=3 if mode == "transaction" else 6) as pooler:
+        layer = make_layer(pooler.url + query, settings=Settings(pool_size=5))
+        user = await a_user(layer)
+        await asyncio.gather(*(_chat(layer, number) for number in range(20)))
+        assert await layer.get_user("ada") == user
+        assert layer._engine.counts.retries == {}
+        await layer.close()
+
+
+async def test_without_the_parameter_a_pooler_in_transaction_mode_says_which_one(
+    emptied_postgres_url: str, make_layer: MakeLayer
+) -> None:
+    with Pgbouncer(emptied_postgres_url, pool_size=2) as pooler:
+        layer = make_layer(pooler.url)
+        other = await asyncpg.connect(pooler.url, statement_cache_size=0)
+        with pytest.raises(TransientError, match="statement_cache_size=0"):  # noqa: PT012 - which read it is, is chance
+            for _ in range(10):
+                await layer.get_user("nobody")
+                async with other.transaction():  # which keeps one of the servers to itself
+                    await other.execute("SELECT 1")
+                    await layer.get_user("nobody")
+        await other.close()
+        await layer.close()
+
+
+async def test_a_migration_goes_through_pgbouncer_in_session_mode(postgres_url: str) -> None:
+    with Pgbouncer(postgres_url, "session", pool_size=5) as pooler:
+        store = Store(pooler.url, Settings())
+        try:
+            assert "created the table steps" in await store.migrate()
+            await store.prepare()
+        finally:
+            await store.close()
+
+
+# ---- TLS
+
+
+@pytest.fixture
+def secured(own_postgres_server: PostgresServer, tmp_path: Path) -> tuple[str, Path]:
+    """The URL of a database on a server with TLS, and the file of the authority of its certificate."""
+    trusted, path = authority(tmp_path)
+    secure(own_postgres_server, trusted.issue_cert("127.0.0.1"))
+    return own_postgres_server.create_database(), path
+
+
+async def _tls_of(url: str, **arguments: Any) -> bool:
+    """Whether a connection is encrypted."""
+    settings = Settings(auto_migrate=True, **arguments.pop("settings", {}))
+    store = Store(url, settings, **arguments)
+    try:
+        found = await store.execute_sql(
+            "SELECT ssl FROM pg_catalog.pg_stat_ssl WHERE pid = pg_backend_pid()", {}
+        )
+        assert isinstance(found, list)
+        return bool(found[0]["ssl"])
+    finally:
+        await store.close()
+
+
+@pytest.mark.parametrize("mode", ["verify-full", "verify-ca"])
+async def test_a_certificate_of_the_authority_is_accepted(secured: tuple[str, Path], mode: str) -> None:
+    url, path = secured
+    assert await _tls_of(f"{url}?sslmode={mode}&sslrootcert={path}")
+
+
+async def test_tls_without_a_check_must_be_asked_for_by_name(secured: tuple[str, Path]) -> None:
+    url, _ = secured
+    assert await _tls_of(f"{url}?sslmode=require")
+    assert await _tls_of(url, ssl_require=True, settings={"tls_verify": False})
+    assert not await _tls_of(f"{url}?sslmode=disable")
+
+
+async def test_ssl_require_checks_against_the_systems_authorities(
+    secured: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, path = secured
+    with pytest.raises(AccessError, match="TLS with"):
+        await _tls_of(url, ssl_require=True)
+    monkeypatch.setenv("SSL_CERT_FILE", str(path))
+    assert await _tls_of(url, ssl_require=True)
+
+
+async def test_a_certificate_of_another_authority_is_refused(
+    secured: tuple[str, Path], tmp_path: Path
+) -> None:
+    url, _ = secured
+    _, other = authority(tmp_path, "other")
+    with pytest.raises(AccessError, match="check the certificate"):
+        await _tls_of(f"{url}?sslmode=verify-full&sslrootcert={other}")
+
+
+async def test_a_certificate_of_another_host_is_refused_by_verify_full_alone(
+    own_postgres_server: PostgresServer, tmp_path: Path
+) -> None:
+    trusted, path = authority(tmp_path)
+    secure(own_postgres_server, trusted.issue_cert("db.example.org"))
+    url = own_postgres_server.create_database()
+    with pytest.raises(AccessError, match="check the certificate"):
+        await _tls_of(f"{url}?sslmode=verify-full&sslrootcert={path}")
+    assert await _tls_of(f"{url}?sslmode=verify-ca&sslrootcert={path}")
+
+
+async def test_a_server_without_tls_is_refused(emptied_postgres_url: str, tmp_path: Path) -> None:
+    _, path = authority(tmp_path)
+    with pytest.raises(DatabaseError):
+        await _tls_of(f"{emptied_postgres_url}?sslmode=verify-full&sslrootcert={path}")
+
+
+# ---- search_path
+
+
+async def test_two_deployments_share_a_database_by_their_search_paths(
+    postgres_server: PostgresServer, postgres_url: str, make_layer: MakeLayer
+) -> None:
+    thread_id = new_id()
+    for schema in ("one", "two"):
+        postgres_server.execute(f"CREATE SCHEMA {schema}", name_of(postgres_url))
+        settings = Settings(auto_migrate=True)
+        layer = make_layer(f"{postgres_url}?search_path={schema}", settings=settings)
+        await layer.update_thread(thread_id, name=f"of {schema}")
+        assert (await stored_thread(layer, thread_id))["name"] == f"of {schema}"
+        await layer.close()
+    found = postgres_server.execute(
+        "SELECT n.nspname || '.' || c.relname AS name FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+        " WHERE c.relname = 'threads' ORDER BY 1",
+        name_of(postgres_url),
+    )
+    assert [row["name"] for row in found] == ["one.threads", "two.threads"]
+    assert [
+        row["name"]
+        for schema in ("one", "two")
+        for row in postgres_server.execute(f"SELECT name FROM {schema}.threads", name_of(postgres_url))
+    ] == ["of one", "of two"]
+
+
+async def test_a_search_path_behind_pgbouncer_is_the_roles(
+    postgres_server: PostgresServer, postgres_url: str, make_layer: MakeLayer
+) -> None:
+    """pgbouncer does not pass the parameter on, but the database can have a default."""
+    database = name_of(postgres_url)
+    postgres_server.execute("CREATE SCHEMA chat", database)
+    postgres_server.execute(f'ALTER DATABASE "{database}" SET search_path = chat', database)
+    store = Store(postgres_url, Settings())
+    await store.migrate()
+    await store.close()
+    with Pgbouncer(postgres_url) as pooler:
+        layer = make_layer(f"{pooler.url}?statement_cache_size=0")
+        await a_thread(layer, name="in chat")
+        await layer.close()
+    assert [row["name"] for row in postgres_server.execute("SELECT name FROM chat.threads", database)] == [
+        "in chat"
+    ]
