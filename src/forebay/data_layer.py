@@ -30,6 +30,7 @@ from forebay.blobs import Blobs, Content
 from forebay.changes import Delete, Upsert
 from forebay.engine import Engine
 from forebay.errors import DatabaseError, RowError
+from forebay.logs import limit_repeats
 from forebay.metrics import Metrics
 from forebay.operations import Operations
 from forebay.schema import EXTRA
@@ -102,6 +103,7 @@ class ForebayDataLayer(BaseDataLayer):
         settings: Settings | None = None,
         registry: CollectorRegistry | None = None,
     ) -> None:
+        limit_repeats()
         self.settings = settings if settings is not None else Settings()
         self.user_thread_limit = user_thread_limit
         self.show_logger = show_logger

@@ -39,7 +39,7 @@ def test_a_command_runs(command: str, postgres_url: str, tmp_path: Path) -> None
 
 
 def test_there_are_examples_and_commands() -> None:
-    assert len(_EXAMPLES) == 3
+    assert len(_EXAMPLES) == 4
     assert len(_COMMANDS) == 5
 
 
