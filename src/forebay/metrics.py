@@ -109,9 +109,16 @@ class _EngineCollector(Collector):
         for labels, count in sorted(counts.dead_lettered.items()):
             refused.add_metric(labels, count)
         yield refused
-        yield CounterMetricFamily(
-            "forebay_upload_failures", "Elements whose content could not be stored.", counts.upload_failures
-        )
+        for name, text, number in (
+            ("upload_failures", "Elements that were written without their content.", counts.upload_failures),
+            ("upload_retries", "Uploads that failed and were repeated.", counts.upload_retries),
+            (
+                "blob_delete_failures",
+                "Objects that could not be deleted from the storage.",
+                counts.blob_delete_failures,
+            ),
+        ):
+            yield CounterMetricFamily(f"forebay_{name}", text, number)
 
     def _gauges(self) -> Iterator[Metric]:
         queue = self._queue
@@ -122,6 +129,7 @@ class _EngineCollector(Collector):
             ("queue_bytes", "Bytes that are queued or being written.", queue.size),
             ("queue_capacity_bytes", "Bytes that the queue may hold.", queue.max_bytes),
             ("queue_oldest_age_seconds", "How long the oldest of them has waited.", age),
+            ("uploads_pending", "Elements whose content is on its way.", self._counts.uploads_pending),
             ("ready", "1 while the database takes writes.", float(self._ready())),
         ):
             yield GaugeMetricFamily(f"forebay_{name}", text, value)

@@ -38,7 +38,7 @@ def test_a_command_runs(command: str, postgres_url: str) -> None:
 
 def test_there_are_examples_and_commands() -> None:
     assert len(_EXAMPLES) == 3
-    assert len(_COMMANDS) == 2
+    assert len(_COMMANDS) == 3
 
 
 def test_the_settings_table_is_that_of_the_code() -> None:

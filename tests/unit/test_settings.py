@@ -29,6 +29,15 @@ _GIVEN: dict[str, tuple[str, Any]] = {
     "tls_verify": ("0", False),
     "writer": ("external", "external"),
     "gc_freeze": ("false", False),
+    "storage": ("folder", "folder"),
+    "storage_dir": ("/tmp/files", Path("/tmp/files")),
+    "upload_concurrency": ("3", 3),
+    "upload_max_bytes": ("2097152", 2097152),
+    "upload_disk_max_bytes": ("3145728", 3145728),
+    "upload_timeout": ("6", 6.0),
+    "fetch_max_bytes": ("8192", 8192),
+    "fetch_timeout": ("7", 7.0),
+    "fetch_private": ("true", True),
 }
 _WRONG = {
     "durability": "sometimes",
@@ -47,6 +56,14 @@ _WRONG = {
     "tls_verify": "perhaps",
     "writer": "somewhere",
     "gc_freeze": "perhaps",
+    "storage": "attic",
+    "upload_concurrency": "0",
+    "upload_max_bytes": "1",
+    "upload_disk_max_bytes": "1",
+    "upload_timeout": "0",
+    "fetch_max_bytes": "1",
+    "fetch_timeout": "0",
+    "fetch_private": "perhaps",
 }
 
 
