@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from forebay import migrations
+from forebay.logs import limit_repeats
 from forebay.urls import parse_url
 from tests.support.postgres import EXTERNAL, NoPostgres, PostgresServer, name_of, run_apart
 
@@ -22,6 +23,12 @@ settings.register_profile("default", deadline=None, print_blob=True, suppress_he
 settings.register_profile("ci", settings.get_profile("default"), derandomize=True)
 settings.register_profile("long", settings.get_profile("default"), max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "default"))
+
+
+@pytest.fixture(autouse=True)
+def _every_log_line() -> None:
+    """What the tests before have logged does not count."""
+    limit_repeats().clear()
 
 
 @pytest.fixture(scope="session")

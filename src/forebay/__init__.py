@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from forebay.errors import (
     AccessError,
     DatabaseError,
+    FetchError,
     ForebayError,
     JournalError,
     LayerClosed,
@@ -16,6 +17,7 @@ from forebay.errors import (
     SchemaError,
     SettingsError,
     StatementError,
+    StorageError,
     TransientError,
     WrongLoop,
 )
@@ -24,21 +26,25 @@ from forebay.settings import Settings
 if TYPE_CHECKING:
     from forebay.data_layer import ForebayDataLayer
     from forebay.mounted import lifespan
+    from forebay.storage import LocalStorageClient
 
 __all__ = [
     "AccessError",
     "DatabaseError",
+    "FetchError",
     "ForebayDataLayer",
     "ForebayError",
     "JournalError",
     "LayerClosed",
     "LayerForked",
+    "LocalStorageClient",
     "QueueFull",
     "RowError",
     "SchemaError",
     "Settings",
     "SettingsError",
     "StatementError",
+    "StorageError",
     "TransientError",
     "WrongLoop",
     "lifespan",
@@ -55,4 +61,8 @@ def __getattr__(name: str) -> Any:
         from forebay.mounted import lifespan
 
         return lifespan
+    if name == "LocalStorageClient":
+        from forebay.storage import LocalStorageClient
+
+        return LocalStorageClient
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -21,8 +21,11 @@ class Counts:
     refused: Counter[str] = field(default_factory=Counter)  # never accepted, by reason
     retries: Counter[str] = field(default_factory=Counter)  # attempts at a batch, by reason
     unknown_keys: Counter[str] = field(default_factory=Counter)  # values that no column was for, by table
-    upload_failures: int = 0
     handed_over: int = 0  # changes that another process has written
+    upload_failures: int = 0  # elements written without their content
+    upload_retries: int = 0
+    uploads_pending: int = 0
+    blob_delete_failures: int = 0  # objects that stay in the storage without a row
     replayed: int = 0  # changes that a process before this one left in its journal
     spilled: int = 0  # changes that lay in the journal alone for a while
 

@@ -5,7 +5,6 @@ It has the parameters, the helpers and the tables of `chainlit.data.sql_alchemy.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import uuid
 from collections import OrderedDict
@@ -13,7 +12,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial, wraps
 from typing import Any, TypeVar, cast
-from weakref import WeakValueDictionary
 
 from chainlit.data.base import BaseDataLayer
 from chainlit.data.storage_clients.base import BaseStorageClient
@@ -26,15 +24,19 @@ from prometheus_client import CollectorRegistry
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 
 from forebay import changes, cleaning, documents
-from forebay.blobs import Blobs, Content
+from forebay.blobs import Blobs
 from forebay.changes import Delete, Upsert
+from forebay.cloud import configured_storage
 from forebay.engine import Engine
 from forebay.errors import DatabaseError, RowError
+from forebay.logs import limit_repeats
 from forebay.metrics import Metrics
 from forebay.operations import Operations
 from forebay.schema import EXTRA
 from forebay.settings import Settings
 from forebay.store import Store
+from forebay.uploads import Content, Uploads
+from forebay.urls import is_postgres
 
 logger = logging.getLogger("forebay")
 
@@ -57,6 +59,15 @@ def _timed(method: _Method) -> _Method:
             return await method(self, *arguments, **named)
 
     return cast("_Method", timed)
+
+
+_OWNERS = 10_000  # threads whose owners are remembered while their elements are stored
+_STEPS_BELOW = """
+WITH RECURSIVE below AS (
+    SELECT id FROM steps WHERE id = {id}
+    UNION SELECT steps.id FROM steps JOIN below ON steps."parentId" = below.id)
+SELECT CAST(id AS TEXT) AS id FROM below
+"""
 
 
 class _Positions:
@@ -85,9 +96,10 @@ class ForebayDataLayer(BaseDataLayer):
     """A Chainlit data layer whose writes are batched and whose reads are one statement each.
 
     `conninfo` is a PostgreSQL or SQLite URL, `connect_args` go to the driver, `ssl_require` demands TLS with a
-    verified certificate, `storage_provider` keeps elements' content, `user_thread_limit` caps a page of
-    threads (None: no cap), `show_logger` logs each call's name. `settings` default to the environment's, and
-    metrics go to `registry`. Raises SettingsError for what can't be used.
+    verified certificate, `storage_provider` keeps elements' content (None: the storage that is configured, or
+    else a folder), `user_thread_limit` caps a page of threads (None: no cap), `show_logger` logs each call's
+    name. `settings` default to the environment's, and metrics go to `registry`. Raises SettingsError for what
+    can't be used.
     """
 
     def __init__(
@@ -102,6 +114,7 @@ class ForebayDataLayer(BaseDataLayer):
         settings: Settings | None = None,
         registry: CollectorRegistry | None = None,
     ) -> None:
+        limit_repeats()
         self.settings = settings if settings is not None else Settings()
         self.user_thread_limit = user_thread_limit
         self.show_logger = show_logger
@@ -112,8 +125,15 @@ class ForebayDataLayer(BaseDataLayer):
         self._operations = Operations(self.settings, self._engine, self._metrics)
         self._statements = self._store.statements
         self._positions = _Positions()
-        self._blobs = Blobs(storage_provider, self._engine.counts)
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        client = storage_provider if storage_provider is not None else configured_storage(self.settings)
+        counts = self._engine.counts
+        self._blobs = Blobs(client, counts)
+        self._uploads = (
+            Uploads(client, self._blobs, self.settings, counts, self._metrics, self._engine.write)
+            if client is not None
+            else None
+        )
+        self._owners: OrderedDict[str, str] = OrderedDict()
         self.async_session = async_sessionmaker(self.engine, expire_on_commit=False)
 
     @classmethod
@@ -168,7 +188,11 @@ class ForebayDataLayer(BaseDataLayer):
     async def close(self) -> None:
         """Write out what is queued, within `close_timeout`, and disconnect. A second call does nothing."""
         await self._operations.closing()
+        if self._uploads is not None:
+            await self._uploads.drain(self.settings.close_timeout / 2)
         await self._engine.close()
+        if self._uploads is not None:
+            await self._uploads.close()
         await self._blobs.close()
         await self._operations.close()
 
@@ -240,6 +264,7 @@ class ForebayDataLayer(BaseDataLayer):
         self._log_call("get_thread")
         if not self._store.valid_id(thread_id):
             return None
+        await self._settle_uploads(thread_id)
         await self._engine.settle(thread_id)
         found = await self._engine.read(self._statements.thread, id=thread_id)
         return (await self._signed([found]))[0] if found else None
@@ -265,6 +290,8 @@ class ForebayDataLayer(BaseDataLayer):
     async def delete_thread(self, thread_id: str) -> None:
         """Delete a thread and all that is in it, then its elements' content. Later writes to it are dropped."""
         self._log_call("delete_thread")
+        if self._uploads is not None:
+            await self._uploads.drop(thread_id=cleaning.text(thread_id))
         await self._delete("threads", thread_id, thread_id)
 
     @_timed
@@ -300,6 +327,8 @@ class ForebayDataLayer(BaseDataLayer):
         ids = (filters.userId or "", *((cursor,) if cursor else ()))
         if not all(self._store.valid_id(key) for key in ids):
             return []
+        if with_steps:
+            await self._settle_uploads(None)
         await self._engine.settle(None)
         statement = self._statements.page(
             after=bool(cursor),
@@ -350,6 +379,7 @@ class ForebayDataLayer(BaseDataLayer):
     async def delete_step(self, step_id: str) -> None:
         """Delete a step, its descendants, their feedback and elements, then the elements' content."""
         self._log_call("delete_step")
+        await self._drop_uploads_below(step_id)
         await self._delete("steps", step_id)
 
     @_timed
@@ -406,33 +436,49 @@ class ForebayDataLayer(BaseDataLayer):
 
     @_queued
     async def create_element(self, element: Element) -> None:
-        """Store an element's content, if there is a storage client, then its row. Without `for_id`: nothing."""
+        """Store an element's content, then its row. Without `for_id`: nothing.
+
+        Returns when both are done or, where the storage fails, when the content is on this machine's disk, from where
+        it is tried again.
+        """
         self._log_call("create_element")
         if not element.for_id:
             return
-        values = dict(element.to_dict())  # before the first await: Chainlit changes the element afterwards
-        content, owner = Content.of(element), partial(self._owner_id, element.thread_id)
-        async with self._turn(element.id):
-            if self._blobs.client is not None:
-                stored = await self._blobs.store(content, owner)
-                if stored is not None:
-                    values["objectKey"], values["url"] = stored
-            taken = await self._write(changes.element, values)
-        if not taken and values.get("objectKey"):  # its thread was deleted meanwhile
-            await self._blobs.delete([str(values["objectKey"])])
+        # At once: Chainlit changes the element afterwards.
+        change = self._made(changes.element, element.to_dict())
+        if self._uploads is None:
+            await self._engine.write(change)
+            return
+        await self._uploads.store(Content.of(element), change, partial(self._owner_id, element.thread_id))
 
-    def _turn(self, element_id: str) -> asyncio.Lock:
-        """One call at a time for each element, in their order: an upload takes a while, and none may overtake."""
-        return self._turns.setdefault(element_id, asyncio.Lock())
+    async def _drop_uploads_below(self, step_id: str) -> None:
+        """Of a step's elements, and of those of its descendants, what is not written yet."""
+        if self._uploads is None or not self._uploads.steps or not self._store.valid_id(step_id):
+            return
+        key = cleaning.text(step_id)
+        try:
+            typed = "CAST(:id AS UUID)" if is_postgres(self._store.url) else ":id"
+            found = await self.execute_sql(_STEPS_BELOW.format(id=typed), {"id": key})
+        except DatabaseError:  # the delete itself will wait for the database; its own elements are known
+            found = []
+        below = [row["id"] for row in found] if isinstance(found, list) else []
+        await self._uploads.drop(steps={key, *below})
 
     async def _owner_id(self, thread_id: str) -> str | None:
         """Whose an element's content is; None also while the database can't tell, which must not cost it."""
         if not self._store.valid_id(thread_id):
             return None
+        if thread_id in self._owners:
+            return self._owners[thread_id]
         try:
-            return (await self._owner(thread_id)).get("userId")
+            owner: str | None = (await self._owner(thread_id)).get("userId")
         except DatabaseError:
             return None
+        if owner is not None:  # it only names the content, so one that changes later does no harm
+            self._owners[thread_id] = owner
+            if len(self._owners) > _OWNERS:
+                self._owners.popitem(last=False)
+        return owner
 
     @_timed
     async def get_element(self, thread_id: str, element_id: str) -> ElementDict | None:
@@ -440,6 +486,7 @@ class ForebayDataLayer(BaseDataLayer):
         self._log_call("get_element")
         if not (self._store.valid_id(thread_id) and self._store.valid_id(element_id)):
             return None
+        await self._settle_uploads(thread_id)
         await self._engine.settle(thread_id)
         found = await self._engine.read(self._statements.element, id=element_id, thread_id=thread_id)
         if not found:
@@ -452,12 +499,16 @@ class ForebayDataLayer(BaseDataLayer):
     async def delete_element(self, element_id: str, thread_id: str | None = None) -> None:
         """Delete an element's row, then its content."""
         self._log_call("delete_element")
-        async with self._turn(element_id):
-            await self._delete("elements", element_id, thread_id)
+        if self._uploads is not None:
+            await self._uploads.drop(element_id=cleaning.text(element_id))
+        await self._delete("elements", element_id, thread_id)
 
     # ---- what they share
 
     async def _write(self, make: Any, *arguments: Any) -> bool:
+        return await self._engine.write(self._made(make, *arguments))
+
+    def _made(self, make: Any, *arguments: Any) -> Upsert:
         try:
             change: Upsert = make(*arguments)
         except RowError as error:
@@ -465,21 +516,29 @@ class ForebayDataLayer(BaseDataLayer):
             raise
         if EXTRA in change.row:
             self._engine.counts.unknown_keys[change.table] += len(change.row[EXTRA])
-        return await self._engine.write(change)
+        return change
 
     async def _delete(self, table: str, key: str, thread_id: str | None = None) -> None:
         if not self._store.valid_id(key):
             return  # no row can have it
         await self._engine.write(Delete(table, cleaning.text(key), thread_id), committed=True)
         if self._blobs.client is not None and table != "feedbacks":
-            await self._collect_garbage()
+            await self._blobs.surely("garbage", self._collect_garbage)
 
-    async def _collect_garbage(self) -> None:
-        """Delete contents whose elements are gone, here or by another process."""
+    async def _collect_garbage(self) -> bool:
+        """Delete contents whose elements are gone, here or by another process. False: some could not be."""
         object_keys = await self._engine.read(self._statements.garbage, first=_GARBAGE_AT_ONCE)
-        for object_key in await self._blobs.delete(object_keys):
+        deleted = await self._blobs.delete(object_keys)
+        for object_key in deleted:
             await self._engine.write_now(self._statements.forget_garbage, object_key=object_key)
+        return len(deleted) == len(object_keys)
+
+    async def _settle_uploads(self, thread_id: str | None) -> None:
+        if self._uploads is not None:
+            await self._uploads.settle(thread_id)
 
     def _log_call(self, method: str) -> None:
+        if self._uploads is not None:
+            self._uploads.start()  # whatever comes first: what a process before this one left is gone on with
         if self.show_logger:
             logger.info("call method=%s", method)

@@ -23,6 +23,14 @@ class JournalError(ForebayError):
     """The journal on this machine's disk can't be written or read; the message says what to look at."""
 
 
+class StorageError(ForebayError):
+    """The storage of elements' content refuses or fails; the message says what to look at."""
+
+
+class FetchError(ForebayError):
+    """An element's URL was not fetched: it is not allowed, too large, or does not answer."""
+
+
 class LayerClosed(ForebayError):
     """The data layer was closed; it takes no further calls."""
 

@@ -128,7 +128,10 @@ INSTRUMENTS = (
         ("outcome",),
         _UPLOAD,
     ),
-    Instrument("forebay_upload_failures", _C, "Elements whose content could not be stored."),
+    Instrument("forebay_uploads_pending", _G, "Elements whose content is on its way."),
+    Instrument("forebay_upload_retries", _C, "Uploads that failed and were repeated."),
+    Instrument("forebay_upload_failures", _C, "Elements that were written without their content."),
+    Instrument("forebay_blob_delete_failures", _C, "Objects that could not be deleted from the storage."),
     Instrument(
         "forebay_event_loop_lag_seconds",
         _H,

@@ -257,7 +257,10 @@ def _counters(counts: Counts) -> dict[str, _Source]:
         "forebay_unknown_values": by(counts.unknown_keys, _TABLES),
         "forebay_flush_retries": by(counts.retries, _RETRIES),
         "forebay_journal_replayed_changes": lambda: {(): counts.replayed},
+        "forebay_uploads_pending": lambda: {(): counts.uploads_pending},
+        "forebay_upload_retries": lambda: {(): counts.upload_retries},
         "forebay_upload_failures": lambda: {(): counts.upload_failures},
+        "forebay_blob_delete_failures": lambda: {(): counts.blob_delete_failures},
     }
 
 

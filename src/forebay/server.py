@@ -69,10 +69,9 @@ class Listener:
             self._socket = _listen(*where)
         except OSError as error:
             logger.warning(
-                "metrics not served address=%s reason=%s remedy=%s",
+                "metrics not served address=%s reason=%s; set FOREBAY_METRICS_ADDRESS to another address, or to off",
                 self._address,
                 error.strerror,
-                "set FOREBAY_METRICS_ADDRESS to another address, or to off",
             )
             return
         _listening.add(self)

@@ -21,11 +21,16 @@ MIB = 1024 * KIB
 
 Durability = Literal["journal", "memory", "commit"]
 WriterPlace = Literal["embedded", "external"]
+StorageKind = Literal["auto", "folder", "none"]
 
 
 def _default_journal_dir() -> Path:
     """`.forebay` in Chainlit's app root, which Chainlit takes from CHAINLIT_APP_ROOT or the working folder."""
     return Path(os.environ.get("CHAINLIT_APP_ROOT") or Path.cwd()) / ".forebay"
+
+
+def _default_storage_dir() -> Path:
+    return _default_journal_dir() / "files"
 
 
 class Settings(BaseSettings):
@@ -101,6 +106,44 @@ class Settings(BaseSettings):
         default=True,
         description="Whether ssl_require=True also checks the server's certificate and host name.",
     )
+    storage: StorageKind = Field(
+        default="auto",
+        description="Where elements' content goes if no storage_provider is passed: `auto`, to the cloud that "
+        "Chainlit's own variables name, or else to a folder; `folder`; `none`, nowhere.",
+    )
+    storage_dir: Path = Field(
+        default_factory=_default_storage_dir,
+        description="The folder for elements' content; replicas may share it.",
+    )
+    upload_concurrency: int = Field(
+        default=16, ge=1, le=1000, description="Uploads of elements' content at once."
+    )
+    upload_max_bytes: int = Field(
+        default=64 * MIB,
+        ge=MIB,
+        description="Content in memory at once for storage clients that take bytes; a larger one goes alone.",
+    )
+    upload_disk_max_bytes: int = Field(
+        default=10 * 1024 * MIB,
+        ge=MIB,
+        description="Content that waits in `journal_dir` for its upload, at most; beyond it is not kept.",
+    )
+    upload_timeout: float = Field(
+        default=60.0,
+        gt=0,
+        description="How long an upload is tried before its element is written without content, in seconds; "
+        "it is tried on afterwards.",
+    )
+    fetch_max_bytes: int = Field(
+        default=100 * MIB, ge=KIB, description="An element's URL is stored up to this size."
+    )
+    fetch_timeout: float = Field(
+        default=30.0, gt=0, description="How long fetching an element's URL may take, in seconds."
+    )
+    fetch_private: bool = Field(
+        default=False,
+        description="Whether elements' URLs may be fetched from private, loopback and link-local addresses.",
+    )
 
     writer: WriterPlace = Field(
         default="embedded",
@@ -159,6 +202,26 @@ def parse_address(text: str) -> tuple[str, int] | None:
     if ":" in host:
         raise ValueError("an IPv6 address stands in brackets, as in [::1]:9464")
     return host, int(port)
+
+
+class ChainlitVariables(BaseSettings):
+    """Chainlit's own variables that matter here, by the names that it gives them."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore")
+
+    bucket_name: str | None = None
+    app_aws_region: str | None = None
+    app_aws_access_key: str | None = Field(default=None, repr=False)
+    app_aws_secret_key: str | None = Field(default=None, repr=False)
+    dev_aws_endpoint: str | None = None
+    app_gcs_project_id: str | None = None
+    app_gcs_client_email: str | None = None
+    app_gcs_private_key: str | None = Field(default=None, repr=False)
+    app_azure_storage_account: str | None = None
+    app_azure_storage_access_key: str | None = Field(default=None, repr=False)
+    chainlit_auth_secret: str | None = Field(default=None, repr=False)
+    chainlit_root_path: str = ""
+    chainlit_parent_root_path: str = ""
 
 
 def variable_of(field: str) -> str:

@@ -12,7 +12,6 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 import pytest
 from playwright.async_api import Page, async_playwright, expect
@@ -40,6 +39,8 @@ async def test_a_chat_is_there_after_a_restart(demo: ChainlitServer, tmp_path: P
         answer = await client.say("tell me about the queue")
         assert "nothing overtakes" in answer["output"]
         await client.say('a "file", please')
+        said = await client.say("look at this", [await client.upload("note.txt", b"from my disk")])
+        assert "*note.txt*" in said["output"]
         thread_id = client.thread_id
     assert demo.stop(signal.SIGINT) == 0
     assert "demo / demo" in demo.log
@@ -51,10 +52,12 @@ async def test_a_chat_is_there_after_a_restart(demo: ChainlitServer, tmp_path: P
     async with ChainlitClient(demo.url, thread_id=thread_id) as client:
         assert [thread["name"] for thread in await client.history()] == ["help"]
         said = await client.say("what did I say?")
-        assert said["output"] == '1. help\n2. tell me about the queue\n3. a "file", please'
+        assert said["output"] == '1. help\n2. tell me about the queue\n3. a "file", please\n4. look at this'
         thread = await client.thread(thread_id)
+        assert client.resumed
+        for elements in (thread["elements"], client.resumed["elements"]):
+            await _check_files(client, elements)
     _check_steps(thread["steps"])
-    _check_file(thread["elements"])
 
 
 def _check_steps(steps: list[dict[str, Any]]) -> None:
@@ -68,11 +71,12 @@ def _check_steps(steps: list[dict[str, Any]]) -> None:
     assert all(step["output"] for step in nested)
 
 
-def _check_file(elements: list[dict[str, Any]]) -> None:
-    (element,) = elements
-    assert (element["name"], element["mime"]) == ("questions.csv", "text/csv")
-    with urlopen(element["url"]) as file:
-        assert file.read() == b"number,question\n1,help\n2,tell me about the queue\n"
+async def _check_files(client: ChainlitClient, elements: list[dict[str, Any]]) -> None:
+    files = {element["name"]: (element["mime"], await client.get(element["url"])) for element in elements}
+    assert {name: (mime, status, body) for name, (mime, (status, _, body)) in files.items()} == {
+        "questions.csv": ("text/csv", 200, b"number,question\n1,help\n2,tell me about the queue\n"),
+        "note.txt": ("text/plain", 200, b"from my disk"),
+    }
 
 
 def test_a_taken_port_names_the_option(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ async def make_layer(
     """Makes layers, with the storage client unless told otherwise, and closes them."""
     monkeypatch.setattr(engine, "_QUIET_SPELL", 0.001)  # no handler goes on here while a layer closes
     monkeypatch.setenv("FOREBAY_JOURNAL_DIR", str(tmp_path / "journals"))
+    monkeypatch.setenv("FOREBAY_FETCH_PRIVATE", "true")  # the tests' web servers are on this machine
     made: list[ForebayDataLayer] = []
 
     def make(url: str, **arguments: Any) -> ForebayDataLayer:

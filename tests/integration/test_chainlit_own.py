@@ -181,7 +181,7 @@ async def test_an_element_of_a_step_and_a_thread_that_are_not_there(
     )
     await layer.create_element(element)
     client.upload_file.assert_awaited_once()
-    assert client.upload_file.await_args.kwargs["data"] == "test"
+    assert client.upload_file.await_args.kwargs["data"] == b"test"
     found = await layer.get_element("test_thread_id", "test_id")
     assert found is not None
     assert (found["id"], found["threadId"], found["forId"]) == ("test_id", "test_thread_id", "test_step_id")

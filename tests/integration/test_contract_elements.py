@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 from chainlit.element import Audio, CustomElement, Element, ElementDict, Pdf, Text, Video
 
-from forebay import ForebayDataLayer, Settings, TransientError
+from forebay import ForebayDataLayer, Settings, TransientError, blobs
 from tests.integration.conftest import MakeLayer
 from tests.integration.contract import (
     UNREACHABLE,
@@ -109,7 +109,7 @@ async def test_content_comes_from_where_it_is(
     element = Text(thread_id=await a_thread(layer), name="n", for_id=new_id(), **{source: values[source]})
     element.mime = "text/plain"
     await layer.create_element(element)
-    contents = {"content": "from memory", "path": b"from the file", "url": b"from the web"}
+    contents = {"content": b"from memory", "path": b"from the file", "url": b"from the web"}
     key = f"unknown/{element.id}/n"
     assert (storage.files, storage.mimes) == ({key: contents[source]}, {key: "text/plain"})
     (stored,) = await stored_elements(layer, element.thread_id)
@@ -170,7 +170,7 @@ async def test_the_stored_url_stands_in_for_one_that_cannot_be_had(
 
 
 async def test_without_a_storage_client_the_row_is_written(emptied_url: str, make_layer: MakeLayer) -> None:
-    layer = make_layer(emptied_url, storage_provider=None)
+    layer = make_layer(emptied_url, storage_provider=None, settings=Settings(storage="none"))
     element = a_text(await a_thread(layer), content=None, url="https://example.org/picture")
     await layer.create_element(element)
     (stored,) = await stored_elements(layer, element.thread_id)
@@ -181,13 +181,15 @@ async def test_without_a_storage_client_the_row_is_written(emptied_url: str, mak
 
 @pytest.mark.parametrize("why", ["the client fails", "there is no such file", "there is no such page"])
 async def test_an_element_whose_content_cannot_be_stored_keeps_its_row(
-    layer: ForebayDataLayer,
+    emptied_url: str,
+    make_layer: MakeLayer,
     storage: MemoryStorage,
     served: str,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     why: str,
 ) -> None:
+    layer = make_layer(emptied_url, settings=Settings(upload_timeout=0.01))
     thread_id = await a_thread(layer)
     if why == "the client fails":
         storage.failing.add("upload_file")
@@ -197,8 +199,10 @@ async def test_an_element_whose_content_cannot_be_stored_keeps_its_row(
     else:
         element = a_text(thread_id, content=None, url=f"{served}/nowhere")
     await layer.create_element(element)
-    (stored,) = await stored_elements(layer, thread_id)
-    assert (stored["id"], stored["objectKey"]) == (element.id, None)
+    async with asyncio.timeout(10):
+        while not (stored := await stored_elements(layer, thread_id)):  # noqa: ASYNC110 - the layer gives up in a while
+            await asyncio.sleep(0.01)
+    assert [(found["id"], found["objectKey"]) for found in stored] == [(element.id, None)]
     assert layer.registry.get_sample_value("forebay_upload_failures_total") == 1
     assert "element content not stored" in caplog.text
     assert "secret" not in caplog.text
@@ -241,13 +245,12 @@ async def test_what_follows_a_slow_upload_does_not_overtake_it(
     element = CustomElement(thread_id=await a_thread(layer), name="Card", for_id=new_id(), props={"n": 1})
     other = CustomElement(thread_id=element.thread_id, name="Card", for_id=new_id(), props={"n": "other"})
     first = asyncio.create_task(layer.create_element(element))
-    await asyncio.sleep(0)
-    element.props = {"n": 2}
-    call = layer.create_element(element) if then == "update" else layer.delete_element(element.id)
-    second = asyncio.create_task(call)
     async with asyncio.timeout(10):
-        while not storage.uploads:  # noqa: ASYNC110 - it begins when the content has been read
+        while not storage.uploads:  # noqa: ASYNC110 - it begins when the content has been secured
             await asyncio.sleep(0.001)
+        element.props = {"n": 2}
+        call = layer.create_element(element) if then == "update" else layer.delete_element(element.id)
+        second = asyncio.create_task(call)
         await layer.create_element(other)  # another element does not wait
     storage.go_on.set()
     await asyncio.gather(first, second)
@@ -276,7 +279,7 @@ async def test_an_outage_costs_an_element_neither_row_nor_content(
     element = a_text(new_id())
     await layer.create_step(a_step(element.thread_id))
     await layer.create_element(element)
-    assert storage.files == {f"unknown/{element.id}/note": "hello"}
+    assert storage.files == {f"unknown/{element.id}/note": b"hello"}
     assert layer._engine.counts.accepted["elements"] == 1
     with pytest.raises(TransientError):
         await layer.get_element(element.thread_id, element.id)
@@ -302,13 +305,34 @@ async def test_a_deleted_element_takes_its_content_with_it(
     assert [key.split("/")[1] for key in storage.files] == [kept.id]
 
 
-async def test_content_that_cannot_be_deleted_does_not_bring_the_row_back(
-    layer: ForebayDataLayer, storage: MemoryStorage, caplog: pytest.LogCaptureFixture
+async def test_content_that_cannot_be_deleted_is_deleted_later(
+    layer: ForebayDataLayer,
+    storage: MemoryStorage,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(blobs, "_FIRST_PAUSE", 0.01)
     element = a_text(await a_thread(layer))
     await layer.create_element(element)
     storage.failing.add("delete_file")
     await layer.delete_thread(element.thread_id)
     assert await layer.get_thread(element.thread_id) is None
-    assert "element content not deleted reason=TypeError" in caplog.text
+    assert "element content not deleted yet reason=TypeError" in caplog.text
     assert element.id not in caplog.text
+    storage.failing.clear()
+    async with asyncio.timeout(10):
+        while storage.files:  # noqa: ASYNC110 - nobody waits for what is deleted later
+            await asyncio.sleep(0.005)
+    assert layer.registry.get_sample_value("forebay_blob_delete_failures_total") == 0
+
+
+async def test_content_that_is_never_deleted_is_counted(
+    layer: ForebayDataLayer, storage: MemoryStorage, caplog: pytest.LogCaptureFixture
+) -> None:
+    element = a_text(await a_thread(layer))
+    await layer.create_element(element)
+    storage.failing.add("delete_file")
+    await layer.delete_element(element.id)
+    await layer.close()
+    assert layer.registry.get_sample_value("forebay_blob_delete_failures_total") == 1
+    assert "`forebay blobs orphans` finds it" in caplog.text

@@ -39,8 +39,8 @@ def test_a_command_runs(command: str, postgres_url: str, tmp_path: Path) -> None
 
 
 def test_there_are_examples_and_commands() -> None:
-    assert len(_EXAMPLES) == 3
-    assert len(_COMMANDS) == 5
+    assert len(_EXAMPLES) == 4
+    assert len(_COMMANDS) == 6
 
 
 def test_the_settings_table_is_that_of_the_code() -> None:

@@ -25,6 +25,7 @@ class ChainlitClient:
         self, url: str, login: str = "demo", password: str = "demo", thread_id: str = "", path: str = ""
     ) -> None:
         self.thread_id = thread_id
+        self.login = login
         self.steps: dict[str, dict[str, Any]] = {}
         self.elements: dict[str, dict[str, Any]] = {}
         self.resumed: dict[str, Any] | None = None
@@ -75,12 +76,18 @@ class ChainlitClient:
 
     async def upload(self, name: str, content: bytes, mime: str = "text/plain") -> str:
         """Upload a file, for a message that is sent next; its id."""
-        form = aiohttp.FormData()
+        form = aiohttp.FormData(quote_fields=False)  # names as browsers send them
         form.add_field("file", content, filename=name, content_type=mime)
         path = f"{self._path}/project/file?session_id={self._session_id}"
         async with self._http.post(path, data=form) as response:
             assert response.status == 200, await response.text()
             return str((await response.json())["id"])
+
+    async def get(self, url: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
+        """What a browser gets for a URL that the page shows: status, headers (names in lower case), body."""
+        async with self._http.get(url, headers=headers) as response:
+            names = {name.lower(): value for name, value in response.headers.items()}
+            return response.status, names, await response.read()
 
     async def history(self, search: str | None = None) -> list[dict[str, Any]]:
         """The threads in the sidebar."""

@@ -39,6 +39,7 @@ class ChainlitServer:
         command: Sequence[str] | None = None,
         path: str = "/",
     ) -> None:
+        self.mounted_at = path.rstrip("/")
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log_path = folder / f"server-{self.port}.log"

@@ -32,6 +32,15 @@ _GIVEN: dict[str, tuple[str, Any]] = {
     "metrics_address": ("[::1]:0", "[::1]:0"),
     "metrics_in_app": ("true", True),
     "ready_grace": ("1.5", 1.5),
+    "storage": ("folder", "folder"),
+    "storage_dir": ("/tmp/files", Path("/tmp/files")),
+    "upload_concurrency": ("3", 3),
+    "upload_max_bytes": ("2097152", 2097152),
+    "upload_disk_max_bytes": ("3145728", 3145728),
+    "upload_timeout": ("6", 6.0),
+    "fetch_max_bytes": ("8192", 8192),
+    "fetch_timeout": ("7", 7.0),
+    "fetch_private": ("true", True),
 }
 _WRONG = {
     "durability": "sometimes",
@@ -53,6 +62,14 @@ _WRONG = {
     "metrics_address": "9464",
     "metrics_in_app": "perhaps",
     "ready_grace": "-1",
+    "storage": "attic",
+    "upload_concurrency": "0",
+    "upload_max_bytes": "1",
+    "upload_disk_max_bytes": "1",
+    "upload_timeout": "0",
+    "fetch_max_bytes": "1",
+    "fetch_timeout": "0",
+    "fetch_private": "perhaps",
 }
 
 

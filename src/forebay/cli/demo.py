@@ -79,6 +79,8 @@ def demo(host: str, port: int, data: Path, open_browser: bool) -> None:
         CHAINLIT_AUTH_SECRET=secret,
         FOREBAY_DATABASE_URL=f"sqlite:///{database}",
         FOREBAY_AUTO_MIGRATE="true",
+        FOREBAY_STORAGE="folder",  # also where the environment names somebody's bucket
+        FOREBAY_STORAGE_DIR=str(folder / "files"),
     )
     os.environ.pop("DATABASE_URL", None)
     _introduce(_address(host, port), database)

@@ -32,6 +32,7 @@ _HELP = """I am scripted, so I know little, but all that I say is kept. Try:
 
 - **steps**: look something up, in steps within steps
 - **file**: get a file that is still there after a restart
+- attach a file of yours: it is, too
 - **count to 20**: a streamed answer
 - **what did I say?**: this chat's questions, also after a restart
 - anything else, for instance about the *queue* or the *history*
@@ -85,7 +86,10 @@ async def answer(message: cl.Message) -> None:
     asked = message.content.lower()
     words = set(re.findall(r"\w+", asked))
     questions = cl.user_session.get("questions") or []
-    if "help" in words:
+    if message.elements:
+        names = ", ".join(f"*{element.name}*" for element in message.elements)
+        await cl.Message(f"I keep {names}. It will open from this chat after a restart, too.").send()
+    elif "help" in words:
         await cl.Message(_HELP).send()
     elif "file" in words:
         await _send_file(questions)
@@ -102,8 +106,7 @@ async def answer(message: cl.Message) -> None:
 async def _send_file(questions: list[str]) -> None:
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows([("number", "question"), *enumerate(questions, 1)])
-    # A data URL is kept in the element's row, so the file needs no storage.
-    file = cl.File(name="questions.csv", url=_data_url("text/csv", table.getvalue()), mime="text/csv")
+    file = cl.File(name="questions.csv", content=table.getvalue(), mime="text/csv")
     await cl.Message("Your questions so far, as a file:", elements=[file]).send()
 
 
