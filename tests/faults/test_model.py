@@ -391,7 +391,7 @@ class EngineModel(RuleBasedStateMachine):
 
     # ---- rules: what Chainlit does
 
-    @rule(key=st.sampled_from([*STEPS]), name=st.sampled_from("abc"), size=st.sampled_from([0, 0, 500]))
+    @rule(key=st.sampled_from([*STEPS]), name=st.sampled_from("abc"), size=st.sampled_from([0, 600]))
     def write_step(self, key: str, name: str, size: int) -> None:
         self._number += 1
         output = str(self._number)
@@ -449,12 +449,12 @@ class EngineModel(RuleBasedStateMachine):
         _answer(held[data.draw(st.integers(0, len(held) - 1), "held")], verdict)
         self._step()
 
-    @precondition(lambda self: bool(self._life.store.held))
     @rule()
-    def answer_all(self) -> None:
-        for held in [*self._life.store.held]:
-            _answer(held, "pass")
-        self._step()
+    def database_works(self) -> None:
+        """For a while, so that what is queued now gets through."""
+        self._life.store.decide("pass")
+        self._step(0.1)
+        self._life.store.always = None
 
     @rule(seconds=st.sampled_from([0.01, 0.01, 1.0, 6.0, 40.0]))
     def time_passes(self, seconds: float) -> None:
