@@ -31,7 +31,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from forebay import Settings, changes, documents, journal
+from forebay import Settings, changes, documents
 from forebay.changes import Change, Delete, Upsert
 from forebay.engine import Engine
 from forebay.errors import LayerClosed, QueueFull, RowError, TransientError
@@ -281,7 +281,6 @@ class EngineModel(RuleBasedStateMachine):
         self._reading = 0
         self._patches = contextlib.ExitStack()
         self._patches.enter_context(patch.object(Journal, "read", self._counted(Journal.read)))
-        self._patches.enter_context(patch.object(journal, "_TRIM_INTERVAL", 0.0))  # real seconds
         self._number = 0
         self._calls: list[Call] = []
         self.states = [State()]
