@@ -187,6 +187,9 @@ class ForebayDataLayer(BaseDataLayer):
 
     async def close(self) -> None:
         """Write out what is queued, within `close_timeout`, and disconnect. A second call does nothing."""
+        if self._engine.is_forked:  # all that runs is the parent's
+            await self._engine.close()
+            return
         await self._operations.closing()
         if self._uploads is not None:
             await self._uploads.drain(self.settings.close_timeout / 2)

@@ -57,6 +57,7 @@ _TOMBSTONES = 100_000
 # How long the first reads wait for what a process before this one has left in its journal. Seconds.
 _RECOVERY_PATIENCE = 5.0
 
+_FORGET_TIMEOUT = 1.0  # seconds
 _NEVER = 2**63  # no change has this number
 
 _Durable = asyncio.Future[None] | None  # None: there is nothing to wait for
@@ -111,7 +112,8 @@ class Engine:
         self._clock = clock
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
-        self._forked = False
+        self._closing: asyncio.Task[None] | None = None
+        self.is_forked = False
         self._readers = _Waiters()
         self._flushes = _Waiters()
         self._spilled_tickets: dict[int, Any] = {}
@@ -170,6 +172,8 @@ class Engine:
         if not taken:
             durable = await self._wait_for_room(change, ticket, loop)
         self._metrics.enqueue_duration.observe(self._clock() - started)
+        if isinstance(change, Delete) and change.table == "threads":
+            self._bury(change.key)
         self._notify(now=committed)
         if durable is not None:
             await durable
@@ -229,8 +233,6 @@ class Engine:
     def _is_dead(self, change: Change) -> bool:
         """Whether the change is of a deleted thread, which must stay gone; it is counted and dropped then."""
         if isinstance(change, Delete):
-            if change.table == "threads":
-                self._bury(change.key)
             return False
         if change.thread_id not in self._tombstones:
             return False
@@ -310,11 +312,11 @@ class Engine:
             await asyncio.wait(
                 (recovered, failed), timeout=_RECOVERY_PATIENCE, return_when=asyncio.FIRST_COMPLETED
             )
+            if failed.done():
+                failed.result()
         finally:
             recovered.cancel()
-        if failed.done():
-            failed.result()
-        failed.cancel()
+            failed.cancel()
 
     async def read(self, statement: Statement, **parameters: Any) -> Any:
         """Run a read. Raises a DatabaseError."""
@@ -404,7 +406,8 @@ class Engine:
     async def refill(self) -> None:
         """See `worker.Owner`."""
         assert self.journal is not None
-        room = max(1, self.settings.queue_max_bytes - self.inbox.size)
+        # A little at a time: in memory a change takes up several times what it does on the disk.
+        room = max(1, (self.settings.queue_max_bytes - self.inbox.size) // 8)
         durable_seq = self.journal.durable_seq
         records = await self.journal.read(self.inbox.queued_seq, room)
         for seq, change in records:
@@ -442,7 +445,7 @@ class Engine:
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         if self.closed:
             raise LayerClosed("the data layer is closed; create a new one")
-        if self._forked:
+        if self.is_forked:
             raise LayerForked(
                 "this process was forked off the one that the data layer runs in; create a new one"
             )
@@ -465,12 +468,20 @@ class Engine:
     def forked(self) -> None:
         """In a forked child: what is queued and journaled is the parent's."""
         if self._loop is not None:
-            self._loop, self._forked = None, True
+            self._loop, self.is_forked = None, True
 
     async def close(self) -> None:
         """Write out the queue within `close_timeout`, taking writes until a quiet spell, and disconnect."""
-        if self.closed:
+        if self.is_forked:
+            self.closed = True  # there is nothing of its own to close
+        if self.closed and self._closing is None:
             return
+        # A task of its own, so that a caller who is cancelled leaves no half-closed layer to the next.
+        if self._closing is None or self._closing.cancelled():
+            self._closing = asyncio.get_running_loop().create_task(self._close(), name="forebay-close")
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
         self.health.closing = True
         with anyio.move_on_after(self.settings.close_timeout):
             await self._drain()
@@ -481,9 +492,7 @@ class Engine:
         await self.store.close()
 
     async def _drain(self) -> None:
-        if self._loop is None:
-            return
-        while True:
+        while self._loop is not None and not self.closed:
             seen = self.inbox.accepted_seq
             await self.flush()
             await anyio.sleep(_QUIET_SPELL)
@@ -510,7 +519,8 @@ class Engine:
         if self.journal is not None:
             await self.journal.close(remove=finished)
         if finished and self.inbox.accepted_seq:
-            with contextlib.suppress(DatabaseError):  # a checkpoint without a journal does no harm
+            # A checkpoint without a journal does no harm.
+            with contextlib.suppress(DatabaseError), anyio.move_on_after(_FORGET_TIMEOUT):
                 await self.store.forget_journal(self.journal_id)
 
     def _fail_waiters(self) -> None:

@@ -44,6 +44,8 @@ from forebay.urls import in_memory, is_postgres, parse_url, tls_context
 
 logger = logging.getLogger("forebay.store")
 
+# Short, since nothing can end SQLite's waiting for a lock: not a close either. The writer tries again.
+_BUSY_TIMEOUT_MS = 2000
 # A change that comes later than this, in a journal or as a dead letter, brings its deleted thread back. 90 days.
 _TOMBSTONES_KEPT_US = 90 * 24 * 3600 * 1_000_000
 
@@ -417,7 +419,7 @@ def _open_and_close(url: sa.URL) -> None:
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     cursor = connection.cursor()
     # FULL syncs each commit, as PostgreSQL does.
-    for pragma in ("busy_timeout = 10000", "synchronous = FULL"):
+    for pragma in (f"busy_timeout = {_BUSY_TIMEOUT_MS}", "synchronous = FULL"):
         cursor.execute(f"PRAGMA {pragma}")
     try:
         cursor.execute("PRAGMA journal_mode = WAL")  # lets readers go on while a batch commits

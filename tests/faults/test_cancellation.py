@@ -184,7 +184,6 @@ async def test_the_first_call_is_cancelled_at_any_await(make_layer: MakeLayer, w
 
 # What it leaves open is collected as garbage in a later test, unless it is at once.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.xfail(strict=True, reason="a close that was cancelled is not finished by the next one")
 @pytest.mark.parametrize("when", ["waiting", "waking"])
 async def test_a_close_is_cancelled_at_any_await(make_layer: MakeLayer, tmp_path: Path, when: When) -> None:
     """The next close finishes what it began."""

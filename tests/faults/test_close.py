@@ -116,7 +116,6 @@ async def test_a_database_that_does_not_answer_does_not_hold_a_close_up(
     assert list(folder.glob("*.journal*")) == []
 
 
-@pytest.mark.xfail(strict=True, reason="taking the checkpoint away waits for statement_timeout")
 async def test_a_close_with_nothing_to_write_does_not_wait_for_the_database(
     make_layer: MakeLayer, migrated_postgres_url: str
 ) -> None:
@@ -134,7 +133,6 @@ async def test_a_close_with_nothing_to_write_does_not_wait_for_the_database(
     assert in_time
 
 
-@pytest.mark.xfail(strict=True, reason="a close waits for SQLite's busy_timeout beyond close_timeout")
 async def test_a_locked_sqlite_file_does_not_hold_a_close_up(
     make_layer: MakeLayer, migrated_sqlite_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -580,7 +580,6 @@ def test_the_engine_does_what_a_dictionary_does(migrated_sqlite_url: str, durabi
 # ---- what is left out above
 
 
-@pytest.mark.xfail(strict=True, reason="the journal's bytes are read back, which take up more in memory")
 async def test_what_is_read_back_stays_within_the_queues_bytes(
     migrated_sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,9 +71,6 @@ async def test_a_network_that_stalls_for_longer_than_a_statement_may_take(
     await assert_exactly_once(layer, load, audit)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a batch is not held back by a checkpoint that is further on, so it undoes newer rows"
-)
 async def test_a_statement_that_arrives_after_it_was_given_up(
     layer: ForebayDataLayer, proxy: Proxy, audit: Audit
 ) -> None:

@@ -54,6 +54,11 @@ class FakeStore:
             raise self.fails.pop(0)
         if self.bad & {change.key for change in changes}:
             raise RowError("a value does not fit its column", sqlstate="22001")
+        if (
+            checkpoint is not None
+            and self.checkpoints.get(checkpoint.journal_id, 0) >= checkpoint.applied_seq
+        ):
+            return frozenset()
         self.committed += [change.key for change in changes]
         if checkpoint is not None:
             self.checkpoints[checkpoint.journal_id] = checkpoint.applied_seq
@@ -62,12 +67,11 @@ class FakeStore:
         return self.dead
 
 
-
 @dataclass
 class FakeObserver:
     """Notes what it is told."""
 
-    journal_id: str | None = None
+    journal_id: str = "own"
     written: list[int] = field(default_factory=list)
     settled: int = 0
     deleted: set[str] = field(default_factory=set)
