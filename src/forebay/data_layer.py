@@ -180,6 +180,8 @@ class ForebayDataLayer(BaseDataLayer):
         Returns at once, and raises nothing for a database that can't be reached.
         """
         self._engine.start()
+        if self._uploads is not None:
+            self._uploads.start()
 
     async def flush(self) -> None:
         """Return when everything that was accepted is in the database, however long that takes."""

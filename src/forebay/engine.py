@@ -469,7 +469,6 @@ class Engine:
         """Write out the queue within `close_timeout`, taking writes until a quiet spell, and disconnect."""
         if self.closed:
             return
-        self.health.closing = True
         with anyio.move_on_after(self.settings.close_timeout):
             await self._drain()
         self.closed = True
