@@ -107,9 +107,6 @@ def _numbers(query: dict[str, Any]) -> dict[str, Any]:
                 found[name] = number(query.pop(name))
             except (TypeError, ValueError):
                 raise SettingsError(f"FOREBAY_DATABASE_URL: {name} takes a number") from None
-    if found.get("statement_cache_size") == 0:
-        # A pooler gives each transaction another server, so SQLAlchemy must not name what it prepares either.
-        found |= {"prepared_statement_cache_size": 0, "prepared_statement_name_func": str}
     return found
 
 

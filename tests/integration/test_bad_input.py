@@ -577,7 +577,7 @@ async def test_a_file_that_another_process_writes_into_is_read_and_waited_for(
 async def test_an_unreachable_database_fails_reads_at_once_and_keeps_writes(
     make_layer: MakeLayer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    layer = make_layer(UNREACHABLE, settings=Settings(close_timeout=0.01))
+    layer = make_layer(UNREACHABLE, settings=Settings(close_timeout=0.01, ready_grace=0))
     async with asyncio.timeout(5):
         with pytest.raises(TransientError, match="can't be reached"):
             await layer.get_user("ada lovelace")

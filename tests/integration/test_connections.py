@@ -8,8 +8,9 @@ from typing import Any
 
 import asyncpg
 import pytest
+from asyncpg.exceptions import InternalClientError
 
-from forebay import AccessError, ForebayDataLayer, Settings, TransientError
+from forebay import AccessError, ForebayDataLayer, RowError, Settings, TransientError
 from forebay.errors import DatabaseError
 from forebay.store import Store
 from tests.integration.conftest import MakeLayer
@@ -76,6 +77,38 @@ async def test_a_migration_goes_through_pgbouncer_in_session_mode(postgres_url: 
             await store.prepare()
         finally:
             await store.close()
+
+
+# ---- what a driver says of itself is not about a row
+
+
+@pytest.mark.xfail(strict=True, reason="the store takes every error that it does not know for a bad row's")
+async def test_a_connection_that_cannot_be_made_refuses_no_row(emptied_postgres_url: str) -> None:
+    store = Store(emptied_postgres_url, Settings(), connect_args={"statement_cache_size": "not a number"})
+    try:
+        with pytest.raises(DatabaseError) as failed:
+            await store.applied_seq("a")
+        assert not isinstance(failed.value, RowError), "its rows would become dead letters"
+    finally:
+        await store.close()
+
+
+@pytest.mark.xfail(strict=True, reason="the store takes every error that it does not know for a bad row's")
+async def test_a_driver_in_disorder_refuses_no_row(
+    emptied_postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As asyncpg is when its session is ended in the middle of an answer, which is a matter of chance."""
+
+    async def fail(*_: object, **__: object) -> None:
+        raise InternalClientError("got result for unknown protocol state 3")
+
+    monkeypatch.setattr(asyncpg.Connection, "fetch", fail)
+    store = Store(emptied_postgres_url, Settings())
+    try:
+        with pytest.raises(TransientError):
+            await store.applied_seq("a")
+    finally:
+        await store.close()
 
 
 # ---- TLS

@@ -318,6 +318,33 @@ async def test_storage_is_tried_and_nothing_stays() -> None:
     assert "secret" not in str(finding)
 
 
+def test_the_configured_storage_is_tried(migrated_sqlite_url: str, tmp_path: Path) -> None:
+    folder = tmp_path / "files"
+    (finding,) = _examine(migrated_sqlite_url, FOREBAY_STORAGE_DIR=str(folder))["storage"]
+    assert (finding["level"], "is not there yet" in finding["found"]) == ("note", True)
+    folder.mkdir()
+    (finding,) = _examine(migrated_sqlite_url, FOREBAY_STORAGE_DIR=str(folder))["storage"]
+    assert finding["found"] == "LocalStorageClient stores, signs and deletes"
+    assert [path for path in folder.rglob("*") if path.is_file()] == []
+    (finding,) = _examine(migrated_sqlite_url, FOREBAY_STORAGE="none")["storage"]
+    assert (finding["level"], "not kept" in finding["found"]) == ("note", True)
+    result = _run("--json", APP_GCS_PROJECT_ID="p", BUCKET_NAME="")
+    assert "BUCKET_NAME" in json.loads(result.output)[0]["found"]
+
+
+def test_looking_leaves_nothing_behind(migrated_sqlite_url: str, tmp_path: Path) -> None:
+    # A process of its own, in which Chainlit is not imported yet.
+    before = {*tmp_path.rglob("*")}
+    subprocess.run(
+        [sys.executable, "-m", "forebay.cli", "doctor", "--database-url", migrated_sqlite_url],
+        env={**os.environ, "CHAINLIT_APP_ROOT": str(tmp_path)},
+        capture_output=True,
+        check=False,
+    )
+    made = {path.name for path in {*tmp_path.rglob("*")} - before}
+    assert made <= {"migrated.db-wal", "migrated.db-shm"}
+
+
 _APP = """
 import chainlit as cl
 from forebay import ForebayDataLayer
@@ -346,7 +373,11 @@ def test_an_apps_own_layer_is_checked(
     # A process of its own: loading an app changes Chainlit's configuration for good.
     done = subprocess.run(
         [sys.executable, "-m", "forebay.cli", "doctor", "--app", str(app)],
-        env={**os.environ, "CHAINLIT_APP_ROOT": str(tmp_path)},
+        env={
+            **os.environ,
+            "CHAINLIT_APP_ROOT": str(tmp_path),
+            "PYTHONPATH": os.pathsep.join((str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", ""))),
+        },
         capture_output=True,
         text=True,
         check=False,

@@ -38,14 +38,6 @@ def test_each_style_becomes_the_drivers(text: str, parsed: str) -> None:
             "command_timeout=2.5&statement_cache_size=100",
             {"command_timeout": 2.5, "statement_cache_size": 100},
         ),
-        (
-            "statement_cache_size=0",
-            {
-                "statement_cache_size": 0,
-                "prepared_statement_cache_size": 0,
-                "prepared_statement_name_func": str,
-            },
-        ),
     ],
 )
 def test_libpqs_parameters_become_the_drivers(query: str, arguments: dict[str, object]) -> None:

@@ -6,7 +6,8 @@ import asyncio
 import json
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,7 +58,7 @@ def doctor(database_url: str | None, app: Path | None, replicas: int, as_json: b
 
     The database (reachable, version, TLS, clock, connections, pooler, tables, indexes), the journals' folder (local,
     writable, how fast it syncs, room, what was left in it), dead letters, the metrics' address, the storage of
-    elements' content (with --app), and the secret that signs logins. Nothing that it writes stays.
+    elements' content, and the secret that signs logins. Nothing that it writes stays.
 
     Exit codes: 0, nothing is wrong; 3, there are warnings; 1, something does not work; 2, wrong usage.
 
@@ -68,15 +69,26 @@ def doctor(database_url: str | None, app: Path | None, replicas: int, as_json: b
       forebay doctor --json | jq '.[] | select(.level == "error")'
     """
     environment.load()
-    # What the checks run into, they tell themselves.
-    logging.getLogger("forebay").setLevel(logging.CRITICAL)
-    findings = asyncio.run(_examine(database_url, app, replicas, None if as_json else _print))
+    with _quiet():
+        findings = asyncio.run(_examine(database_url, app, replicas, None if as_json else _print))
     if as_json:
         click.echo(json.dumps([asdict(finding) for finding in findings]))
     levels = Counter(str(finding.level) for finding in findings)
     if not as_json:
         click.echo(f"{levels['error']} errors, {levels['warning']} warnings")
     raise SystemExit(1 if levels["error"] else _WARNED if levels["warning"] else 0)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No log lines: what the checks run into, they tell themselves."""
+    logger = logging.getLogger("forebay")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 async def _examine(url: str | None, app: Path | None, replicas: int, tell: Any) -> list[Finding]:
@@ -92,15 +104,21 @@ async def _checks(url: str | None, app: Path | None, replicas: int) -> AsyncIter
     from forebay.doctor.database import Target, check_database
     from forebay.doctor.disk import check_disk
     from forebay.doctor.findings import error, ok
-    from forebay.doctor.surroundings import check_metrics, check_secret, check_storage
+    from forebay.doctor.surroundings import (
+        check_metrics,
+        check_secret,
+        check_storage,
+        configured_client,
+    )
     from forebay.settings import Settings
 
-    storage = None
     try:
-        settings = Settings()
-        target = Target(url or settings.database_url, settings)
         if app is not None:
             target, storage = _of_app(app, url)
+        else:
+            settings = Settings()
+            target = Target(url or settings.database_url, settings)
+            storage = configured_client(settings)
     except SettingsError as wrong:
         yield error(
             "settings", str(wrong), "mend the variable that is named; `forebay config` shows them all"

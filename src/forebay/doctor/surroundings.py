@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
+import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any, Protocol
 
 import aiohttp
 import anyio
+import anyio.to_thread
 
 from forebay.doctor.findings import Finding, error, note, ok, warning
 from forebay.settings import Settings, parse_address
@@ -76,10 +80,36 @@ async def _ask(url: str) -> Finding:
     return ok("metrics", f"{url} answers {kind}")
 
 
+def configured_client(settings: Settings) -> Any:
+    """The storage client that the settings and Chainlit's variables name, or None. Raises SettingsError."""
+    if "chainlit" in sys.modules or settings.storage == "none":
+        return _configured(settings)
+    # Chainlit writes into its root when it is imported, and looking should leave nothing behind.
+    root = os.environ.get("CHAINLIT_APP_ROOT")
+    with tempfile.TemporaryDirectory() as elsewhere:
+        os.environ["CHAINLIT_APP_ROOT"] = elsewhere
+        try:
+            return _configured(settings)
+        finally:
+            del os.environ["CHAINLIT_APP_ROOT"]
+            if root is not None:
+                os.environ["CHAINLIT_APP_ROOT"] = root
+
+
+def _configured(settings: Settings) -> Any:
+    from forebay.cloud import configured_storage
+
+    return configured_storage(settings)
+
+
 async def check_storage(client: Storage | None) -> AsyncIterator[Finding]:
-    """Store an object, ask for its URL, and delete it. None: there is no client, or none is known here."""
+    """Store an object, ask for its URL, and delete it. None: elements' content is not kept."""
     if client is None:
-        yield note("storage", "no storage client is known here", "pass --app to check the app's own")
+        yield note("storage", "none: elements' content is not kept")
+        return
+    folder = getattr(client, "folder", None)
+    if isinstance(folder, Path) and not await anyio.to_thread.run_sync(folder.exists):
+        yield note("storage", f"{folder} is not there yet; the first upload makes it")
         return
     name, key = type(client).__name__, f"forebay-doctor/{uuid.uuid4()}"
     step = "store"
