@@ -6,14 +6,13 @@ From the environment: the database (FOREBAY_DATABASE_URL), what signs the logins
 
 from __future__ import annotations
 
-import contextlib
 import hmac
 import os
 
 import chainlit as cl
 from chainlit.data import get_data_layer
 
-from forebay import ForebayDataLayer, ForebayError
+from forebay import ForebayDataLayer
 
 
 @cl.data_layer
@@ -24,11 +23,10 @@ def data_layer() -> ForebayDataLayer:
 
 @cl.on_app_startup
 async def start() -> None:
-    """Use the layer once: Chainlit would start it at the first login, but probes and journals don't wait for one."""
+    """Chainlit would start the layer at the first login, but probes and journals don't wait for one."""
     layer = get_data_layer()
-    if layer is not None:
-        with contextlib.suppress(ForebayError):  # an outage is no reason not to start
-            await layer.get_user("")
+    if isinstance(layer, ForebayDataLayer):
+        await layer.start()
 
 
 @cl.password_auth_callback

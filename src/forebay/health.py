@@ -13,13 +13,15 @@ PULSE = 0.25  # seconds between two looks
 class Health:
     """Why the process should get no traffic: a wrong schema, an outage longer than `grace` seconds, its end.
 
-    `failure` is why nothing is written at present, None while it is.
+    `failure` is why nothing is written at present, None while it is. `answered` is False from when somebody
+    begins to ask the database until it first answers; nothing is ready before.
     """
 
     def __init__(
         self, failure: Callable[[], ForebayError | None], grace: float, clock: Callable[[], float]
     ) -> None:
         self.closing = False
+        self.answered: bool | None = None
         self._failure = failure
         self._grace = grace
         self._clock = clock
@@ -32,6 +34,7 @@ class Health:
     def note(self, error: ForebayError | None) -> None:
         """What the database answered when it was asked, for times when nothing is written."""
         self._asked = error
+        self.answered = self.answered or error is None
         self.look()
 
     def look(self) -> None:
@@ -52,6 +55,8 @@ class Health:
             return "the data layer is closing"
         self.look()
         failure = self.failure
+        if self.answered is False:
+            return str(failure) if failure else "the database has not answered yet"
         if failure is None or self._since is None:
             return None
         if isinstance(failure, SchemaError) or self._clock() - self._since >= self._grace:

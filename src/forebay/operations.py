@@ -46,6 +46,7 @@ class Operations:
         if self._is_off:
             return
         self.listener.abandon()
+        self._engine.health.answered = self._engine.health.answered or False
         # An empty context, as the writer's: the caller's would keep its session alive.
         context = contextvars.Context()
         self._serving = loop.create_task(self._serve(), name="forebay-listener", context=context)

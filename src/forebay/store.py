@@ -146,7 +146,7 @@ class Store:
             return
         async with self._preparing:
             if not self._prepared:
-                with _translated(self.location):
+                with _translated(self.location, sends_rows=False):
                     await self._check_schema()
                 self._prepared = True
 
@@ -168,13 +168,13 @@ class Store:
 
     async def migrate(self) -> list[str]:
         """Bring the tables to forebay's; what was done, a line each. Raises a DatabaseError."""
-        with _translated(self.location):
+        with _translated(self.location, sends_rows=False):
             await self._open_file()
             return await migrations.upgrade(self.engine)
 
     async def migration_plan(self) -> str:
         """The SQL that `migrate` would run. Raises a DatabaseError."""
-        with _translated(self.location):
+        with _translated(self.location, sends_rows=False):
             await self._open_file()
             return await migrations.plan(self.engine)
 
@@ -329,7 +329,7 @@ class Store:
 
     @asynccontextmanager
     async def _reader(self) -> AsyncIterator[Driver]:
-        async with self._shared(), self.engine.connect() as connection:
+        async with self._shared(), self._connected() as connection:
             driver = await self._driver(connection)
             if driver.closed:  # the database has ended it while it lay in the pool
                 await connection.invalidate()
@@ -343,10 +343,26 @@ class Store:
                         await connection.invalidate()
                 raise
 
+    async def _connect(self) -> AsyncConnection:
+        """A connection. What goes wrong here is never a row's fault."""
+        try:
+            return await self.engine.connect()
+        except Exception as error:
+            raise _translate(error, self.location, sends_rows=False) from None
+
+    @asynccontextmanager
+    async def _connected(self) -> AsyncIterator[AsyncConnection]:
+        connection = await self._connect()
+        try:
+            yield connection
+        finally:
+            with anyio.CancelScope(shield=True):
+                await connection.close()
+
     @asynccontextmanager
     async def _writing(self) -> AsyncIterator[Driver]:
         if self._writer is None:
-            self._writer = await self.engine.connect()
+            self._writer = await self._connect()
         try:
             yield await self._driver(self._writer)
         except (asyncpg.PostgresError, sqlite3.Error):
@@ -444,17 +460,19 @@ def _is_uuid(text: str) -> bool:
 
 
 @contextmanager
-def _translated(location: str, *, own_statement: bool = False) -> Iterator[None]:
+def _translated(location: str, *, own_statement: bool = False, sends_rows: bool = True) -> Iterator[None]:
     """Every driver's error as one of forebay's, without its cause, whose text may quote a row."""
     try:
         yield
     except ForebayError:
         raise
     except Exception as error:
-        raise _translate(error, location, own_statement=own_statement) from None
+        raise _translate(error, location, own_statement=own_statement, sends_rows=sends_rows) from None
 
 
-def _translate(error: Exception, location: str, *, own_statement: bool) -> DatabaseError:
+def _translate(
+    error: Exception, location: str, *, own_statement: bool = False, sends_rows: bool = True
+) -> DatabaseError:
     for cause in _causes(error):
         if isinstance(cause, asyncpg.PostgresError) and cause.sqlstate:
             return _located(retry.from_sqlstate(cause.sqlstate), location, cause if own_statement else None)
@@ -468,10 +486,14 @@ def _translate(error: Exception, location: str, *, own_statement: bool) -> Datab
             return AccessError(f"TLS with {location} failed; check the certificate, or FOREBAY_TLS_VERIFY")
         if isinstance(cause, sa.exc.TimeoutError):
             return TransientError("every connection is in use; raise FOREBAY_POOL_SIZE")
+        if isinstance(cause, asyncpg.InternalClientError):  # its session was ended in the middle of an answer
+            return TransientError(f"the driver lost track of {location}")
         if isinstance(cause, OSError | TimeoutError | EOFError | asyncpg.InterfaceError):
             return TransientError(f"{location} can't be reached ({type(cause).__name__})")
     if own_statement:
         return StatementError(f"the statement or its parameters are wrong ({type(error).__name__})")
+    if not sends_rows:  # or good rows would be dead letters for what went wrong before them
+        return TransientError(f"{location} can't be reached ({type(error).__name__})")
     return RowError(f"a row can't be sent to the database ({type(error).__name__})")
 
 

@@ -157,7 +157,7 @@ class Writer:
             await (self.until_answered(attempt) if self._keep_is_vital else attempt())
         except JournalError as lost:
             self._counts.dropped["no_dead_letter"] += 1
-            logger.error("row lost table=%s reason=%s dead_letter=%s", op.change.table, error, lost)
+            logger.error("row lost table=%s refused_for=%s reason=%s", op.change.table, reason, lost)
         else:
             self._counts.dead_lettered[op.change.table, reason] += 1
             logger.error("row refused table=%s reason=%s", op.change.table, error)

@@ -57,7 +57,6 @@ def test_the_app_starts_answers_its_probe_and_ends(
         assert server.stop() == 0, server.log
 
 
-@pytest.mark.xfail(reason="there is no listener yet", strict=False)
 def test_the_probes_answer_before_anybody_comes(tmp_path: Path, migrated_postgres_url: str) -> None:
     environment = {**_image_environment(tmp_path), **_LOGIN, "FOREBAY_DATABASE_URL": migrated_postgres_url}
     with ChainlitServer(files.DEPLOY / "app" / "app.py", tmp_path, environment, path="/health"):

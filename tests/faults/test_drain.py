@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from chainlit.context import ChainlitContext
 from click.testing import CliRunner, Result
@@ -22,6 +23,7 @@ from forebay.changes import step
 from forebay.cli import main
 from tests.faults.test_late import a_step, count_of, gone, leave_behind
 from tests.integration.contract import accounted_for
+from tests.support.chainlit_server import free_port
 from tests.support.postgres import PostgresServer
 
 MakeLayer = Callable[..., ForebayDataLayer]
@@ -48,12 +50,17 @@ def drain(*arguments: str) -> Result:
 
 
 @contextlib.asynccontextmanager
-async def daemon(folder: Path, url: str) -> AsyncIterator[asyncio.subprocess.Process]:
+async def daemon(folder: Path, url: str, address: str = "off") -> AsyncIterator[asyncio.subprocess.Process]:
     """`forebay drain DIR --watch`, ended with SIGTERM."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "forebay.cli", "drain", str(folder), "--watch", "--json"),
         stdout=asyncio.subprocess.PIPE,
-        env={**os.environ, "FOREBAY_DATABASE_URL": url, "FOREBAY_CLOSE_TIMEOUT": "5"},
+        env={
+            **os.environ,
+            "FOREBAY_METRICS_ADDRESS": address,
+            "FOREBAY_DATABASE_URL": url,
+            "FOREBAY_CLOSE_TIMEOUT": "5",
+        },
     )
     try:
         yield process
@@ -124,6 +131,20 @@ async def test_a_daemon_writes_for_a_living_process(
         process.send_signal(signal.SIGTERM)
         out, _ = await process.communicate()
         assert (process.returncode, json.loads(out)["changes"]) == (0, 41)
+
+
+async def test_a_daemon_can_be_looked_at(external: MakeLayer, migrated_url: str, folder: Path) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    async with daemon(folder, migrated_url, address), aiohttp.ClientSession(f"http://{address}") as client:
+        layer = external(migrated_url)
+        await layer.create_step(a_step(thread_id := str(uuid.uuid4())))
+        assert await layer.get_thread(thread_id) is not None
+        async with client.get("/metrics") as answer:
+            assert 'forebay_rows_written_total{table="steps"} 1.0' in await answer.text()
+        for path in ("/healthz", "/readyz"):
+            async with client.get(path) as answer:
+                assert answer.status == 200
+        await layer.close()
 
 
 async def test_a_killed_daemon_loses_nothing(

@@ -82,7 +82,6 @@ async def test_a_migration_goes_through_pgbouncer_in_session_mode(postgres_url: 
 # ---- what a driver says of itself is not about a row
 
 
-@pytest.mark.xfail(strict=True, reason="the store takes every error that it does not know for a bad row's")
 async def test_a_connection_that_cannot_be_made_refuses_no_row(emptied_postgres_url: str) -> None:
     store = Store(emptied_postgres_url, Settings(), connect_args={"statement_cache_size": "not a number"})
     try:
@@ -93,7 +92,6 @@ async def test_a_connection_that_cannot_be_made_refuses_no_row(emptied_postgres_
         await store.close()
 
 
-@pytest.mark.xfail(strict=True, reason="the store takes every error that it does not know for a bad row's")
 async def test_a_driver_in_disorder_refuses_no_row(
     emptied_postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -191,7 +191,9 @@ async def test_a_wrong_schema_is_not_ready_before_anything_is_written(
     layer = make_layer(postgres_url, settings=Settings(metrics_address=_FREE))
     await layer.start()
     url = await _served(layer)
-    await until(lambda: layer._engine.health.reason() is not None)
+    status, reason = await _probe(http, url)
+    assert (status, bool(reason)) == (503, True), "not before the database has answered"
+    await until(lambda: "forebay migrate" in (layer._engine.health.reason() or ""))
     status, reason = await _probe(http, url)
     assert status == 503
     assert "forebay migrate" in reason
@@ -277,6 +279,7 @@ def test_the_listener_moves_with_the_layer_into_a_new_loop(migrated_sqlite_url: 
     async def use(*, close: bool) -> None:
         await layer.start()
         url = await _served(layer)
+        await until(lambda: layer._engine.health.reason() is None)
         async with aiohttp.ClientSession() as http:
             assert await _probe(http, url) == (200, None)
         if close:

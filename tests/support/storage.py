@@ -31,7 +31,8 @@ class MemoryStorage(BaseStorageClient):
 
     async def delete_file(self, object_key: str) -> bool:
         self._maybe_fail("delete_file")
-        return self.files.pop(object_key, None) is not None
+        self.files.pop(object_key, None)
+        return True  # as S3 says also of what is not there
 
     async def get_read_url(self, object_key: str) -> str:
         self._maybe_fail("get_read_url")

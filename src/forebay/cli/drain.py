@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import signal
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import click
 from rich.console import Console
 
 from forebay.cli import options
+from forebay.logs import limit_repeats
 
 if TYPE_CHECKING:
     from forebay.drain import Drain
@@ -61,8 +63,9 @@ def drain(
 ) -> None:
     """Write the journals in DIR to the database: what killed processes have left, each change once.
 
-    A journal whose process lives is left to it. With --watch it is a daemon, for a sidecar or a service: it ends
-    on SIGTERM or Ctrl-C, when the processes it writes for have ended too, or after FOREBAY_CLOSE_TIMEOUT.
+    A journal whose process lives is left to it. With --watch it is a daemon, for a sidecar or a service, and serves
+    /metrics, /healthz and /readyz on FOREBAY_METRICS_ADDRESS. It ends on SIGTERM or Ctrl-C, when the processes it
+    writes for have ended too, or after FOREBAY_CLOSE_TIMEOUT.
 
     Exit codes: 0, nothing is left; 1, something is (damaged, for another database, or in use), or an error.
 
@@ -75,6 +78,7 @@ def drain(
         if not watch:
             raise click.ClickException(f"there is no folder {folder}")
         folder.mkdir(mode=0o700, parents=True)  # the processes to watch have not started yet
+    limit_repeats()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     done = asyncio.run(_run(folder, database_url, watch=watch, timeout=timeout, any_database=any_database))
     if as_json:
@@ -97,15 +101,19 @@ async def _run(
     folder: Path, url: str | None, *, watch: bool, timeout: float | None, any_database: bool
 ) -> dict[str, Any]:
     from forebay.drain import Drain
+    from forebay.health import Health
     from forebay.metrics import Metrics
+    from forebay.server import Listener
     from forebay.settings import Settings
     from forebay.store import Store
 
-    settings = Settings()
-    draining = Drain(folder, Store(url, settings), settings, Metrics(), any_database=any_database)
+    settings, metrics = Settings(), Metrics()
+    draining = Drain(folder, Store(url, settings), settings, metrics, any_database=any_database)
+    health = Health(lambda: draining.failure, settings.ready_grace, time.monotonic)
     try:
         if watch:
-            await _watch(draining, settings.close_timeout)
+            async with Listener(settings.metrics_address, metrics.registry, health.reason):
+                await _watch(draining, settings.close_timeout)
         else:
             with Console(stderr=True).status("Writing out the journals"):
                 await _once(draining, timeout)
