@@ -213,7 +213,8 @@ class Statements:
             thread_id = source.c["id" if table is threads else "threadId"]
             wanted = ~sa.exists().where(dead.c.thread_id == thread_id)
         if checkpoint is not None:
-            wanted &= sa.exists().select_from(checkpoint)
+            # Not EXISTS, which the planner would join with.
+            wanted &= sa.select(checkpoint.c.applied_seq).scalar_subquery().is_not(None)
         select = sa.select(*selected.values()).select_from(rows).where(wanted)
         insert = self._sql.insert(table).from_select(list(selected), select)
         merge = self._merged_late if late else self._merged

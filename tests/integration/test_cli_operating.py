@@ -122,7 +122,7 @@ async def test_a_process_that_is_not_ready_or_not_there_has_an_exit_code_of_its_
     layer = make_layer(UNREACHABLE, settings=settings)
     await layer.create_step(a_step(new_id()))
     await until(lambda: layer._engine.health.reason() is not None)
-    await until(lambda: layer.metrics_url is not None)
+    await until(lambda: layer.metrics_url is not None and layer._engine.counts.retries.total() > 0)
     address = str(layer.metrics_url).removeprefix("http://")
     result = await asyncio.to_thread(_run, "status", address)
     assert result.exit_code == 3

@@ -276,7 +276,7 @@ async def test_a_batch_on_postgresql_uses_indexes(
     parameters = {**batch.parameters, "journal_id": "journal", "applied_seq": 1}
     plan = await explain_postgres(statement, parameters)
     # PostgreSQL takes a document for 100 rows; then it is right to read a table of 10,000 through.
-    assert plan.scanned <= {"elements", "feedbacks"}, plan
+    assert plan.scanned <= {"threads", "elements", "feedbacks"}, plan
 
 
 @pytest.mark.parametrize("table", DELETES)
