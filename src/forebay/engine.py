@@ -57,6 +57,7 @@ _TOMBSTONES = 100_000
 # How long the first reads wait for what a process before this one has left in its journal. Seconds.
 _RECOVERY_PATIENCE = 5.0
 
+_COLLECT_AFTER = 10_000  # new objects; a few hundred writes
 _FORGET_TIMEOUT = 1.0  # seconds
 _NEVER = 2**63  # no change has this number
 
@@ -456,8 +457,8 @@ class Engine:
             if self.journal is not None:
                 self.journal.rebind(loop)
         self._loop = loop
-        if self.settings.gc_freeze:
-            _freeze_once()
+        if self.settings.gc_tuning:
+            _tune_collector()
         # An empty context: the first caller's would keep its Chainlit session alive as long as the worker.
         self._task = loop.create_task(
             self._worker.run(), name="forebay-writer", context=contextvars.Context()
@@ -556,8 +557,11 @@ class _Waiters:
 
 
 @cache
-def _freeze_once() -> None:
+def _tune_collector() -> None:
+    """Once a process. Of a threshold that somebody has chosen, the greater counts."""
     gc.freeze()
+    youngest, *older = gc.get_threshold()
+    gc.set_threshold(max(youngest, _COLLECT_AFTER) if youngest else 0, *older)
 
 
 def _report_end(task: asyncio.Task[None]) -> None:
