@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Awaitable, Callable
@@ -35,6 +37,11 @@ from loadtests.layers import LAYERS, STEPS_QUERY, create
 
 _RESULTS = Path(__file__).parent / "results" / "compare.json"
 _WRITES_A_TURN = 9
+_MEASURED = {
+    "forebay, journal": ("--layer", "forebay", "--durability", "journal"),
+    "forebay, memory": ("--layer", "forebay", "--durability", "memory"),
+    **{name: ("--layer", name) for name in LAYERS if name != "forebay"},
+}
 
 
 def _now() -> str:
@@ -136,9 +143,11 @@ async def _stored(name: str, url: str) -> dict[str, str]:
     return {row[0]: row[1] for row in rows}
 
 
-def _measure_apart(name: str, url: str, options: list[str]) -> dict[str, float]:
-    command = [sys.executable, "-m", "loadtests.compare", "--layer", name, "--url", url, *options]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+def _measure_apart(url: str, options: list[str]) -> dict[str, float]:
+    command = [sys.executable, "-m", "loadtests.compare", "--url", url, *options]
+    with tempfile.TemporaryDirectory() as folder:
+        env = os.environ | {"FOREBAY_JOURNAL_DIR": folder, "FOREBAY_METRICS_ADDRESS": "127.0.0.1:0"}
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env=env)
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return result
 
@@ -147,9 +156,7 @@ def _measure_apart(name: str, url: str, options: list[str]) -> dict[str, float]:
 @click.option("--sessions", default=200, show_default=True, help="Chats at once.")
 @click.option("--turns", default=5, show_default=True, help="Turns of each chat; nine writes a turn.")
 @click.option("--rounds", default=3, show_default=True, help="Measurements of each layer; the median counts.")
-@click.option(
-    "--durability", type=click.Choice(["memory", "journal", "commit"]), default="memory", show_default=True
-)
+@click.option("--durability", type=click.Choice(["memory", "journal", "commit"]), hidden=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 @click.option("--save", is_flag=True, help=f"Keep the results in {_RESULTS.name}.")
 @click.option("--layer", type=click.Choice(LAYERS), hidden=True)
@@ -158,7 +165,7 @@ def main(
     sessions: int,
     turns: int,
     rounds: int,
-    durability: Durability,
+    durability: Durability | None,
     as_json: bool,
     save: bool,
     layer: str | None,
@@ -166,16 +173,16 @@ def main(
 ) -> None:
     """Compare the layers' writes on a PostgreSQL that syncs to disk."""
     if layer is not None and url is not None:
-        click.echo(json.dumps(asyncio.run(_measure(layer, url, sessions, turns, durability))))
+        click.echo(json.dumps(asyncio.run(_measure(layer, url, sessions, turns, durability or "journal"))))
         return
-    options = ["--sessions", str(sessions), "--turns", str(turns), "--durability", durability]
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in LAYERS}
+    options = ["--sessions", str(sessions), "--turns", str(turns)]
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in _MEASURED}
     console = Console(stderr=True)
     with PostgresServer(durable=True) as server, Progress(console=console) as progress:
-        bar = progress.add_task("measuring", total=rounds * len(LAYERS))
+        bar = progress.add_task("measuring", total=rounds * len(_MEASURED))
         for _ in range(rounds):
-            for name in LAYERS:
-                runs[name].append(_measure_apart(name, server.create_database(), options))
+            for name, chosen in _MEASURED.items():
+                runs[name].append(_measure_apart(server.create_database(), [*chosen, *options]))
                 progress.advance(bar)
     medians = {name: _medians(measured) for name, measured in runs.items()}
     report = {

@@ -206,6 +206,8 @@ class Journal:
             self._log.append(group.first_seq, group.last_seq, body)
         except OSError as failed:
             error = _explain(failed)
+        except Exception as failed:  # whatever it is, its callers must not wait for ever
+            error = JournalError(f"the changes can't be journaled ({type(failed).__name__})")
         if error is None and self._on_commit is not None:
             self._on_commit(time.monotonic() - started)
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
