@@ -104,7 +104,9 @@ class Engine:
             else Worker(self.inbox, self.writer, self.recovery, self, clock)
         )
         self.closed = False
-        self.health = Health(lambda: self.failure, settings.ready_grace, clock)
+        self.health = Health(
+            lambda: self.failure, lambda: self.counts.written.total() > 0, settings.ready_grace, clock
+        )
         # Called with the loop that the engine starts in.
         self.on_start: Callable[[asyncio.AbstractEventLoop], None] = lambda _loop: None
         self.journal: Journal | None = None

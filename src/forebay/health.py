@@ -13,16 +13,22 @@ PULSE = 0.25  # seconds between two looks
 class Health:
     """Why the process should get no traffic: a wrong schema, an outage longer than `grace` seconds, its end.
 
-    `failure` is why nothing is written at present, None while it is. `answered` is False from when somebody
-    begins to ask the database until it first answers; nothing is ready before.
+    `failure` is why nothing is written at present, None while it is; `has_written`, whether anything ever was.
+    `answered` is False from when somebody begins to ask the database until it first answers; nothing is
+    ready before.
     """
 
     def __init__(
-        self, failure: Callable[[], ForebayError | None], grace: float, clock: Callable[[], float]
+        self,
+        failure: Callable[[], ForebayError | None],
+        has_written: Callable[[], bool],
+        grace: float,
+        clock: Callable[[], float],
     ) -> None:
         self.closing = False
         self.answered: bool | None = None
         self._failure = failure
+        self._has_written = has_written
         self._grace = grace
         self._clock = clock
         self._asked: ForebayError | None = None
@@ -39,6 +45,7 @@ class Health:
 
     def look(self) -> None:
         """Notice when a failure begins and ends; to be called a few times a second."""
+        self.answered = self.answered if self.answered is not False else self._has_written()
         if self.failure is None:
             self._since = None
         elif self._since is None:

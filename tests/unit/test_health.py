@@ -13,7 +13,8 @@ class _World:
     def __init__(self, grace: float = 15.0) -> None:
         self.now = 100.0
         self.failure: ForebayError | None = None
-        self.health = Health(lambda: self.failure, grace, lambda: self.now)
+        self.has_written = False
+        self.health = Health(lambda: self.failure, lambda: self.has_written, grace, lambda: self.now)
 
 
 def test_an_outage_counts_after_its_grace_from_when_it_began() -> None:
@@ -50,6 +51,16 @@ def test_what_an_idle_database_answers_counts_too() -> None:
     assert world.health.reason() == "nobody answers"
     world.health.note(None)
     assert world.health.reason() is None
+
+
+def test_it_is_not_ready_before_the_first_answer_or_the_first_batch() -> None:
+    asked, writing = _World(), _World()
+    for world in (asked, writing):
+        world.health.answered = False
+        assert world.health.reason() == "the database has not answered yet"
+    asked.health.note(None)
+    writing.has_written = True
+    assert (asked.health.reason(), writing.health.reason()) == (None, None)
 
 
 def test_the_end_comes_before_everything() -> None:

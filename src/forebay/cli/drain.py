@@ -109,7 +109,10 @@ async def _run(
 
     settings, metrics = Settings(), Metrics()
     draining = Drain(folder, Store(url, settings), settings, metrics, any_database=any_database)
-    health = Health(lambda: draining.failure, settings.ready_grace, time.monotonic)
+    counts = draining.counts
+    health = Health(
+        lambda: draining.failure, lambda: counts.written.total() > 0, settings.ready_grace, time.monotonic
+    )
     try:
         if watch:
             async with Listener(settings.metrics_address, metrics.registry, health.reason):
@@ -119,7 +122,6 @@ async def _run(
                 await _once(draining, timeout)
     finally:
         await draining.close()
-    counts = draining.counts
     return {
         "journals": draining.journals,
         "changes": draining.changes,
