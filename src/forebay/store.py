@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from itertools import groupby
 from typing import Any, NamedTuple, Protocol, cast
+from weakref import WeakSet
 
 import aiosqlite
 import anyio
@@ -99,6 +100,7 @@ class Store:
         self._preparing = anyio.Lock()
         self._prepared = False
         self._writer: AsyncConnection | None = None
+        self._files: WeakSet[Any] = WeakSet()
 
     def __repr__(self) -> str:
         return f"<Store {self.location}>"
@@ -134,8 +136,12 @@ class Store:
                 pool_timeout=self._settings.connect_timeout,
             )
         if not self._postgres:
-            sa.event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+            sa.event.listen(engine.sync_engine, "connect", self._prepare_sqlite)
         return engine
+
+    def _prepare_sqlite(self, connection: Any, _record: Any) -> None:
+        self._files.add(connection.driver_connection)
+        _prepare_sqlite(connection)
 
     async def prepare(self) -> None:
         """Make sure once that the tables are forebay's, migrating them if the settings say so.
@@ -312,7 +318,10 @@ class Store:
         await self.engine.dispose()
 
     def forget_connections(self) -> None:
-        """Drop connections whose event loop is gone; they can't be closed any more."""
+        """Drop connections whose event loop is gone; PostgreSQL's can't be closed any more."""
+        for connection in self._files:
+            if hasattr(connection, "stop"):  # since aiosqlite 0.22; it needs no event loop
+                connection.stop()
         if self._writer is not None and self._writer.sync_connection is not None:
             self._writer.sync_connection.detach()  # or the pool would try to close it
         self._writer = None
@@ -432,7 +441,7 @@ def _open_and_close(url: sa.URL) -> None:
         engine.dispose()
 
 
-def _prepare_sqlite(connection: Any, _record: Any) -> None:
+def _prepare_sqlite(connection: Any) -> None:
     cursor = connection.cursor()
     # FULL syncs each commit, as PostgreSQL does.
     for pragma in (f"busy_timeout = {_BUSY_TIMEOUT_MS}", "synchronous = FULL"):
