@@ -261,6 +261,8 @@ class ForebayDataLayer(BaseDataLayer):
     ) -> None:
         """Create or change a thread. None leaves a field alone; `metadata` is merged, None deletes a key."""
         self._log_call("update_thread")
+        if user_id is not None:
+            self._owners.pop(thread_id, None)
         await self._write(changes.thread, thread_id, name, user_id, metadata, tags)
 
     @_timed
@@ -479,7 +481,7 @@ class ForebayDataLayer(BaseDataLayer):
             owner: str | None = (await self._owner(thread_id)).get("userId")
         except DatabaseError:
             return None
-        if owner is not None:  # it only names the content, so one that changes later does no harm
+        if owner is not None:  # it only names the content, so one that another process changes does no harm
             self._owners[thread_id] = owner
             if len(self._owners) > _OWNERS:
                 self._owners.popitem(last=False)

@@ -48,15 +48,18 @@ class Worker:
         self._clock = clock
         self._sleep: anyio.Event | None = None
         self._due: float | None = None
+        self._noticed = False
 
     def notice(self, *, now: bool) -> None:
         """Something was queued; `now`: a batch is ready, so the linger must not be slept through."""
+        self._noticed = True
         if self._sleep is not None and (now or self._due is None):
             self._sleep.set()
 
     async def run(self) -> None:
         """Write batches as they get ready, and between them what was left behind."""
         while True:
+            self._noticed = False
             if self._inbox.wants_refill:
                 await self._owner.refill()
             ready = self._inbox.poll(self._clock())
@@ -65,7 +68,8 @@ class Worker:
                 self._inbox.done(ready)
                 self._owner.batch_settled()
             recovered = self._recovery is not None and await self._recovery.advance()
-            if not recovered and not isinstance(ready, Batch):
+            # What came while recovery was looking around is not in what was polled before.
+            if not recovered and not self._noticed and not isinstance(ready, Batch):
                 await self._rest(ready)
 
     async def _rest(self, due: float | None) -> None:

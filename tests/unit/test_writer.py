@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -406,3 +406,29 @@ async def test_it_can_be_cancelled_at_any_await(bench: Bench) -> None:
         await bench.until(lambda: bool(bench.store.attempts))
     assert bench.store.committed == []
     assert bench.inbox.pending == 1
+
+
+class _SlowRecovery:
+    """Looks around once, until it is let go; then it has nothing to do for ever."""
+
+    due = float("inf")
+
+    def __init__(self) -> None:
+        self.looks = asyncio.Event()
+        self.go_on = asyncio.Event()
+
+    async def advance(self) -> bool:
+        self.looks.set()
+        await self.go_on.wait()
+        return False
+
+
+async def test_what_comes_while_recovery_looks_around_is_written_at_once() -> None:
+    bench, recovery = Bench(), _SlowRecovery()
+    bench.worker = Worker(bench.inbox, bench.writer, cast("Any", recovery), bench.observer, bench.clock)
+    async with bench.running(), asyncio.timeout(5):
+        await recovery.looks.wait()
+        bench.put("1")
+        recovery.go_on.set()
+        while bench.store.committed != ["1"]:  # noqa: ASYNC110 - the writer tells nobody
+            await asyncio.sleep(0)
