@@ -14,19 +14,17 @@ from typing import Any
 import orjson
 
 from forebay import cleaning, schema
-from forebay.cleaning import Misfit
 from forebay.errors import RowError
+from forebay.rows import Row, clean, size_of
 from forebay.schema import EXTRA, WRITTEN_AT, Kind, Merge
-
-# Values by column. JSON is held as bytes, an object whose keys are merged as a dict of such bytes.
-Row = dict[str, Any]
 
 # What a queued change costs beside its text: the objects that hold it. Measured with tracemalloc.
 OVERHEAD_BYTES = 600
 _NAME_MAX_CHARS = 255
+_NO_KEYS: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # nobody changes it; `frozen` would take twice as long to make it
 class Upsert:
     """One row's new values.
 
@@ -57,29 +55,31 @@ Change = Upsert | Delete
 
 def step(values: Mapping[str, Any]) -> Upsert:
     """A `StepDict`, whole or in part; `id` is required. Raises RowError without one."""
-    row, extra = _clean("steps", values, ignored=frozenset({"feedback"}))
+    row, extra, size = clean("steps", values)
     if "showInput" in row:
         row["showInput"] = row["showInput"].lower()
     if extra:
         row[EXTRA] = extra
-    return _upsert("steps", row, row.get("threadId"))
+        size = size_of(row)
+    return _upsert("steps", row, row.get("threadId"), size)
 
 
 def element(values: Mapping[str, Any]) -> Upsert:
     """An `ElementDict`; `id` is required. Raises RowError without one."""
-    row, extra = _clean("elements", values)
+    row, extra, size = clean("elements", values)
     if extra:
         row[EXTRA] = extra
-    return _upsert("elements", row, row.get("threadId"))
+        size = size_of(row)
+    return _upsert("elements", row, row.get("threadId"), size)
 
 
 def feedback(values: Mapping[str, Any]) -> Upsert:
     """A `Feedback`'s fields; `id`, `forId`, `threadId` and `value` are required. Raises RowError without them."""
-    row, _ = _clean("feedbacks", values)
+    row, _, size = clean("feedbacks", values)
     for name in ("forId", "threadId", "value"):
         if name not in row:
             raise RowError(f"feedbacks: {name} is missing or of the wrong type")
-    return _upsert("feedbacks", row, row["threadId"])
+    return _upsert("feedbacks", row, row["threadId"], size)
 
 
 def thread(
@@ -94,7 +94,7 @@ def thread(
     if name is None:
         name = given.get("name")
     values = {"id": thread_id, "name": name, "userId": user_id, "tags": tags, "createdAt": cleaning.now()}
-    row, _ = _clean("threads", values)
+    row, _, _ = clean("threads", values)
     if "name" in row:
         row["name"] = row["name"][:_NAME_MAX_CHARS]
     kept = _keys(given)
@@ -102,7 +102,7 @@ def thread(
         row["metadata"] = kept
     # Two keys may be one when they are cleaned; then the one with a value counts, here and in a fold.
     removed = frozenset(cleaning.text(key) for key, value in given.items() if value is None) - kept.keys()
-    return _upsert("threads", row, row.get("id"), removed)
+    return _upsert("threads", row, row.get("id"), size_of(row), removed)
 
 
 def thread_stub(thread_id: str, newest_step: str | None) -> Row:
@@ -113,12 +113,14 @@ def thread_stub(thread_id: str, newest_step: str | None) -> Row:
     return stub
 
 
-def _upsert(table: str, row: Row, thread_id: str | None, removed: frozenset[str] = frozenset()) -> Upsert:
+def _upsert(
+    table: str, row: Row, thread_id: str | None, size: int, removed: frozenset[str] = _NO_KEYS
+) -> Upsert:
     key = row.get("id")
     if key is None:
         raise RowError(f"{table}: a row without an id can't be written")
     row[WRITTEN_AT] = _next_moment()
-    return Upsert(table, key, row, thread_id, _size(row), removed)
+    return Upsert(table, key, row, thread_id, OVERHEAD_BYTES + size, removed)
 
 
 _last_moment = 0
@@ -131,51 +133,8 @@ def _next_moment() -> int:
     return _last_moment
 
 
-_COLUMNS: dict[str, dict[str, Callable[[Any], Any]]] = {
-    name: {
-        column.name: cleaning.CLEANERS[schema.kind_of(column)]
-        for column in table.columns
-        if schema.merge_of(column) is not Merge.KEYS and column.name != WRITTEN_AT
-    }
-    for name, table in schema.TABLES.items()
-    if name != "users"
-}
-
-
-def _clean(
-    table: str, values: Mapping[str, Any], ignored: frozenset[str] = frozenset()
-) -> tuple[Row, dict[str, bytes]]:
-    """The columns' values, and beside them the keys that no column is for or whose value fits none."""
-    cleaners = _COLUMNS[table]
-    row: Row = {}
-    extra: dict[str, bytes] = {}
-    for name, value in values.items():
-        if value is None or name in ignored:
-            continue
-        if type(name) is not str:  # a StrEnum's member finds its column, and JSON takes no such key
-            name = cleaning.text(name)
-        try:
-            cleaned = cleaners[name](value)
-        except (KeyError, Misfit):
-            extra[cleaning.text(name)] = cleaning.json(value)
-            continue
-        if cleaned is not None:
-            row[name] = cleaned
-    return row, extra
-
-
 def _keys(values: Mapping[str, Any]) -> dict[str, bytes]:
     return {cleaning.text(key): cleaning.json(value) for key, value in values.items() if value is not None}
-
-
-def _size(row: Row) -> int:
-    size = OVERHEAD_BYTES
-    for value in row.values():
-        if type(value) is str or type(value) is bytes:
-            size += len(value)
-        elif type(value) is dict:
-            size += sum(len(key) + len(item) for key, item in value.items())
-    return size
 
 
 _FOLDED: dict[str, tuple[tuple[str, Merge], ...]] = {
@@ -203,7 +162,7 @@ def fold(older: Upsert, newer: Upsert) -> Upsert:
             row[name] = _MEET[rule](older.row[name], newer.row[name])
     removed = _fold_removed(older, newer, row)
     thread_id = newer.thread_id if newer.thread_id is not None else older.thread_id
-    return Upsert(older.table, older.key, row, thread_id, _size(row), removed)
+    return Upsert(older.table, older.key, row, thread_id, OVERHEAD_BYTES + size_of(row), removed)
 
 
 def _fold_removed(older: Upsert, newer: Upsert, row: Row) -> frozenset[str]:
@@ -246,7 +205,7 @@ def _change(
     for name, form in _JSON_COLUMNS[table]:
         if name in row:
             row[name] = form(row[name])
-    return Upsert(table, key, row, thread_id, _size(row), frozenset(removed))
+    return Upsert(table, key, row, thread_id, OVERHEAD_BYTES + size_of(row), frozenset(removed))
 
 
 _JSON_COLUMNS: dict[str, tuple[tuple[str, Callable[[Any], Any]], ...]] = {

@@ -263,7 +263,7 @@ class ForebayDataLayer(BaseDataLayer):
         self._log_call("update_thread")
         if user_id is not None:
             self._owners.pop(thread_id, None)
-        await self._write(changes.thread, thread_id, name, user_id, metadata, tags)
+        await self._engine.write(self._made(changes.thread, thread_id, name, user_id, metadata, tags))
 
     @_timed
     async def get_thread(self, thread_id: str) -> ThreadDict | None:
@@ -374,13 +374,13 @@ class ForebayDataLayer(BaseDataLayer):
     async def create_step(self, step_dict: StepDict) -> None:
         """Create or change a step; what `step_dict` leaves out or has as None stays as it is."""
         self._log_call("create_step")
-        await self._write(changes.step, step_dict)
+        await self._engine.write(self._made(changes.step, step_dict))
 
     @_queued
     async def update_step(self, step_dict: StepDict) -> None:
         """The same as `create_step`: whichever comes first creates the row."""
         self._log_call("update_step")
-        await self._write(changes.step, step_dict)
+        await self._engine.write(self._made(changes.step, step_dict))
 
     @_queued
     async def delete_step(self, step_id: str) -> None:
@@ -429,7 +429,7 @@ class ForebayDataLayer(BaseDataLayer):
             if step is None:
                 raise RowError("feedbacks: the feedback names no thread, and its step is unknown")
             values["threadId"] = step["threadId"]
-        await self._write(changes.feedback, values)
+        await self._engine.write(self._made(changes.feedback, values))
         feedback.id = values["id"]
         return str(values["id"])
 
@@ -512,12 +512,9 @@ class ForebayDataLayer(BaseDataLayer):
 
     # ---- what they share
 
-    async def _write(self, make: Any, *arguments: Any) -> bool:
-        return await self._engine.write(self._made(make, *arguments))
-
-    def _made(self, make: Any, *arguments: Any) -> Upsert:
+    def _made(self, make: Callable[..., Upsert], *arguments: Any) -> Upsert:
         try:
-            change: Upsert = make(*arguments)
+            change = make(*arguments)
         except RowError as error:
             self._engine.refuse(error)
             raise

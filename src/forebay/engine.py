@@ -165,13 +165,15 @@ class Engine:
         a row that the database refuses.
         """
         started = self._clock()
-        loop = self._ensure_running()
-        if self._is_dead(change):
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop or self.closed:
+            self._start(loop)
+        if change.thread_id in self._tombstones and self._drop_dead(change):
             return False
         ticket = None
         if committed or self.settings.durability == "commit":
             ticket = _quiet_future(loop)
-        taken, durable = self._accept(change, ticket)
+        taken, durable = self._accept(change, started, ticket)
         if not taken:
             durable = await self._wait_for_room(change, ticket, loop)
         self._metrics.enqueue_duration.observe(self._clock() - started)
@@ -185,11 +187,11 @@ class Engine:
             await asyncio.shield(ticket)
         return True
 
-    def _accept(self, change: Change, ticket: Any) -> tuple[bool, _Durable]:
+    def _accept(self, change: Change, now: float, ticket: Any) -> tuple[bool, _Durable]:
         """Take a change, if there is room: whether it is taken, and the future of its being durable."""
-        journal = self._own_journal() if self._journals else None
+        journal = (self.journal or self._own_journal()) if self._journals else None
         if not self._external:
-            seq = self.inbox.offer(change, self._clock(), ticket)
+            seq = self.inbox.offer(change, now, ticket)
             if seq is not None:
                 return True, journal.append(seq, change) if journal is not None else None
         if journal is None or self.inbox.waiting or not self._may_spill(change):
@@ -233,11 +235,9 @@ class Engine:
                 raise
         return self.journal
 
-    def _is_dead(self, change: Change) -> bool:
-        """Whether the change is of a deleted thread, which must stay gone; it is counted and dropped then."""
+    def _drop_dead(self, change: Change) -> bool:
+        """Drop and count a change of a deleted thread, which must stay gone. False for a delete."""
         if isinstance(change, Delete):
-            return False
-        if change.thread_id not in self._tombstones:
             return False
         self.counts.accepted[change.table] += 1
         self.counts.dropped["deleted_thread"] += 1

@@ -17,8 +17,9 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.sql.selectable import FromClause
 
 from forebay import changes, cleaning, schema
-from forebay.changes import Row, Upsert
+from forebay.changes import Upsert
 from forebay.dialects import REMOVED, Expression, PostgresSql, Sql, SqliteSql
+from forebay.rows import Row
 from forebay.schema import (
     WRITTEN_AT,
     Merge,

@@ -155,7 +155,7 @@ class _Left:
         self.changes = changes_
         (path,) = folder.glob("*.journal")
         (self.segment,) = segments_of(path)
-        self.content = self.segment.read_bytes()
+        self.content = self.segment.read_bytes().rstrip(b"\0")  # without what is reserved
 
     def bodies(self) -> list[bytes]:
         """As they stand in the file."""
