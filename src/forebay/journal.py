@@ -1,7 +1,7 @@
 """The journal: a process's changes on disk until the database has them.
 
-One log a process, written by one thread. All changes that come while a commit runs go into the next one as
-one group, so the disk is synced once a group, not once a change.
+One log a process, written by one thread. All changes that come within a moment, and while a commit runs, go
+into the next one as one group, so the disk is synced once a group, not once a change.
 
 What belongs to one journal, by suffix: `.journal`, the folder with the log; `.lock`, held by whoever writes it
 to the database; and where that is not the process that appends, `.owner`, held by the latter, and `.progress`.
@@ -37,6 +37,10 @@ logger = logging.getLogger("forebay.journal")
 _JOURNAL, _LOCK, _OWNER, _PROGRESS = ".journal", ".lock", ".owner", ".progress"
 _CHUNK_BYTES = 64 * 1024
 _NO_LIMIT = 2**63
+# A group leaves with so many changes, or when its first has waited for so many seconds. To wake a thread and to
+# sync a disk costs as much CPU as a dozen changes do otherwise, and nobody sees two milliseconds.
+_MANY = 64
+_LINGER = 0.002
 
 Record = tuple[int, Change]
 
@@ -116,11 +120,16 @@ class Journal:
         self._last_seq = seq
         self._estimate += change.size
         self.size += change.size
-        if not self._will_seal and not self._committing:
-            # Not at once: whoever runs in this turn of the loop joins the group.
-            self._will_seal = True
-            self._loop.call_soon(self._seal)
+        if not self._committing and (not self._will_seal or len(self._changes) == _MANY):
+            self._seal_soon()
         return done
+
+    def _seal_soon(self) -> None:
+        self._will_seal = True
+        if len(self._changes) < _MANY:
+            self._loop.call_later(_LINGER, self._seal)
+        else:  # not at once: whoever runs in this turn of the loop joins the group
+            self._loop.call_soon(self._seal)
 
     def _seal(self) -> None:
         """Hand what has gathered to the thread, unless it is busy; then it takes it next."""
@@ -245,7 +254,8 @@ class Journal:
                 self._on_failure(group.first_seq, group.last_seq)
         for waiter in group.waiters:
             _tell(waiter, error)
-        self._seal()
+        if self._changes:
+            self._seal_soon()
 
     def _note(self, seq: int, size: int) -> None:
         """Remember what is to be trimmed, in chunks: an entry for each group would fill the memory in an outage."""
