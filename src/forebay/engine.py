@@ -77,6 +77,8 @@ class Engine:
         self.settings = settings
         self.store = store
         self.counts = Counts()
+        if store.replica is not None:
+            self.counts.replica_reads = store.replica.reads
         self.inbox = Inbox(
             max_bytes=settings.queue_max_bytes,
             batch_max_rows=settings.batch_max_rows,

@@ -13,6 +13,7 @@ import anyio
 from forebay.errors import TransientError
 from forebay.inbox import Inbox
 from forebay.journal import Journal, is_written_out
+from forebay.store import Store
 
 # How often to look, in seconds: while a reader waits, and while nobody does.
 _POLL_HURRIED = 0.001
@@ -28,6 +29,10 @@ class Owner(Protocol):
     @property
     def journal(self) -> Journal | None:
         """Where they are, if there were any."""
+
+    @property
+    def store(self) -> Store:
+        """Where they go."""
 
     def batch_settled(self) -> None:
         """Some of them are written."""
@@ -78,6 +83,7 @@ class Handover:
         if applied_seq >= journal.durable_seq and journal.is_quiet:
             applied_seq = self._inbox.accepted_seq  # what is not on the disk was refused to its caller
         if applied_seq > self._inbox.applied_seq:
+            self._owner.store.committed_elsewhere()
             self._inbox.hand_over(applied_seq)
             self._owner.batch_settled()
         self._check_daemon(journal, failing=journal.progress.failing)

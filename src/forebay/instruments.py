@@ -120,6 +120,13 @@ INSTRUMENTS = (
         "How long a read waited for writes that were still queued, where there were any.",
         buckets=_USUAL,
     ),
+    Instrument(
+        "forebay_replica_reads",
+        _C,
+        "Reads with `FOREBAY_READ_URL`: answered by the `replica`, or by the primary while that was `behind` what "
+        "this process wrote, or had `failed`.",
+        ("outcome",),
+    ),
     Instrument("forebay_uploads_in_progress", _G, "Elements' contents that are being stored."),
     Instrument(
         "forebay_upload_duration_seconds",

@@ -176,6 +176,12 @@ class Settings(BaseSettings):
         "(`gc.freeze`), and looks after 10,000 new objects instead of 700. Otherwise it costs a third of a write.",
     )
 
+    read_url: str | None = Field(
+        default=None,
+        repr=False,
+        description="A PostgreSQL standby that answers reads as far as it has what this process wrote.",
+    )
+
     @model_validator(mode="after")
     def _check_external(self) -> Settings:
         if self.writer == "external" and self.durability != "journal":

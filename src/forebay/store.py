@@ -1,4 +1,4 @@
-"""The database: its connections, a batch, a read. The one place that knows the drivers.
+"""The database: its connections, a batch, a read.
 
 SQLAlchemy opens and pools the connections; the compiled statements run on the driver's own connection, which
 costs half as much a statement. Every driver error leaves here as one of `forebay.errors`.
@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-import ssl
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from itertools import groupby
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, cast
 from weakref import WeakSet
 
-import aiosqlite
 import anyio
 import anyio.to_thread
 import asyncpg
@@ -26,27 +24,17 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, StaticPool
 
-from forebay import migrations, retry
+from forebay import migrations
 from forebay.changes import Change, Delete, Upsert
-from forebay.dialects import SQLITE_FUNCTIONS
-from forebay.errors import (
-    AccessError,
-    DatabaseError,
-    ForebayError,
-    RowError,
-    SchemaError,
-    SettingsError,
-    StatementError,
-    TransientError,
-)
+from forebay.drivers import Driver, connect, driver_of, open_file, prepare_sqlite, reader, translated
+from forebay.errors import SchemaError, SettingsError
+from forebay.replica import WRITTEN, Replica
 from forebay.settings import Settings
 from forebay.statements import Statement, Statements, documents
-from forebay.urls import in_memory, is_postgres, parse_url, tls_context
+from forebay.urls import in_memory, is_postgres, location_of, parse_url, tls_context
 
 logger = logging.getLogger("forebay.store")
 
-# Short, since nothing can end SQLite's waiting for a lock: not a close either. The writer tries again.
-_BUSY_TIMEOUT_MS = 2000
 # A change that comes later than this, in a journal or as a dead letter, brings its deleted thread back. 90 days.
 _TOMBSTONES_KEPT_US = 90 * 24 * 3600 * 1_000_000
 
@@ -56,20 +44,6 @@ class Checkpoint(NamedTuple):
 
     journal_id: str
     applied_seq: int
-
-
-class Driver(Protocol):
-    """One connection of the driver's own."""
-
-    @property
-    def closed(self) -> bool:
-        """Whether the database has ended it."""
-
-    async def fetch(self, statement: Statement, parameters: Mapping[str, Any]) -> list[Any]:
-        """The statement's rows."""
-
-    def transaction(self) -> Any:
-        """An asynchronous context that commits at its end, or rolls back."""
 
 
 class Store:
@@ -89,12 +63,13 @@ class Store:
         self.url, from_url = parse_url(url)
         self._settings = settings
         self._postgres = is_postgres(self.url)
-        arguments = {**from_url, **(connect_args or {})}
+        arguments = dict(connect_args or {})
         if ssl_require:
             if not self._postgres:
                 raise SettingsError("ssl_require: a SQLite file has no connection to secure")
             arguments["ssl"] = tls_context(verify=settings.tls_verify)
-        self.engine = self._create_engine(arguments)
+        self.engine = self._create_engine({**from_url, **arguments})
+        self.replica = self._create_replica(settings.read_url, arguments)
         self.statements = Statements(self.engine.dialect)
         self._exclusive = anyio.Lock() if in_memory(self.url) else None
         self._preparing = anyio.Lock()
@@ -108,9 +83,7 @@ class Store:
     @property
     def location(self) -> str:
         """Where the database is, without the password."""
-        return self.url.set(drivername=self.url.get_backend_name(), query={}).render_as_string(
-            hide_password=True
-        )
+        return location_of(self.url)
 
     @property
     def in_memory(self) -> bool:
@@ -125,23 +98,43 @@ class Store:
         if in_memory(self.url):
             engine = create_async_engine(self.url, connect_args=arguments, poolclass=StaticPool)
         else:
-            if self._postgres:
-                arguments.setdefault("timeout", self._settings.connect_timeout)
-            engine = create_async_engine(
-                self.url,
-                connect_args=arguments,
-                poolclass=AsyncAdaptedQueuePool,  # early releases of SQLAlchemy 2.0 give SQLite none
-                pool_size=self._settings.pool_size,
-                max_overflow=0,
-                pool_timeout=self._settings.connect_timeout,
-            )
+            engine = self._pooled(self.url, arguments, self._settings.pool_size)
         if not self._postgres:
             sa.event.listen(engine.sync_engine, "connect", self._prepare_sqlite)
         return engine
 
+    def _pooled(self, url: sa.URL, arguments: dict[str, Any], size: int) -> AsyncEngine:
+        if is_postgres(url):
+            arguments.setdefault("timeout", self._settings.connect_timeout)
+        return create_async_engine(
+            url,
+            connect_args=arguments,
+            poolclass=AsyncAdaptedQueuePool,  # early releases of SQLAlchemy 2.0 give SQLite none
+            pool_size=size,
+            max_overflow=0,
+            pool_timeout=self._settings.connect_timeout,
+        )
+
+    def _create_replica(self, text: str | None, connect_args: Mapping[str, Any]) -> Replica | None:
+        """The standby of FOREBAY_READ_URL, reached as the primary is, for the readers of the pool."""
+        if not text:
+            return None
+        url, from_url = parse_url(text, "FOREBAY_READ_URL")
+        if not (self._postgres and is_postgres(url)):
+            raise SettingsError("FOREBAY_READ_URL: only a PostgreSQL database has a standby; unset it")
+        arguments = {**from_url, **connect_args}
+        engine = self._pooled(url, arguments, self._settings.pool_size - 1)
+        return Replica(url, engine, self._settings.statement_timeout, self._log_position)
+
+    async def _log_position(self) -> int:
+        with translated(self.location, sends_rows=False), anyio.fail_after(self._settings.statement_timeout):
+            async with self._reader() as driver:
+                return int((await driver.fetch(WRITTEN, {}))[0][0])
+        raise AssertionError("unreachable")
+
     def _prepare_sqlite(self, connection: Any, _record: Any) -> None:
         self._files.add(connection.driver_connection)
-        _prepare_sqlite(connection)
+        prepare_sqlite(connection)
 
     async def prepare(self) -> None:
         """Make sure once that the tables are forebay's, migrating them if the settings say so.
@@ -152,14 +145,14 @@ class Store:
             return
         async with self._preparing:
             if not self._prepared:
-                with _translated(self.location, sends_rows=False):
+                with translated(self.location, sends_rows=False):
                     await self._check_schema()
                 self._prepared = True
 
     async def _open_file(self) -> None:
         """Fail here where a SQLite file can't be opened: aiosqlite's thread would outlive its event loop."""
         if not self._postgres and not in_memory(self.url):
-            await anyio.to_thread.run_sync(_open_and_close, self.url)
+            await anyio.to_thread.run_sync(open_file, self.url)
 
     async def _check_schema(self) -> None:
         await self._open_file()
@@ -174,13 +167,13 @@ class Store:
 
     async def migrate(self) -> list[str]:
         """Bring the tables to forebay's; what was done, a line each. Raises a DatabaseError."""
-        with _translated(self.location, sends_rows=False):
+        with translated(self.location, sends_rows=False):
             await self._open_file()
             return await migrations.upgrade(self.engine)
 
     async def migration_plan(self) -> str:
         """The SQL that `migrate` would run. Raises a DatabaseError."""
-        with _translated(self.location, sends_rows=False):
+        with translated(self.location, sends_rows=False):
             await self._open_file()
             return await migrations.plan(self.engine)
 
@@ -196,29 +189,39 @@ class Store:
     async def read(self, statement: Statement, **parameters: Any) -> Any:
         """Run a statement that returns one JSON document, and parse it. None when there is no row."""
         await self.prepare()
+        if self.replica is not None and not self._needs_primary(statement):
+            rows = await self.replica.fetch(statement, parameters)
+            if rows is not None:
+                return _document(rows)
         return await self._one_document(statement, parameters)
+
+    def _needs_primary(self, statement: Statement) -> bool:
+        """What decides over a login, over objects to delete, or over what a journal has still to write."""
+        known = self.statements
+        return any(statement is one for one in (known.user, known.garbage, known.applied_seq))
 
     async def write(self, statement: Statement, **parameters: Any) -> Any:
         """Run one statement in a transaction of its own; its JSON document, as in `read`."""
         await self.prepare()
-        # PostgreSQL's single statement is a transaction; SQLite's driver would leave one open.
-        return await self._one_document(statement, parameters, in_transaction=not self._postgres)
+        return await self._one_document(statement, parameters, writes=True)
 
     async def _one_document(
-        self, statement: Statement, parameters: Mapping[str, Any], *, in_transaction: bool = False
+        self, statement: Statement, parameters: Mapping[str, Any], *, writes: bool = False
     ) -> Any:
         with (
             self._rechecking(),
-            _translated(self.location),
+            translated(self.location),
             anyio.fail_after(self._settings.statement_timeout),
         ):
             async with self._reader() as driver:
-                if in_transaction:
-                    async with driver.transaction():
-                        rows = await driver.fetch(statement, parameters)
-                else:
-                    rows = await driver.fetch(statement, parameters)
-        return orjson.loads(rows[0][0]) if rows else None
+                return _document(await (self._write if writes else _fetch)(driver, statement, parameters))
+
+    async def _write(self, driver: Driver, statement: Statement, parameters: Mapping[str, Any]) -> list[Any]:
+        async with self._committing(driver):
+            if self._postgres:  # a single statement is a transaction; SQLite's driver would leave one open
+                return await driver.fetch(statement, parameters)
+            async with driver.transaction():
+                return await driver.fetch(statement, parameters)
 
     async def execute_sql(self, query: str, parameters: Mapping[str, Any]) -> list[dict[str, Any]] | int:
         """Run a statement of the caller's own: its rows, or how many it changed.
@@ -226,8 +229,13 @@ class Store:
         Raises a DatabaseError; StatementError when the statement itself is wrong.
         """
         await self.prepare()
-        with _translated(self.location, own_statement=True):
-            async with self._shared(), self.engine.begin() as connection:
+        with translated(self.location, own_statement=True):
+            async with (
+                self._shared(),
+                self.engine.connect() as connection,
+                self._committing(await driver_of(connection)),
+                connection.begin(),
+            ):
                 result = await connection.execute(sa.text(query), dict(parameters))
                 if result.returns_rows:
                     return [dict(row) for row in result.mappings()]
@@ -245,10 +253,10 @@ class Store:
         await self.prepare()
         with (
             self._rechecking(),
-            _translated(self.location),
+            translated(self.location),
             anyio.fail_after(self._settings.statement_timeout),
         ):
-            async with self._shared(), self._writing() as driver:
+            async with self._shared(), self._writing() as driver, self._committing(driver):
                 if self._postgres and not any(isinstance(change, Delete) for change in changes):
                     return await self._upsert_run(
                         driver, cast("Sequence[Upsert]", changes), late=late, checkpoint=checkpoint
@@ -316,6 +324,8 @@ class Store:
         """Close every connection."""
         await self._drop_writer()
         await self.engine.dispose()
+        if self.replica is not None:
+            await self.replica.close()
 
     def forget_connections(self) -> None:
         """Drop connections whose event loop is gone; PostgreSQL's can't be closed any more."""
@@ -326,6 +336,24 @@ class Store:
             self._writer.sync_connection.detach()  # or the pool would try to close it
         self._writer = None
         self.engine.sync_engine.dispose(close=False)
+        if self.replica is not None:
+            self.replica.forget_connections()
+
+    def committed_elsewhere(self) -> None:
+        """Another process has written what this one accepted."""
+        if self.replica is not None:
+            self.replica.committed_elsewhere()
+
+    @asynccontextmanager
+    async def _committing(self, driver: Driver) -> AsyncIterator[None]:
+        """Around what commits: a replica must have it before it answers a read."""
+        try:
+            yield
+        except BaseException:
+            self.committed_elsewhere()  # it may have been committed all the same
+            raise
+        if self.replica is not None:
+            await self.replica.committed(driver)
 
     @asynccontextmanager
     async def _shared(self) -> AsyncIterator[None]:
@@ -338,42 +366,15 @@ class Store:
 
     @asynccontextmanager
     async def _reader(self) -> AsyncIterator[Driver]:
-        async with self._shared(), self._connected() as connection:
-            driver = await self._driver(connection)
-            if driver.closed:  # the database has ended it while it lay in the pool
-                await connection.invalidate()
-                driver = await self._driver(connection)
-            try:
-                yield driver
-            except BaseException:
-                # A cancelled or failed statement may still be on its way; its connection is not used again.
-                if self._postgres:
-                    with anyio.CancelScope(shield=True):
-                        await connection.invalidate()
-                raise
-
-    async def _connect(self) -> AsyncConnection:
-        """A connection. What goes wrong here is never a row's fault."""
-        try:
-            return await self.engine.connect()
-        except Exception as error:
-            raise _translate(error, self.location, sends_rows=False) from None
-
-    @asynccontextmanager
-    async def _connected(self) -> AsyncIterator[AsyncConnection]:
-        connection = await self._connect()
-        try:
-            yield connection
-        finally:
-            with anyio.CancelScope(shield=True):
-                await connection.close()
+        async with self._shared(), reader(self.engine, self.location) as driver:
+            yield driver
 
     @asynccontextmanager
     async def _writing(self) -> AsyncIterator[Driver]:
         if self._writer is None:
-            self._writer = await self._connect()
+            self._writer = await connect(self.engine, self.location)
         try:
-            yield await self._driver(self._writer)
+            yield await driver_of(self._writer)
         except (asyncpg.PostgresError, sqlite3.Error):
             raise  # it was answered and rolled back, so the connection is good, or says itself that it is lost
         except BaseException:
@@ -388,73 +389,13 @@ class Store:
                 await writer.invalidate()
             await writer.close()
 
-    async def _driver(self, connection: AsyncConnection) -> Driver:
-        raw = (await connection.get_raw_connection()).driver_connection
-        return _Asyncpg(raw) if self._postgres else _Aiosqlite(raw)
+
+async def _fetch(driver: Driver, statement: Statement, parameters: Mapping[str, Any]) -> list[Any]:
+    return await driver.fetch(statement, parameters)
 
 
-class _Asyncpg:
-    def __init__(self, connection: Any) -> None:
-        self._connection: asyncpg.Connection[Any] = connection
-
-    @property
-    def closed(self) -> bool:
-        return self._connection.is_closed()
-
-    async def fetch(self, statement: Statement, parameters: Mapping[str, Any]) -> list[Any]:
-        return await self._connection.fetch(statement.sql, *statement.arguments(parameters))
-
-    def transaction(self) -> Any:
-        return self._connection.transaction()
-
-
-class _Aiosqlite:
-    def __init__(self, connection: Any) -> None:
-        self._connection: aiosqlite.Connection = connection
-
-    @property
-    def closed(self) -> bool:
-        return False  # a file does not hang up
-
-    async def fetch(self, statement: Statement, parameters: Mapping[str, Any]) -> list[Any]:
-        return list(await self._connection.execute_fetchall(statement.sql, statement.arguments(parameters)))
-
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[None]:
-        # IMMEDIATE takes the write lock at once, where waiting for it is allowed.
-        await self._connection.execute_fetchall("BEGIN IMMEDIATE")
-        try:
-            yield
-            await self._connection.commit()
-        except BaseException:
-            with anyio.CancelScope(shield=True):
-                await self._connection.rollback()
-            raise
-
-
-def _open_and_close(url: sa.URL) -> None:
-    engine = sa.create_engine(url.set(drivername="sqlite"))
-    try:
-        with engine.connect() as connection:
-            connection.execute(sa.text("PRAGMA schema_version"))
-    finally:
-        engine.dispose()
-
-
-def _prepare_sqlite(connection: Any) -> None:
-    cursor = connection.cursor()
-    # FULL syncs each commit, as PostgreSQL does.
-    for pragma in (f"busy_timeout = {_BUSY_TIMEOUT_MS}", "synchronous = FULL"):
-        cursor.execute(f"PRAGMA {pragma}")
-    try:
-        cursor.execute("PRAGMA journal_mode = WAL")  # lets readers go on while a batch commits
-    except sqlite3.OperationalError as error:
-        # The mode is the file's. While another connection writes, or sets it, this one must do without waiting.
-        if getattr(error, "sqlite_errorname", "") not in ("SQLITE_BUSY", "SQLITE_LOCKED"):
-            raise
-    cursor.close()
-    for name, count, function in SQLITE_FUNCTIONS:
-        connection.create_function(name, count, function, deterministic=True)
+def _document(rows: Sequence[Any]) -> Any:
+    return orjson.loads(rows[0][0]) if rows else None
 
 
 def _is_uuid(text: str) -> bool:
@@ -466,61 +407,3 @@ def _is_uuid(text: str) -> bool:
     except ValueError:
         return False
     return "_" not in digits and digits.isalnum()
-
-
-@contextmanager
-def _translated(location: str, *, own_statement: bool = False, sends_rows: bool = True) -> Iterator[None]:
-    """Every driver's error as one of forebay's, without its cause, whose text may quote a row."""
-    try:
-        yield
-    except ForebayError:
-        raise
-    except Exception as error:
-        raise _translate(error, location, own_statement=own_statement, sends_rows=sends_rows) from None
-
-
-def _translate(
-    error: Exception, location: str, *, own_statement: bool = False, sends_rows: bool = True
-) -> DatabaseError:
-    for cause in _causes(error):
-        if isinstance(cause, asyncpg.PostgresError) and cause.sqlstate:
-            return _located(retry.from_sqlstate(cause.sqlstate), location, cause if own_statement else None)
-        if isinstance(cause, sqlite3.Error):
-            code = getattr(cause, "sqlite_errorname", None) or "SQLITE_MISUSE"
-            known = retry.from_sqlite(code, str(cause))
-            if own_statement and code == "SQLITE_ERROR" and isinstance(known, RowError):
-                known = StatementError("SQLite does not understand the statement", sqlstate=code)
-            return _located(known, location, cause if own_statement else None)
-        if isinstance(cause, ssl.SSLError):
-            return AccessError(f"TLS with {location} failed; check the certificate, or FOREBAY_TLS_VERIFY")
-        if isinstance(cause, sa.exc.TimeoutError):
-            return TransientError("every connection is in use; raise FOREBAY_POOL_SIZE")
-        if isinstance(cause, asyncpg.InternalClientError):  # its session was ended in the middle of an answer
-            return TransientError(f"the driver lost track of {location}")
-        if isinstance(cause, OSError | TimeoutError | EOFError | asyncpg.InterfaceError):
-            return TransientError(f"{location} can't be reached ({type(cause).__name__})")
-    if own_statement:
-        return StatementError(f"the statement or its parameters are wrong ({type(error).__name__})")
-    if not sends_rows:  # or good rows would be dead letters for what went wrong before them
-        return TransientError(f"{location} can't be reached ({type(error).__name__})")
-    return RowError(f"a row can't be sent to the database ({type(error).__name__})")
-
-
-def _causes(error: BaseException) -> Iterable[BaseException]:
-    seen: BaseException | None = error
-    while seen is not None:
-        original = getattr(seen, "orig", None)
-        if isinstance(original, BaseException):
-            yield from _causes(original)
-        yield seen
-        seen = seen.__cause__
-
-
-def _located(error: DatabaseError, location: str, cause: BaseException | None) -> DatabaseError:
-    """Where the database is, for what is about it; what the caller's own statement did wrong, for that."""
-    if isinstance(error, TransientError | AccessError | SchemaError):
-        return type(error)(f"{error} [{location}]", sqlstate=error.sqlstate)
-    if cause is not None and isinstance(error, StatementError):
-        # Errors of this class quote names of the statement, never values.
-        return StatementError(f"{error}: {str(cause).splitlines()[0]}", sqlstate=error.sqlstate)
-    return error

@@ -31,11 +31,23 @@ _SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full
 _STYLES = "postgresql://user:password@host:port/database or sqlite:///path/to/file"
 
 
-def parse_url(text: str | None) -> tuple[sa.URL, dict[str, Any]]:
+def parse_url(text: str | None, variable: str = "FOREBAY_DATABASE_URL") -> tuple[sa.URL, dict[str, Any]]:
     """A URL as SQLAlchemy takes it, and the connect arguments that libpq's parameters in it stand for.
 
-    Raises SettingsError, without the URL, which may hold a password.
+    Raises SettingsError with the variable's name and without the URL, which may hold a password.
     """
+    try:
+        return _parse(text)
+    except SettingsError as wrong:
+        raise SettingsError(str(wrong).replace("FOREBAY_DATABASE_URL", variable, 1)) from None
+
+
+def location_of(url: sa.URL) -> str:
+    """Where a database is, without the password."""
+    return url.set(drivername=url.get_backend_name(), query={}).render_as_string(hide_password=True)
+
+
+def _parse(text: str | None) -> tuple[sa.URL, dict[str, Any]]:
     if not text:
         raise SettingsError(f"FOREBAY_DATABASE_URL is not set, nor DATABASE_URL; it takes {_STYLES}")
     try:

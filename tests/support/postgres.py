@@ -160,9 +160,7 @@ class PostgresServer:
         self._guard = _start_guard(self._folder)
         self._give_away(self._folder)
         self._binaries = self._runnable_binaries()
-        # Syncing what initdb writes takes seconds, and a fresh data folder is worth nothing.
-        arguments = ("-D", str(self.data), "-U", self._superuser, "-A", "trust", "-E", "UTF8", "--no-sync")
-        self._run("initdb", *arguments)
+        self._fill()
         for attempt in range(_PORT_TRIES):
             self.port = _free_port()
             try:
@@ -172,6 +170,11 @@ class PostgresServer:
                     raise
             else:
                 return
+
+    def _fill(self) -> None:
+        # Syncing what initdb writes takes seconds, and a fresh data folder is worth nothing.
+        arguments = ("-D", str(self.data), "-U", self._superuser, "-A", "trust", "-E", "UTF8", "--no-sync")
+        self._run("initdb", *arguments)
 
     def _remove(self) -> None:
         if self._guard is not None:
@@ -248,6 +251,39 @@ class PostgresServer:
     def _log(self) -> str:
         log = self._folder / "log" if self._folder else None
         return log.read_text(errors="replace")[-2000:] if log and log.exists() else ""
+
+
+class Standby(PostgresServer):
+    """A standby that follows a server of one's own by streaming replication, and answers reads."""
+
+    def __init__(self, primary: PostgresServer) -> None:
+        super().__init__(own=True, binaries=primary._binaries)
+        self._primary = primary
+        self._superuser = primary._superuser
+
+    def _fill(self) -> None:
+        primary = f"host=127.0.0.1 port={self._primary.port} user={self._superuser}"
+        self._run(
+            "pg_basebackup",
+            *("--pgdata", str(self.data), "--dbname", primary, "--write-recovery-conf"),
+            *("--wal-method", "stream", "--checkpoint", "fast", "--no-sync"),
+        )
+
+    def catch_up(self) -> None:
+        """Return when it has replayed all that the primary has committed."""
+        # A message in the log, and a transaction of it that waits for the disk with all before it.
+        emit = "SELECT pg_logical_emit_message(true, '', set_config('synchronous_commit', 'on', true))::text AS lsn"
+        target = self._primary.execute(emit)[0]["lsn"]
+        deadline = time.monotonic() + _START_TIMEOUT
+        replayed = f"SELECT pg_last_wal_replay_lsn() >= '{target}'::pg_lsn AS done"
+        while not self.execute(replayed)[0]["done"]:
+            if time.monotonic() > deadline:
+                raise NoPostgres("the standby does not follow")
+            time.sleep(0.02)
+
+    def promote(self) -> None:
+        """Make it a primary of its own."""
+        self._pg_ctl("promote", "-w")
 
 
 def name_of(url: str) -> str:

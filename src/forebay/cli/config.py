@@ -93,7 +93,7 @@ def _shown(settings: Settings, name: str) -> Any:
         return str(value)
     if value is None or type(settings).model_fields[name].repr:
         return value
-    return _without_password(value) if name == "database_url" else _HIDDEN
+    return _without_password(value) if name in ("database_url", "read_url") else _HIDDEN
 
 
 def _without_password(url: str) -> str:

@@ -1,0 +1,217 @@
+"""The two drivers: their connections, as one Protocol, and their errors, as forebay's."""
+
+from __future__ import annotations
+
+import sqlite3
+import ssl
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Protocol
+
+import aiosqlite
+import anyio
+import asyncpg
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from forebay import retry
+from forebay.dialects import SQLITE_FUNCTIONS
+from forebay.errors import (
+    AccessError,
+    DatabaseError,
+    ForebayError,
+    RowError,
+    SchemaError,
+    StatementError,
+    TransientError,
+)
+from forebay.statements import Statement
+
+# Short, since nothing can end SQLite's waiting for a lock: not a close either. The writer tries again.
+_BUSY_TIMEOUT_MS = 2000
+
+
+class Driver(Protocol):
+    """One connection of the driver's own."""
+
+    info: dict[Any, Any]  # what is known of the connection, for as long as it lives
+
+    @property
+    def closed(self) -> bool:
+        """Whether the database has ended it."""
+
+    async def fetch(self, statement: Statement, parameters: Mapping[str, Any]) -> list[Any]:
+        """The statement's rows."""
+
+    def transaction(self) -> Any:
+        """An asynchronous context that commits at its end, or rolls back."""
+
+
+async def connect(engine: AsyncEngine, location: str) -> AsyncConnection:
+    """A connection. What goes wrong here is never a row's fault."""
+    try:
+        return await engine.connect()
+    except Exception as error:
+        raise _translate(error, location, sends_rows=False) from None
+
+
+async def driver_of(connection: AsyncConnection) -> Driver:
+    """The driver's own connection below SQLAlchemy's."""
+    raw = (await connection.get_raw_connection()).driver_connection
+    if connection.dialect.name == "postgresql":
+        return _Asyncpg(raw, connection.info)
+    return _Aiosqlite(raw, connection.info)
+
+
+@asynccontextmanager
+async def reader(engine: AsyncEngine, location: str) -> AsyncIterator[Driver]:
+    """A connection for statements that need no transaction; back in its pool at the end."""
+    async with _connected(engine, location) as connection:
+        driver = await driver_of(connection)
+        if driver.closed:  # the database has ended it while it lay in the pool
+            await connection.invalidate()
+            driver = await driver_of(connection)
+        try:
+            yield driver
+        except BaseException:
+            # A cancelled or failed statement may still be on its way; its connection is not used again.
+            if isinstance(driver, _Asyncpg):
+                with anyio.CancelScope(shield=True):
+                    await connection.invalidate()
+            raise
+
+
+@asynccontextmanager
+async def _connected(engine: AsyncEngine, location: str) -> AsyncIterator[AsyncConnection]:
+    connection = await connect(engine, location)
+    try:
+        yield connection
+    finally:
+        with anyio.CancelScope(shield=True):
+            await connection.close()
+
+
+class _Asyncpg:
+    def __init__(self, connection: Any, info: dict[Any, Any]) -> None:
+        self.info = info
+        self._connection: asyncpg.Connection[Any] = connection
+
+    @property
+    def closed(self) -> bool:
+        return self._connection.is_closed()
+
+    async def fetch(self, statement: Statement, parameters: Mapping[str, Any]) -> list[Any]:
+        return await self._connection.fetch(statement.sql, *statement.arguments(parameters))
+
+    def transaction(self) -> Any:
+        return self._connection.transaction()
+
+
+class _Aiosqlite:
+    def __init__(self, connection: Any, info: dict[Any, Any]) -> None:
+        self.info = info
+        self._connection: aiosqlite.Connection = connection
+
+    @property
+    def closed(self) -> bool:
+        return False  # a file does not hang up
+
+    async def fetch(self, statement: Statement, parameters: Mapping[str, Any]) -> list[Any]:
+        return list(await self._connection.execute_fetchall(statement.sql, statement.arguments(parameters)))
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[None]:
+        # IMMEDIATE takes the write lock at once, where waiting for it is allowed.
+        await self._connection.execute_fetchall("BEGIN IMMEDIATE")
+        try:
+            yield
+            await self._connection.commit()
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self._connection.rollback()
+            raise
+
+
+def open_file(url: sa.URL) -> None:
+    """Open a SQLite file, and close it again. Raises SQLAlchemy's errors."""
+    engine = sa.create_engine(url.set(drivername="sqlite"))
+    try:
+        with engine.connect() as connection:
+            connection.execute(sa.text("PRAGMA schema_version"))
+    finally:
+        engine.dispose()
+
+
+def prepare_sqlite(connection: Any) -> None:
+    """Set a new connection to a SQLite file up: its pragmas and forebay's functions."""
+    cursor = connection.cursor()
+    # FULL syncs each commit, as PostgreSQL does.
+    for pragma in (f"busy_timeout = {_BUSY_TIMEOUT_MS}", "synchronous = FULL"):
+        cursor.execute(f"PRAGMA {pragma}")
+    try:
+        cursor.execute("PRAGMA journal_mode = WAL")  # lets readers go on while a batch commits
+    except sqlite3.OperationalError as error:
+        # The mode is the file's. While another connection writes, or sets it, this one must do without waiting.
+        if getattr(error, "sqlite_errorname", "") not in ("SQLITE_BUSY", "SQLITE_LOCKED"):
+            raise
+    cursor.close()
+    for name, count, function in SQLITE_FUNCTIONS:
+        connection.create_function(name, count, function, deterministic=True)
+
+
+@contextmanager
+def translated(location: str, *, own_statement: bool = False, sends_rows: bool = True) -> Iterator[None]:
+    """Every driver's error as one of forebay's, without its cause, whose text may quote a row."""
+    try:
+        yield
+    except ForebayError:
+        raise
+    except Exception as error:
+        raise _translate(error, location, own_statement=own_statement, sends_rows=sends_rows) from None
+
+
+def _translate(
+    error: Exception, location: str, *, own_statement: bool = False, sends_rows: bool = True
+) -> DatabaseError:
+    for cause in _causes(error):
+        if isinstance(cause, asyncpg.PostgresError) and cause.sqlstate:
+            return _located(retry.from_sqlstate(cause.sqlstate), location, cause if own_statement else None)
+        if isinstance(cause, sqlite3.Error):
+            code = getattr(cause, "sqlite_errorname", None) or "SQLITE_MISUSE"
+            known = retry.from_sqlite(code, str(cause))
+            if own_statement and code == "SQLITE_ERROR" and isinstance(known, RowError):
+                known = StatementError("SQLite does not understand the statement", sqlstate=code)
+            return _located(known, location, cause if own_statement else None)
+        if isinstance(cause, ssl.SSLError):
+            return AccessError(f"TLS with {location} failed; check the certificate, or FOREBAY_TLS_VERIFY")
+        if isinstance(cause, sa.exc.TimeoutError):
+            return TransientError("every connection is in use; raise FOREBAY_POOL_SIZE")
+        if isinstance(cause, asyncpg.InternalClientError):  # its session was ended in the middle of an answer
+            return TransientError(f"the driver lost track of {location}")
+        if isinstance(cause, OSError | TimeoutError | EOFError | asyncpg.InterfaceError):
+            return TransientError(f"{location} can't be reached ({type(cause).__name__})")
+    if own_statement:
+        return StatementError(f"the statement or its parameters are wrong ({type(error).__name__})")
+    if not sends_rows:  # or good rows would be dead letters for what went wrong before them
+        return TransientError(f"{location} can't be reached ({type(error).__name__})")
+    return RowError(f"a row can't be sent to the database ({type(error).__name__})")
+
+
+def _causes(error: BaseException) -> Iterable[BaseException]:
+    seen: BaseException | None = error
+    while seen is not None:
+        original = getattr(seen, "orig", None)
+        if isinstance(original, BaseException):
+            yield from _causes(original)
+        yield seen
+        seen = seen.__cause__
+
+
+def _located(error: DatabaseError, location: str, cause: BaseException | None) -> DatabaseError:
+    """Where the database is, for what is about it; what the caller's own statement did wrong, for that."""
+    if isinstance(error, TransientError | AccessError | SchemaError):
+        return type(error)(f"{error} [{location}]", sqlstate=error.sqlstate)
+    if cause is not None and isinstance(error, StatementError):
+        # Errors of this class quote names of the statement, never values.
+        return StatementError(f"{error}: {str(cause).splitlines()[0]}", sqlstate=error.sqlstate)
+    return error

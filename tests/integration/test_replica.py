@@ -1,0 +1,329 @@
+"""Reads on a standby: real streaming replication, paused, ended, promoted; a process always sees what it wrote."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from forebay import ForebayDataLayer, RowError, Settings, SettingsError, replica
+from forebay.drain import Drain
+from forebay.metrics import Metrics
+from forebay.store import Store
+from tests.integration.conftest import MakeLayer
+from tests.integration.contract import a_step, a_thread, a_user, new_id, stored_thread
+from tests.support.pgbouncer import Pgbouncer
+from tests.support.postgres import PostgresServer, Standby, name_of
+
+_APPLICATION = "forebay_reads"
+
+
+@pytest.fixture(scope="module")
+def primary() -> Iterator[PostgresServer]:
+    with PostgresServer(own=True) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def shared_standby(primary: PostgresServer) -> Iterator[Standby]:
+    """Not to be stopped."""
+    with Standby(primary) as server:
+        yield server
+
+
+@pytest.fixture
+def own_standby(primary: PostgresServer) -> Iterator[Standby]:
+    with Standby(primary) as server:
+        yield server
+
+
+@pytest.fixture
+async def url(primary: PostgresServer) -> AsyncIterator[str]:
+    """A migrated database of the primary's."""
+    url = primary.create_database()
+    store = Store(url, Settings())
+    await store.migrate()
+    await store.close()
+    yield url
+    primary.drop_database(url)
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replica, "_RETRY", 0.0)
+    monkeypatch.setattr(replica, "_TRUSTED", 0.0)
+    monkeypatch.setattr(replica, "_CHECK_TIMEOUT", 30.0)  # the machine may be slow
+
+
+def _read_url(standby: PostgresServer, url: str) -> str:
+    return f"{standby.url(name_of(url))}?application_name={_APPLICATION}"
+
+
+def _layer(make_layer: MakeLayer, url: str, standby: Standby) -> ForebayDataLayer:
+    standby.catch_up()
+    return make_layer(url, settings=Settings(read_url=_read_url(standby, url), metrics_address="off"))
+
+
+def _reads(layer: ForebayDataLayer) -> dict[str, int]:
+    return {outcome: count for outcome, count in layer._engine.counts.replica_reads.items() if count}
+
+
+async def _catch_up(standby: Standby) -> None:
+    await asyncio.to_thread(standby.catch_up)
+
+
+async def test_reads_arrive_at_the_replica(url: str, shared_standby: Standby, make_layer: MakeLayer) -> None:
+    layer = _layer(make_layer, url, shared_standby)
+    thread_id = await a_thread(layer, name="one")
+    await layer.create_step(a_step(thread_id, output="answer"))
+    await layer.flush()
+    await _catch_up(shared_standby)
+    thread = await stored_thread(layer, thread_id)
+    assert [step["output"] for step in thread["steps"]] == ["answer"]
+    assert _reads(layer) == {"replica": 1}
+    asked = await asyncio.to_thread(
+        shared_standby.execute,
+        f"SELECT query FROM pg_stat_activity WHERE application_name = '{_APPLICATION}'",
+    )
+    (query,) = [row["query"] for row in asked]
+    assert query
+    assert layer._statements.thread.sql.startswith(query)  # of a long one PostgreSQL shows the beginning
+
+
+async def test_a_log_that_ends_with_its_segment_is_replayed_to_its_end(
+    url: str, shared_standby: Standby, make_layer: MakeLayer
+) -> None:
+    layer = _layer(make_layer, url, shared_standby)
+    thread_id = await a_thread(layer, name="one")
+    await layer.flush()
+    await _catch_up(shared_standby)
+    end = (await asyncio.to_thread(shared_standby._primary.execute, "SELECT pg_switch_wal()::text AS lsn"))[
+        0
+    ]["lsn"]
+    replayed = f"SELECT pg_last_wal_replay_lsn() > '{end}' AS done"
+    async with asyncio.timeout(30):
+        while not (await asyncio.to_thread(shared_standby.execute, replayed))[0]["done"]:
+            await asyncio.sleep(0.02)
+    assert (await stored_thread(layer, thread_id))["name"] == "one"
+    assert _reads(layer) == {"replica": 1}
+
+
+async def test_what_decides_is_read_from_the_primary(
+    url: str, shared_standby: Standby, make_layer: MakeLayer
+) -> None:
+    layer = _layer(make_layer, url, shared_standby)
+    user = await a_user(layer)
+    assert await layer.get_user("ada") == user
+    await layer._store.applied_seq("a")
+    await layer._store.read(layer._statements.garbage, first=1)
+    assert _reads(layer) == {}
+
+
+async def test_while_the_replica_is_behind_its_own_writes_come_from_the_primary(
+    url: str, shared_standby: Standby, make_layer: MakeLayer
+) -> None:
+    layer = _layer(make_layer, url, shared_standby)
+    thread_id = await a_thread(layer, name="before")
+    await layer.flush()
+    await _catch_up(shared_standby)
+    assert (await stored_thread(layer, thread_id))["name"] == "before"
+    shared_standby.execute("SELECT pg_wal_replay_pause()")
+    try:
+        for number in range(5):
+            await layer.update_thread(thread_id, name=f"after {number}")
+            assert (await stored_thread(layer, thread_id))["name"] == f"after {number}"
+        await layer.execute_sql(
+            "UPDATE threads SET name = 'by hand' WHERE id = CAST(:id AS uuid)", {"id": thread_id}
+        )
+        assert (await stored_thread(layer, thread_id))["name"] == "by hand"
+        await layer.delete_thread(thread_id)
+        assert await layer.get_thread(thread_id) is None
+        assert _reads(layer) == {"replica": 1, "behind": 7}
+    finally:
+        shared_standby.execute("SELECT pg_wal_replay_resume()")
+    await _catch_up(shared_standby)
+    assert await layer.get_thread(thread_id) is None
+    assert _reads(layer) == {"replica": 2, "behind": 7}
+
+
+async def test_a_process_that_starts_sees_what_was_written_before_it(
+    url: str, shared_standby: Standby, make_layer: MakeLayer
+) -> None:
+    before = _layer(make_layer, url, shared_standby)
+    shared_standby.execute("SELECT pg_wal_replay_pause()")
+    try:
+        thread_id = await a_thread(before, name="one")
+        await before.close()
+        after = make_layer(
+            url, settings=Settings(read_url=_read_url(shared_standby, url), metrics_address="off")
+        )
+        assert (await stored_thread(after, thread_id))["name"] == "one"
+        assert _reads(after) == {"behind": 1}
+    finally:
+        shared_standby.execute("SELECT pg_wal_replay_resume()")
+
+
+async def test_what_a_daemon_has_written_is_not_missing(
+    url: str, shared_standby: Standby, make_layer: MakeLayer, tmp_path: Path
+) -> None:
+    shared_standby.catch_up()
+    settings = Settings(
+        read_url=_read_url(shared_standby, url),
+        writer="external",
+        journal_dir=tmp_path,
+        metrics_address="off",
+    )
+    layer = make_layer(url, settings=settings)
+    draining, stop = Drain(tmp_path, Store(url, settings), settings, Metrics()), asyncio.Event()
+    running = asyncio.create_task(draining.run(stop))
+    try:
+        thread_id = await a_thread(layer, name="before")
+        await layer.flush()
+        await _catch_up(shared_standby)
+        assert (await stored_thread(layer, thread_id))["name"] == "before"
+        assert _reads(layer) == {"replica": 1}
+        shared_standby.execute("SELECT pg_wal_replay_pause()")
+        await layer.update_thread(thread_id, name="after")
+        assert (await stored_thread(layer, thread_id))["name"] == "after"
+        assert _reads(layer) == {"replica": 1, "behind": 1}
+    finally:
+        shared_standby.execute("SELECT pg_wal_replay_resume()")
+        await layer.close()
+        stop.set()
+        await running
+        await draining.close()
+
+
+async def test_a_replica_that_ends_and_comes_back(
+    url: str, own_standby: Standby, make_layer: MakeLayer, caplog: pytest.LogCaptureFixture
+) -> None:
+    layer = _layer(make_layer, url, own_standby)
+    thread_id = await a_thread(layer, name="one")
+    await layer.flush()
+    await _catch_up(own_standby)
+    await stored_thread(layer, thread_id)
+    await asyncio.to_thread(own_standby.crash)
+    for _ in range(5):
+        assert (await stored_thread(layer, thread_id))["name"] == "one"
+    assert _reads(layer) == {"replica": 1, "failed": 5}
+    await asyncio.to_thread(own_standby.start)
+    await _catch_up(own_standby)
+    assert (await stored_thread(layer, thread_id))["name"] == "one"
+    assert _reads(layer) == {"replica": 2, "failed": 5}
+    lines = [record for record in caplog.records if record.name == "forebay.replica"]
+    assert [record.levelno for record in lines] == [logging.WARNING] * 2
+    assert "replica not used" in lines[0].getMessage()
+    assert "replica used again" in lines[1].getMessage()
+
+
+async def test_a_replica_that_failed_is_left_alone_for_a_while(
+    url: str, own_standby: Standby, make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replica, "_RETRY", 3600.0)
+    layer = _layer(make_layer, url, own_standby)
+    thread_id = await a_thread(layer, name="one")
+    await layer.flush()
+    await asyncio.to_thread(own_standby.crash)
+    await stored_thread(layer, thread_id)
+    await asyncio.to_thread(own_standby.start)
+    await _catch_up(own_standby)
+    await stored_thread(layer, thread_id)
+    assert _reads(layer) == {"failed": 2}
+
+
+async def test_a_replica_that_is_promoted_is_not_read_any_more(
+    url: str, own_standby: Standby, make_layer: MakeLayer, caplog: pytest.LogCaptureFixture
+) -> None:
+    layer = _layer(make_layer, url, own_standby)
+    thread_id = await a_thread(layer, name="one")
+    await layer.flush()
+    await _catch_up(own_standby)
+    await stored_thread(layer, thread_id)
+    await asyncio.to_thread(own_standby.promote)
+    await asyncio.to_thread(own_standby.execute, "UPDATE threads SET name = 'another'", name_of(url))
+    assert (await stored_thread(layer, thread_id))["name"] == "one"
+    assert _reads(layer) == {"replica": 1, "failed": 1}
+    assert "is no standby" in caplog.text
+
+
+async def test_a_bad_id_does_not_turn_the_replica_off(
+    url: str, shared_standby: Standby, make_layer: MakeLayer
+) -> None:
+    layer = _layer(make_layer, url, shared_standby)
+    await layer.flush()
+    with pytest.raises(RowError):
+        await layer._store.read(layer._statements.thread, id="no id")
+    assert await layer.get_thread(new_id()) is None
+    assert _reads(layer) == {"failed": 1, "replica": 1}
+
+
+async def test_a_replica_behind_pgbouncer(url: str, shared_standby: Standby, make_layer: MakeLayer) -> None:
+    shared_standby.catch_up()
+    with Pgbouncer(shared_standby.url(name_of(url)), pool_size=2) as pooler:
+        read_url = f"{pooler.url}?statement_cache_size=0"
+        layer = make_layer(url, settings=Settings(read_url=read_url, metrics_address="off"))
+        thread_ids = [await a_thread(layer, name=f"{number}") for number in range(20)]
+        await layer.flush()
+        await _catch_up(shared_standby)
+        found = await asyncio.gather(*(stored_thread(layer, thread_id) for thread_id in thread_ids))
+        assert [thread["name"] for thread in found] == [f"{number}" for number in range(20)]
+        assert _reads(layer) == {"replica": 20}
+        await layer.close()
+
+
+async def test_many_chats_at_once_see_their_writes(
+    url: str, shared_standby: Standby, make_layer: MakeLayer
+) -> None:
+    """While the standby follows as it can; and neither server gets more connections than it should."""
+    layer = _layer(make_layer, url, shared_standby)
+
+    async def chat(number: int) -> None:
+        thread_id = await a_thread(layer, name=f"chat {number}")
+        for turn in range(10):
+            await layer.create_step(a_step(thread_id, output=f"answer {turn}"))
+            assert len((await stored_thread(layer, thread_id))["steps"]) == turn + 1
+        await layer.delete_thread(thread_id)
+        assert await layer.get_thread(thread_id) is None
+
+    await asyncio.gather(*(chat(number) for number in range(20)))
+    count = (
+        "SELECT count(*) AS n FROM pg_stat_activity WHERE backend_type = 'client backend' AND datname = '{}'"
+    )
+    connections = [
+        (await asyncio.to_thread(server.execute, count.format(name_of(url))))[0]["n"]
+        for server in (shared_standby._primary, shared_standby)
+    ]
+    assert connections[0] <= 5
+    assert connections[1] <= 4
+    assert sum(_reads(layer).values()) == 20 * 11
+    assert "failed" not in _reads(layer)
+
+
+async def test_without_a_replica_nobody_asks_for_the_log(
+    url: str, primary: PostgresServer, make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(replica.Replica, "committed", fail)
+    layer = make_layer(url, settings=Settings(metrics_address="off"))
+    await stored_thread(layer, await a_thread(layer, name="one"))
+    assert _reads(layer) == {}
+
+
+@pytest.mark.parametrize(
+    ("database", "read_url"),
+    [
+        ("sqlite://", "postgresql://localhost/chat"),
+        ("postgresql://localhost/chat", "sqlite:///chat.db"),
+        ("postgresql://localhost/chat", "postgresql://me:secret@localhost/chat?nonsense=1"),
+    ],
+    ids=["primary", "standby", "parameter"],
+)
+def test_a_url_that_cannot_be_a_replica_is_refused(database: str, read_url: str) -> None:
+    with pytest.raises(SettingsError, match="FOREBAY_READ_URL") as refused:
+        Store(database, Settings(read_url=read_url))
+    assert "secret" not in str(refused.value)
