@@ -228,6 +228,7 @@ class Drain:
 
     def batch_failed(self, error: DatabaseError) -> None:
         """See `writer.Observer`."""
+        self._metrics.flush_duration.observe(self._clock() - self._writer.attempted_at, "failed")
         self._tell_owners(failing=True)
 
     def op_settled(self, op: Op, error: DatabaseError | None) -> None:

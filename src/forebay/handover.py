@@ -5,6 +5,7 @@ It stands where the worker stands otherwise, and only looks how far the other on
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
@@ -21,6 +22,7 @@ _POLL = 0.02
 # For so long nobody may hold the journal before that counts as a failure: a daemon takes a moment to find it.
 _PATIENCE = 5.0
 _LOOK_FOR_DAEMON = 1.0
+_MARK_INTERVAL = 1.0
 
 
 class Owner(Protocol):
@@ -51,6 +53,8 @@ class Handover:
         self._clock = clock
         self._work = anyio.Event()
         self._hurry = anyio.Event()
+        # By when everything up to a `seq` had come: what is not written is at least as old as the first of these says.
+        self._marks: deque[tuple[int, float]] = deque()
         self._seen_daemon = 0.0
         self._looked = 0.0
 
@@ -86,7 +90,17 @@ class Handover:
             self._owner.store.committed_elsewhere()
             self._inbox.hand_over(applied_seq)
             self._owner.batch_settled()
+        self._note_age()
         self._check_daemon(journal, failing=journal.progress.failing)
+
+    def _note_age(self) -> None:
+        marks, now, accepted_seq = self._marks, self._clock(), self._inbox.accepted_seq
+        while marks and marks[0][0] <= self._inbox.applied_seq:
+            marks.popleft()
+        is_new = accepted_seq > (marks[-1][0] if marks else self._inbox.applied_seq)
+        if is_new and (not marks or now - marks[-1][1] >= _MARK_INTERVAL):
+            marks.append((accepted_seq, now))
+        self._inbox.oldest_elsewhere = marks[0][1] if marks else None
 
     def _check_daemon(self, journal: Journal, *, failing: bool) -> None:
         now = self._clock()

@@ -119,6 +119,7 @@ class Inbox:
         self.queued_seq = 0
         self.applied_seq = 0
         self.spilled = 0
+        self.oldest_elsewhere: float | None = None  # of those that another process writes
         self._batch_max_rows = batch_max_rows
         self._batch_max_bytes = batch_max_bytes
         self._linger = linger
@@ -147,7 +148,7 @@ class Inbox:
     def oldest(self) -> float | None:
         """When the oldest change that is not yet written came."""
         batches = (self._in_flight, *self._sealed, self._open)
-        return next((batch.oldest for batch in batches if batch is not None), None)
+        return next((batch.oldest for batch in batches if batch is not None), self.oldest_elsewhere)
 
     def offer(self, change: Change, now: float, ticket: Any = None) -> int | None:
         """Take a change: its `seq`, or None when the queue is full and it must `wait`."""

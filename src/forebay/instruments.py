@@ -75,7 +75,11 @@ INSTRUMENTS = (
     Instrument("forebay_queue_changes", _G, "Rows that are queued or being written."),
     Instrument("forebay_queue_bytes", _G, "Bytes that are queued or being written."),
     Instrument("forebay_queue_capacity_bytes", _G, "Bytes that the queue may hold."),
-    Instrument("forebay_queue_oldest_age_seconds", _G, "How long the oldest queued change has waited."),
+    Instrument(
+        "forebay_queue_oldest_age_seconds",
+        _G,
+        "How long the oldest change that is not yet written has waited.",
+    ),
     Instrument("forebay_batch_rows", _H, "Rows in a batch.", buckets=_ROWS),
     Instrument("forebay_batch_bytes", _H, "Bytes in a batch.", buckets=_BYTES),
     Instrument(
@@ -84,6 +88,11 @@ INSTRUMENTS = (
         "How long an attempt at a batch took: `committed`, or `failed` and to be repeated.",
         ("outcome",),
         _USUAL,
+    ),
+    Instrument(
+        "forebay_writer_paused",
+        _G,
+        "1 while the writer waits before its next attempt, since nearly every row is refused.",
     ),
     Instrument("forebay_flush_retries", _C, "Attempts that failed and were repeated.", ("reason",)),
     Instrument(

@@ -257,6 +257,7 @@ def _counters(counts: Counts) -> dict[str, _Source]:
         "forebay_changes_refused": by(counts.refused, _REFUSED),
         "forebay_unknown_values": by(counts.unknown_keys, _TABLES),
         "forebay_flush_retries": by(counts.retries, _RETRIES),
+        "forebay_writer_paused": lambda: {(): float(counts.paused)},
         "forebay_replica_reads": lambda: {(key,): counts.replica_reads[key] for key in _REPLICA_READS},
         "forebay_journal_replayed_changes": lambda: {(): counts.replayed},
         "forebay_uploads_pending": lambda: {(): counts.uploads_pending},

@@ -146,7 +146,11 @@ class Writer:
             sqlstate=error.sqlstate,
         )
         self._fail(refused)
-        await anyio.sleep(self._pause)
+        self._counts.paused = True
+        try:
+            await anyio.sleep(self._pause)
+        finally:
+            self._counts.paused = False
 
     async def _give_up(self, op: Op, error: RowError) -> None:
         async def attempt() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 # The commands import what they need when they run: Chainlit takes seconds to import, `--help` should not.
-from forebay.cli import blobs, config, dead_letters, demo, doctor, drain, migrate, status
+from forebay.cli import blobs, config, dead_letters, demo, doctor, drain, environment, migrate, status
 from forebay.errors import ForebayError
 
 
@@ -27,7 +27,8 @@ class _Group(click.Group):
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(version("forebay"), prog_name="forebay")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """The data layer for busy Chainlit deployments.
 
     Try it with `forebay demo`. To move an existing deployment, look at `forebay migrate --dry-run`, run
@@ -36,8 +37,12 @@ def main() -> None:
     What a process that was killed had not written yet is in its journal: the next process on the same folder
     writes it out, or `forebay drain`. What the database refused is in `forebay dead-letters list`.
 
+    Settings come from the environment, and from the .env file that Chainlit reads.
+
     Exit codes: 0, done; 1, an error, told in one line on standard error; 2, wrong usage.
     """
+    if context.invoked_subcommand != "demo":  # an app of its own, which has nothing to do with what is here
+        context.obj = environment.load()
 
 
 main.add_command(blobs.blobs)

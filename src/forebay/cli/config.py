@@ -66,7 +66,7 @@ def config(as_json: bool) -> None:
 def _found() -> dict[str, _Setting]:
     from forebay.settings import Settings, variable_of
 
-    added = environment.load()
+    added: dict[str, str] = click.get_current_context().obj
     settings = Settings()
     return {
         name: _Setting(variable_of(name), _shown(settings, name), _source(name, added))

@@ -16,7 +16,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from forebay.cli import environment, options
+from forebay.cli import options
 from forebay.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -68,7 +68,6 @@ def doctor(database_url: str | None, app: Path | None, replicas: int, as_json: b
       forebay doctor --app app.py --replicas 4
       forebay doctor --json | jq '.[] | select(.level == "error")'
     """
-    environment.load()
     with _quiet():
         findings = asyncio.run(_examine(database_url, app, replicas, None if as_json else _print))
     if as_json:
