@@ -164,6 +164,10 @@ def translated(location: str, *, own_statement: bool = False, sends_rows: bool =
     """Every driver's error as one of forebay's, without its cause, whose text may quote a row."""
     try:
         yield
+    except DatabaseError as error:  # a migration's, which does not know where it is
+        if location in str(error):
+            raise
+        raise _located(error, location, None) from None
     except ForebayError:
         raise
     except Exception as error:

@@ -214,6 +214,20 @@ def test_the_metrics_are_where_the_probes_look() -> None:
     assert _stateful_set()["spec"]["template"]["metadata"]["labels"][monitor["spec"]["jobLabel"]] == "forebay"
 
 
+def test_the_drains_metrics_are_scraped_too() -> None:
+    patches = files.document(_KUBERNETES / "with-drain" / "kustomization.yaml")["patches"]
+    (patch,) = [patch for patch in patches if patch["target"]["kind"] == "PodMonitor"]
+    ((addition,),) = [yaml.safe_load(patch["patch"])]
+    assert (addition["op"], addition["path"]) == ("add", "/spec/podMetricsEndpoints/-")
+    assert set(addition["value"]) == _ENDPOINT
+    (drain,) = [
+        container
+        for container in _stateful_set(with_drain=True)["spec"]["template"]["spec"]["initContainers"]
+        if container["name"] == "drain"
+    ]
+    assert addition["value"]["port"] in {port["name"] for port in drain["ports"]}
+
+
 def test_the_settings_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     (external,) = files.document(_KUBERNETES / "with-drain" / "kustomization.yaml")["configMapGenerator"]
     known = {f"FOREBAY_{name.upper()}" for name in Settings.model_fields} | {"FOREBAY_METRICS_ADDRESS"}

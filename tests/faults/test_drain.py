@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -21,8 +22,11 @@ from click.testing import CliRunner, Result
 from forebay import ForebayDataLayer, Settings, SettingsError, TransientError, handover
 from forebay.changes import step
 from forebay.cli import main
+from forebay.drain import Drain
+from forebay.metrics import Metrics
+from forebay.store import Store
 from tests.faults.test_late import a_step, count_of, gone, leave_behind
-from tests.integration.contract import accounted_for
+from tests.integration.contract import accounted_for, until
 from tests.support.chainlit_server import free_port
 from tests.support.postgres import PostgresServer
 
@@ -125,6 +129,8 @@ async def test_a_daemon_writes_for_a_living_process(
         assert found is not None
         assert len(found["steps"]) == 19
         assert layer._engine.counts.handed_over == 41
+        await layer.flush()
+        assert layer._engine.inbox.oldest() is None
         await layer.close()
         assert accounted_for(layer)
         assert not list(folder.glob("*.journal")), "the database has it whole"
@@ -196,6 +202,9 @@ async def test_without_a_daemon_writes_are_taken_and_reads_say_so(
     with pytest.raises(TransientError, match=r"forebay drain .* --watch"):
         await layer.get_thread(thread_id)
     assert await layer.get_thread(str(uuid.uuid4())) is None, "of another thread nothing is waited for"
+    oldest = layer._engine.inbox.oldest()
+    assert oldest is not None, "nobody has written it"
+    assert oldest < time.monotonic()
     await layer.close()
 
 
@@ -219,6 +228,29 @@ async def test_an_outage_is_told_through_the_daemon(
         assert found is not None
         assert len(found["steps"]) == 2
         await layer.close()
+
+
+async def test_an_attempt_that_failed_is_measured(
+    durable_postgres_server: PostgresServer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = durable_postgres_server.create_database()
+    store = Store(url, Settings())
+    await store.migrate()
+    metrics = Metrics()
+    draining, stop = Drain(folder, store, Settings(), metrics), asyncio.Event()
+    running = asyncio.create_task(draining.run(stop))
+    try:
+        async with asyncio.timeout(30):
+            await store.prepare()
+            durable_postgres_server.crash()
+            await leave_behind(folder, step(a_step(str(uuid.uuid4()))))
+            failed = metrics.flush_duration.children["failed"]
+            await until(lambda: sum(failed.counts) > 0)
+    finally:
+        durable_postgres_server.start()
+        stop.set()
+        await running
+        await draining.close()
 
 
 def test_external_needs_the_journal() -> None:

@@ -72,6 +72,19 @@ def test_the_config_names_each_setting_and_where_it_comes_from(env_file: Path) -
     assert (found["batch_max_rows"]["value"], found["batch_max_rows"]["source"]) == (1000, "default")
 
 
+@pytest.mark.parametrize("command", [("migrate", "--dry-run"), ("blobs", "orphans"), ("drain", "journals")])
+def test_each_command_reads_the_env_file(env_file: Path, command: tuple[str, ...]) -> None:
+    (env_file.parent / "journals").mkdir()
+    env_file.write_text("DATABASE_URL=nonsense://nowhere\n")
+    result = _run(*command)
+    assert "nonsense is not supported" in result.output
+
+
+def test_the_config_hides_the_standbys_password(env_file: Path) -> None:
+    result = _run("config", FOREBAY_READ_URL="postgresql://me:hunter2@standby/chat")
+    assert "postgresql://me:***@standby/chat" in result.output
+
+
 @pytest.mark.parametrize("as_json", [True, False])
 @pytest.mark.parametrize(
     "url",

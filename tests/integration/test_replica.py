@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from forebay import ForebayDataLayer, RowError, Settings, SettingsError, replica
+from forebay.doctor.database import Target, check_database
 from forebay.drain import Drain
 from forebay.metrics import Metrics
 from forebay.store import Store
 from tests.integration.conftest import MakeLayer
-from tests.integration.contract import a_step, a_thread, a_user, new_id, stored_thread
+from tests.integration.contract import a_step, a_thread, a_user, new_id, stored_thread, until
 from tests.support.pgbouncer import Pgbouncer
 from tests.support.postgres import PostgresServer, Standby, name_of
 
@@ -104,9 +105,7 @@ async def test_a_log_that_ends_with_its_segment_is_replayed_to_its_end(
         0
     ]["lsn"]
     replayed = f"SELECT pg_last_wal_replay_lsn() > '{end}' AS done"
-    async with asyncio.timeout(30):
-        while not (await asyncio.to_thread(shared_standby.execute, replayed))[0]["done"]:
-            await asyncio.sleep(0.02)
+    await until(lambda: shared_standby.execute(replayed)[0]["done"])
     assert (await stored_thread(layer, thread_id))["name"] == "one"
     assert _reads(layer) == {"replica": 1}
 
@@ -312,6 +311,27 @@ async def test_without_a_replica_nobody_asks_for_the_log(
     layer = make_layer(url, settings=Settings(metrics_address="off"))
     await stored_thread(layer, await a_thread(layer, name="one"))
     assert _reads(layer) == {}
+
+
+async def test_the_doctor_looks_at_the_standby(
+    url: str, primary: PostgresServer, own_standby: Standby
+) -> None:
+    async def found(read_url: str) -> list[tuple[str, str, str]]:
+        settings = Settings(read_url=read_url, metrics_address="off")
+        findings = [one async for one in check_database(Target(url, settings))]
+        return [(one.check, str(one.level), one.found) for one in findings if one.check.startswith("replica")]
+
+    await _catch_up(own_standby)
+    read_url = _read_url(own_standby, url)
+    assert [(check, level) for check, level, _ in await found(read_url)] == [
+        ("replica", "ok"),
+        ("replica pool", "ok"),
+    ]
+    ((_, level, said), _) = await found(url)
+    assert (level, "is no standby" in said) == ("error", True)
+    await asyncio.to_thread(own_standby.crash)
+    ((_, level, said),) = await found(read_url)
+    assert (level, "can't be reached" in said) == ("error", True)
 
 
 @pytest.mark.parametrize(

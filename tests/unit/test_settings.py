@@ -32,6 +32,7 @@ _GIVEN: dict[str, tuple[str, Any]] = {
     "metrics_address": ("[::1]:0", "[::1]:0"),
     "metrics_in_app": ("true", True),
     "ready_grace": ("1.5", 1.5),
+    "read_url": ("postgresql://localhost/chat", "postgresql://localhost/chat"),
     "storage": ("folder", "folder"),
     "storage_dir": ("/tmp/files", Path("/tmp/files")),
     "upload_concurrency": ("3", 3),

@@ -322,6 +322,20 @@ async def test_when_nearly_every_row_is_refused_there_is_a_pause_before_each(
     assert any("nearly every row is refused" in failure for failure in bench.observer.failures)
 
 
+async def test_a_pause_is_seen_while_it_lasts(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+
+    async def look(_seconds: float) -> None:
+        seen.append(bench.counts.paused)
+
+    monkeypatch.setattr("forebay.writer.anyio.sleep", look)
+    keys = [str(number) for number in range(101)]
+    bench.store.bad = set(keys)
+    await bench.write(a_batch(*keys))
+    assert seen == [True]
+    assert not bench.counts.paused
+
+
 async def test_a_pause_ends_when_rows_are_taken_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     async def mend(_seconds: float) -> None:
         bench.store.bad = set()

@@ -56,7 +56,7 @@ _WARNED = 3
 def doctor(database_url: str | None, app: Path | None, replicas: int, as_json: bool) -> None:
     """Check what an app started here depends on, and say what to do about each finding.
 
-    The database (reachable, version, TLS, clock, connections, pooler, tables, indexes), the journals' folder (local,
+    The database (reachable, version, TLS, clock, connections, pooler, tables, indexes, standby), the journals' folder (local,
     writable, how fast it syncs, room, what was left in it), dead letters, the metrics' address, the storage of
     elements' content, and the secret that signs logins. Nothing that it writes stays.
 

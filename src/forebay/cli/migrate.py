@@ -11,7 +11,6 @@ import click
 from rich.console import Console
 
 from forebay.cli import options
-from forebay.errors import DatabaseError
 
 if TYPE_CHECKING:
     from forebay.store import Store
@@ -65,10 +64,6 @@ async def _run(url: str | None, *, dry_run: bool) -> str | list[str]:
         store = Store("sqlite://", Settings())  # what an empty database needs is the same
     try:
         return await (store.migration_plan() if dry_run else store.migrate())
-    except DatabaseError as error:
-        if store.location in str(error):
-            raise
-        raise type(error)(f"{error} [{store.location}]", sqlstate=error.sqlstate) from None
     finally:
         await store.close()
 

@@ -17,6 +17,7 @@ from sqlalchemy.schema import CreateIndex
 from forebay import migrations, schema
 from forebay.doctor.disk import check_file_system
 from forebay.doctor.findings import Finding, error, note, ok, warning
+from forebay.doctor.standby import check_standby
 from forebay.errors import AccessError, DatabaseError, ForebayError, SchemaError, SettingsError
 from forebay.migrations.failures import translated
 from forebay.migrations.shape import Shape, read_shape
@@ -116,6 +117,8 @@ async def _check_postgres(target: Target, store: Store, replicas: int) -> AsyncI
                     *[finding async for finding in _tables(cautious, connection)],
                 ]
             findings.append(await _pooler(target, cautious, store, pooled=pooled))
+        patience = settings.connect_timeout + settings.statement_timeout
+        findings += [one async for one in check_standby(store, settings.pool_size, replicas, patience)]
     finally:
         await cautious.close()
     for finding in findings:

@@ -12,7 +12,6 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from forebay.errors import TransientError
-from forebay.migrations.connecting import connected
 
 logger = logging.getLogger("forebay.migrations")
 
@@ -33,7 +32,7 @@ def exclusive(engine: AsyncEngine) -> AbstractAsyncContextManager[AsyncConnectio
 
 @asynccontextmanager
 async def _exclusive_postgres(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    async with connected(engine) as connection:
+    async with engine.connect() as connection:
         try:
             await _wait_for(lambda: _try_advisory_lock(connection))
             async with connection.begin():
@@ -54,7 +53,7 @@ async def _try_advisory_lock(connection: AsyncConnection) -> bool:
 
 @asynccontextmanager
 async def _exclusive_sqlite(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    async with connected(engine) as connection:
+    async with engine.connect() as connection:
         # Without the driver's own transactions, which leave DDL out; then one that holds the write lock.
         await connection.execution_options(isolation_level="AUTOCOMMIT")
         async with connection.begin():

@@ -17,7 +17,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from forebay.errors import SchemaError
 from forebay.migrations.activity import is_behind
-from forebay.migrations.connecting import connected
 from forebay.migrations.failures import is_busy, translated
 from forebay.migrations.lock import exclusive
 from forebay.migrations.shape import read_shape
@@ -46,7 +45,7 @@ async def is_current(engine: AsyncEngine) -> bool:
     """
     try:
         with translated():
-            async with connected(engine) as connection:
+            async with engine.connect() as connection:
                 revision: str | None = await connection.scalar(_REVISION)
                 return revision == head()
     except SchemaError:  # there is no such table yet
@@ -78,13 +77,13 @@ async def plan(engine: AsyncEngine) -> str:
     Raises what `upgrade` raises.
     """
     with translated():
-        async with connected(engine) as connection:
+        async with engine.connect() as connection:
             return await connection.run_sync(_plan)
 
 
 async def _is_behind(engine: AsyncEngine) -> bool:
     # Chainlit's own layer, while it still ran beside the migration, has made threads that have no updatedAt.
-    async with connected(engine) as connection:
+    async with engine.connect() as connection:
         return await connection.run_sync(is_behind)
 
 
