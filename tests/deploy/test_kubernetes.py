@@ -216,8 +216,8 @@ def test_the_metrics_are_where_the_probes_look() -> None:
 
 def test_the_drains_metrics_are_scraped_too() -> None:
     patches = files.document(_KUBERNETES / "with-drain" / "kustomization.yaml")["patches"]
-    (patch,) = [patch for patch in patches if patch["target"]["kind"] == "PodMonitor"]
-    ((addition,),) = [yaml.safe_load(patch["patch"])]
+    (path,) = [patch["path"] for patch in patches if patch["target"]["kind"] == "PodMonitor"]
+    (addition,) = files.document(_KUBERNETES / "with-drain" / path)
     assert (addition["op"], addition["path"]) == ("add", "/spec/podMetricsEndpoints/-")
     assert set(addition["value"]) == _ENDPOINT
     (drain,) = [

@@ -56,8 +56,8 @@ _WARNED = 3
 def doctor(database_url: str | None, app: Path | None, replicas: int, as_json: bool) -> None:
     """Check what an app started here depends on, and say what to do about each finding.
 
-    The database (reachable, version, TLS, clock, connections, pooler, tables, indexes, standby), the journals' folder (local,
-    writable, how fast it syncs, room, what was left in it), dead letters, the metrics' address, the storage of
+    The database (reachable, version, TLS, clock, connections, pooler, tables, indexes, standby), the journals' folder
+    (local, writable, how fast it syncs, room, what was left in it), dead letters, the metrics' address, the storage of
     elements' content, and the secret that signs logins. Nothing that it writes stays.
 
     Exit codes: 0, nothing is wrong; 3, there are warnings; 1, something does not work; 2, wrong usage.
