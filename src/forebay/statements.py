@@ -1,7 +1,8 @@
 """Changes and reads -> SQL, for both databases, built from the schema.
 
 A batch is one JSON document a table, and the database is its parser. A read is one statement that returns
-one JSON document. Each statement is compiled once; what comes from outside is always a parameter.
+one JSON document; a thread's steps come as rows behind it, since PostgreSQL makes a document of a row at twice the
+price of the row. Each statement is compiled once; what comes from outside is always a parameter.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from forebay.dialects import REMOVED, Expression, PostgresSql, Sql, SqliteSql
 from forebay.rows import Row
 from forebay.schema import (
     WRITTEN_AT,
+    Kind,
     Merge,
     checkpoints,
     elements,
@@ -37,12 +39,45 @@ NOW = "now"
 
 
 @dataclass(frozen=True, slots=True)
+class Inner:
+    """What is in a statement's rows behind the first: columns `names` from the third on, those `encoded` as JSON."""
+
+    key: str
+    names: tuple[str, ...]
+    encoded: tuple[str, ...]
+
+    def documents(self, rows: Iterable[Sequence[Any]]) -> list[dict[str, Any]]:
+        """The rows as documents."""
+        found = []
+        for row in rows:
+            document = dict(zip(self.names, row[2:], strict=True))
+            for name in self.encoded:
+                if type(document[name]) is str:
+                    document[name] = orjson.loads(document[name])
+            found.append(document)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
 class Statement:
-    """SQL in the driver's own form, and the order of its parameters."""
+    """SQL in the driver's own form, and the order of its parameters.
+
+    Its first row's first column is a JSON document; `inner` tells what is in further rows.
+    """
 
     sql: str
     names: tuple[str, ...]
     constants: Mapping[str, Any] = field(default_factory=dict)
+    inner: Inner | None = None
+
+    def document(self, rows: Sequence[Sequence[Any]]) -> Any:
+        """What it returned, parsed; None for nothing."""
+        if not rows or rows[0][0] is None:
+            return None
+        found = orjson.loads(rows[0][0])
+        if self.inner is not None:
+            found[self.inner.key] = self.inner.documents(rows[1:])
+        return found
 
     def arguments(self, parameters: Mapping[str, Any]) -> tuple[Any, ...]:
         """The parameters' values in the statement's order."""
@@ -121,11 +156,11 @@ class Statements:
         self.upsert = cache(self._one_table)
         self.delete = cache(self._delete)
 
-    def _compile(self, statement: sa.sql.ClauseElement) -> Statement:
+    def _compile(self, statement: sa.sql.ClauseElement, inner: Inner | None = None) -> Statement:
         compiled = statement.compile(dialect=self._dialect, compile_kwargs={"render_postcompile": True})
         assert isinstance(compiled, sa.sql.compiler.SQLCompiler)
         constants = {name: value for name, value in compiled.params.items() if value is not None}
-        return Statement(compiled.string, tuple(compiled.positiontup or ()), constants)
+        return Statement(compiled.string, tuple(compiled.positiontup or ()), constants, inner)
 
     # ---- writing
 
@@ -315,11 +350,19 @@ class Statements:
     @cached_property
     def thread(self) -> Statement:
         """A thread by `id`, with its steps, their newest feedback, and its elements."""
-        return self._compile(
-            sa.select(self._sql.result(self._thread_document(True))).where(
-                threads.c.id == _id_parameter("id")
-            )
-        )
+        key = _id_parameter("id")
+        columns = {name: _as_row(steps, name, value) for name, value in self._values(steps).items()}
+        columns["feedback"] = self._newest_feedback()
+        document = self._thread_document(elements=self._of_thread(elements, elements.c.id))
+        nothing = [sa.null().label(name) for name in columns]
+        values = [value.label(name) for name, value in columns.items()]
+        zero, one = (sa.literal_column(number, sa.Integer()).label("part") for number in ("0", "1"))
+        head: sa.Select[Any] = sa.select(self._sql.result(document).label("doc"), zero, *nothing)
+        tail: sa.Select[Any] = sa.select(sa.null().label("doc"), one, *values)
+        union = sa.union_all(head.where(threads.c.id == key), tail.where(steps.c.threadId == key))
+        found = union.selected_columns
+        inner = Inner("steps", tuple(columns), (*_JSON_OF_STEPS, "feedback"))
+        return self._compile(union.order_by(found.part, found.createdAt, found.id), inner)
 
     @cached_property
     def thread_author(self) -> Statement:
@@ -387,7 +430,11 @@ class Statements:
         union = sa.union_all(sa.select(newest.c.id, newest.c.activity), others).subquery("candidates")
         page = sa.select(union.c.id, union.c.activity).order_by(union.c.activity.desc(), union.c.id.desc())
         chosen = page.limit(first).subquery("chosen")
-        document = self._thread_document(with_steps, activity=chosen.c.activity)
+        whole: dict[str, Expression] = {}
+        if with_steps:
+            whole["steps"] = self._of_thread(steps, steps.c.createdAt)
+            whole["elements"] = self._of_thread(elements, elements.c.id)
+        document = self._thread_document(activity=chosen.c.activity, **whole)
         found = (
             sa.select(document.label("doc"), chosen.c.activity.label("createdAt"), threads.c.id)
             .select_from(threads.join(chosen, chosen.c.id == threads.c.id))
@@ -409,14 +456,11 @@ class Statements:
         in_steps = found.limit(sa.literal_column("1")).correlate(threads).scalar_subquery()
         return sa.or_(self._sql.contains(threads.c.name), in_steps.is_not(None))
 
-    def _thread_document(self, with_steps: bool, **more: Expression) -> Expression:
-        values = {**self._values(threads, leaving_out=("updatedAt",)), **more}
-        if with_steps:
-            values["steps"] = self._of_thread(self._step_document(), steps, steps.c.createdAt)
-            values["elements"] = self._of_thread(self._document(elements), elements, elements.c.id)
-        return self._sql.object(values)
+    def _thread_document(self, **more: Expression) -> Expression:
+        return self._sql.object({**self._values(threads, leaving_out=("updatedAt",)), **more})
 
-    def _of_thread(self, document: Expression, table: sa.Table, order: Expression) -> Expression:
+    def _of_thread(self, table: sa.Table, order: Expression) -> Expression:
+        document = self._step_document() if table is steps else self._document(table)
         found = (
             sa.select(document.label("doc"), order.label("createdAt"), table.c.id)
             .where(table.c.threadId == threads.c.id)
@@ -426,6 +470,9 @@ class Statements:
         return sa.select(self._sql.array(found)).correlate(threads).scalar_subquery()
 
     def _step_document(self) -> Expression:
+        return self._sql.object({**self._values(steps), "feedback": self._newest_feedback()})
+
+    def _newest_feedback(self) -> Expression:
         newest = (
             sa.select(self._document(feedbacks))
             .where(feedbacks.c.forId == steps.c.id)
@@ -434,7 +481,7 @@ class Statements:
             .correlate(steps)
             .scalar_subquery()
         )
-        return self._sql.object({**self._values(steps), "feedback": self._sql.nested(newest)})
+        return self._sql.nested(newest)
 
     def _document(self, table: sa.Table) -> Expression:
         return self._sql.object(self._values(table))
@@ -444,7 +491,13 @@ class Statements:
         return {c.name: self._sql.plain(c) for c in table.columns if c.name not in leaving_out}
 
 
+_JSON_OF_STEPS = tuple(c.name for c in steps.columns if schema.kind_of(c) in (Kind.OBJECT, Kind.LIST))
 _NEWEST_FEEDBACK = (feedbacks.c[WRITTEN_AT].desc().nulls_last(), feedbacks.c.id.desc())
+
+
+def _as_row(table: sa.Table, name: str, value: Expression) -> Expression:
+    """An id as text, which PostgreSQL's driver would make an object otherwise."""
+    return sa.cast(value, sa.Text()) if schema.kind_of(table.columns[name]) is Kind.ID else value
 
 
 def _text(name: str) -> sa.BindParameter[Any]:

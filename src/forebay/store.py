@@ -192,7 +192,7 @@ class Store:
         if self.replica is not None and not self._needs_primary(statement):
             rows = await self.replica.fetch(statement, parameters)
             if rows is not None:
-                return _document(rows)
+                return statement.document(rows)
         return await self._one_document(statement, parameters)
 
     def _needs_primary(self, statement: Statement) -> bool:
@@ -214,7 +214,8 @@ class Store:
             anyio.fail_after(self._settings.statement_timeout),
         ):
             async with self._reader() as driver:
-                return _document(await (self._write if writes else _fetch)(driver, statement, parameters))
+                rows = await (self._write if writes else _fetch)(driver, statement, parameters)
+        return statement.document(rows)
 
     async def _write(self, driver: Driver, statement: Statement, parameters: Mapping[str, Any]) -> list[Any]:
         async with self._committing(driver):
@@ -392,10 +393,6 @@ class Store:
 
 async def _fetch(driver: Driver, statement: Statement, parameters: Mapping[str, Any]) -> list[Any]:
     return await driver.fetch(statement, parameters)
-
-
-def _document(rows: Sequence[Any]) -> Any:
-    return orjson.loads(rows[0][0]) if rows else None
 
 
 def _is_uuid(text: str) -> bool:
