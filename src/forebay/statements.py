@@ -357,8 +357,8 @@ class Statements:
         nothing = [sa.null().label(name) for name in columns]
         values = [value.label(name) for name, value in columns.items()]
         zero, one = (sa.literal_column(number, sa.Integer()).label("part") for number in ("0", "1"))
-        head: sa.Select[Any] = sa.select(self._sql.result(document).label("doc"), zero, *nothing)
-        tail: sa.Select[Any] = sa.select(sa.null().label("doc"), one, *values)
+        head = sa.select(self._sql.result(document).label("doc"), zero, *nothing)
+        tail = sa.select(sa.null().label("doc"), one, *values)
         union = sa.union_all(head.where(threads.c.id == key), tail.where(steps.c.threadId == key))
         found = union.selected_columns
         inner = Inner("steps", tuple(columns), (*_JSON_OF_STEPS, "feedback"))
