@@ -104,4 +104,4 @@ def _environment(root: str) -> dict[str, str]:
         name: value for name, value in os.environ.items() if not name.startswith(("FOREBAY_", "CHAINLIT_"))
     }
     kept.pop("DATABASE_URL", None)
-    return kept | {"CHAINLIT_APP_ROOT": root, "OPENBLAS_NUM_THREADS": "1"}
+    return kept | {"CHAINLIT_APP_ROOT": root, "CHAINLIT_ENV_FILE": os.devnull, "OPENBLAS_NUM_THREADS": "1"}

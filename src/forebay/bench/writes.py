@@ -43,7 +43,7 @@ async def measure(subject: Subject, url: str, load: Load, folder: Path) -> Resul
         result, written = await _measure_layer(layer, subject, load, daemon)
         result["connections_idle"] = await _idle_connections(url)
         await layers.close_layer(layer)
-    return {**result, **await _audit(subject, url, written, result["seconds"] or 0.0)}
+    return {**result, **await audit(subject, url, written, result["seconds"] or 0.0)}
 
 
 async def _measure_floor(subject: Subject, url: str, load: Load) -> Result:
@@ -113,7 +113,7 @@ async def _idle_connections(url: str) -> float:
         await connection.close()
 
 
-async def _audit(subject: Subject, url: str, written: Written, seconds: float) -> Result:
+async def audit(subject: Subject, url: str, written: Written, seconds: float) -> Result:
     """Which steps are not there, or not as they were at last; and the rows that got there a second."""
     if subject.kind == "none":
         return {}
