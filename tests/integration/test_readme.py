@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from forebay.cli import main
 from forebay.settings import Settings, variable_of
+from loadtests.tables import filled
 
 _README = (Path(__file__).parents[2] / "README.md").read_text()
 _EXAMPLES = re.findall(r"^```python\n(.*?)^```", _README, re.MULTILINE | re.DOTALL)
@@ -49,3 +50,8 @@ def test_the_settings_table_is_that_of_the_code() -> None:
     assert documented == {
         variable_of(name): field.description for name, field in Settings.model_fields.items()
     }
+
+
+def test_the_measured_tables_are_those_that_were_saved() -> None:
+    assert "| forebay, journal |" in _README
+    assert filled(_README) == _README, "run `python -m loadtests.tables`"

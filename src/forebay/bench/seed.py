@@ -101,8 +101,12 @@ async def fill(kind: Kind, url: str, found: list[Group]) -> None:
         # What is made here fits together; checking each row costs more than making it. A superuser's right.
         with contextlib.suppress(asyncpg.InsufficientPrivilegeError):
             await connection.execute("SET session_replication_role = replica")
+        indexes = await _drop_indexes(connection, ".*")
         for group in found:
             await _fill_group(connection, kind, group)
+        await connection.execute("SET maintenance_work_mem = '256MB'")
+        for index in indexes:  # which is faster than to keep them up to date meanwhile
+            await connection.execute(index)
         await connection.execute("VACUUM ANALYZE")
     finally:
         await connection.close()
@@ -119,11 +123,18 @@ async def drop_indexes(url: str) -> None:
     """Leave the tables as SQLAlchemyDataLayer documents them, without forebay's indexes."""
     connection = await asyncpg.connect(url)
     try:
-        names = await connection.fetch(
-            "SELECT indexname FROM pg_indexes WHERE schemaname = current_schema() AND indexname ~ '^forebay_.*'"
-            " AND indexname NOT IN (SELECT conname FROM pg_constraint)"
-        )
-        for row in names:
-            await connection.execute(f'DROP INDEX "{row[0]}"')
+        await _drop_indexes(connection, "^forebay_.*")
     finally:
         await connection.close()
+
+
+async def _drop_indexes(connection: asyncpg.Connection, names: str) -> list[str]:
+    """Drop the indexes of such names that no constraint needs; what makes them again."""
+    found = await connection.fetch(
+        "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = current_schema() AND indexname ~ $1"
+        " AND indexname NOT IN (SELECT conname FROM pg_constraint)",
+        names,
+    )
+    for row in found:
+        await connection.execute(f'DROP INDEX "{row[0]}"')
+    return [row[1] for row in found]
