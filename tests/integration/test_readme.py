@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from loadtests.tables import filled
 
 from forebay.cli import main
 from forebay.settings import Settings, variable_of
-from loadtests.tables import filled
 
 _README = (Path(__file__).parents[2] / "README.md").read_text()
 _EXAMPLES = re.findall(r"^```python\n(.*?)^```", _README, re.MULTILINE | re.DOTALL)

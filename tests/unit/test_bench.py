@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from forebay.bench import plot, tables
+from forebay.bench.growth import GROWTH_SCALES, Growth
 from forebay.bench.plan import (
     BATCH,
     CHAINLIT,
@@ -27,6 +28,7 @@ from forebay.bench.report import NoReport, Report, Result
 from forebay.bench.targets import TARGETS, Target
 from forebay.cli import main
 
+FULL_GROWTH = GROWTH_SCALES["full"]
 _THREAD, _PAGE, _LONG = "get_thread, 50 steps", "first page, 1,000 threads", "first page, 50,000 threads"
 
 
@@ -247,3 +249,72 @@ def test_without_a_postgresql_it_says_what_to_install(monkeypatch: pytest.Monkey
     assert done.exit_code == 1
     assert "pip install 'forebay[bench]'" in done.output
     assert "Traceback" not in done.output
+
+
+# ---- growth
+
+
+def _growth() -> Growth:
+    def points(speed: float) -> list[Result]:
+        return [
+            {"at": float(at), **_written(speed, 30), "read_after_ms": 2.0} for at in FULL_GROWTH.sessions[:3]
+        ]
+
+    ended: Result = {"at": 1000.0, "over_s": 60.0}
+    return Growth(
+        about=_report().about,
+        scale=json.loads(json.dumps(asdict(FULL_GROWTH))),
+        axes={
+            "sessions": {FOREBAY: points(20_000), CHAINLIT: points(1000), SQLALCHEMY: [*points(400), ended]},
+            "steps": {
+                FOREBAY: [{"at": 0.0, **_written(20_000, 30)}, {"at": 50_000.0, **_written(19_000, 30)}]
+            },
+        },
+    )
+
+
+def test_a_line_ends_where_nothing_was_measured() -> None:
+    assert _growth().line("sessions", SQLALCHEMY, "writes_per_second") == [(10, 400), (50, 400), (200, 400)]
+    assert _growth().line("sessions", FOREBAY, "lag_p99_ms") == []
+    assert _growth().line("size", FOREBAY, "writes_per_second") == []
+
+
+def test_what_grows_has_tables_by_place() -> None:
+    text = tables.markdown(_growth())
+    rows = [line for line in text.splitlines() if line.startswith("| 10 |")]
+    assert [row.split(" | ")[1] for row in rows] == [FOREBAY, CHAINLIT, SQLALCHEMY]
+    assert f"| 1,000 | {SQLALCHEMY} | > 60 s | - |" in text
+    assert "One round on 2 cores" in text
+
+
+def test_what_grows_is_drawn_one_by_one(tmp_path: Path) -> None:
+    drawn = plot.draw_growth(_growth(), tmp_path / "growth.svg")
+    assert [path.name for path in drawn] == ["growth-steps.svg", "growth-sessions.svg"]
+    assert "chats at once" in drawn[1].read_text()
+
+
+def test_what_forebay_has_lost_while_something_grows_is_an_error(tmp_path: Path) -> None:
+    growth = _growth()
+    growth.axes["sessions"][CHAINLIT][0]["stale_steps"] = 5.0
+    assert growth.lost == 0
+    growth.axes["steps"][FOREBAY][1]["stale_steps"] = 2.0
+    growth.save(tmp_path / "growth.json")
+    arguments = [
+        "bench",
+        "--growth",
+        "--load",
+        str(tmp_path / "growth.json"),
+        "--plot",
+        str(tmp_path / "x.png"),
+    ]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 1
+    assert "forebay has lost 2 steps" in done.output
+    assert (tmp_path / "x-steps.png").exists()
+
+
+@pytest.mark.parametrize("option", [("--rounds", "2"), ("--only", "reads")], ids=["rounds", "only"])
+def test_what_grows_has_neither_rounds_nor_halves(option: tuple[str, str]) -> None:
+    done = CliRunner().invoke(main, ["bench", "--growth", *option])
+    assert done.exit_code == 2
+    assert "neither --rounds nor --only" in done.output

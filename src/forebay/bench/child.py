@@ -12,6 +12,7 @@ import gc
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
 import traceback
@@ -35,6 +36,7 @@ async def _run(order: dict[str, Any]) -> None:
         case "drop indexes":
             await seed.drop_indexes(url)
         case "write":
+            signal.setitimer(signal.ITIMER_REAL, order["limit"])
             _tell(await writes.measure(subject, url, Load(**order["load"]), folder))
         case "read":
             readings = [Reading(**reading) for reading in order["readings"]]

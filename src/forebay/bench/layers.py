@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,8 @@ CREATE INDEX ON "Feedback" ("createdAt"); CREATE INDEX ON "Feedback" (name);
 CREATE INDEX ON "Feedback" ("stepId"); CREATE INDEX ON "Feedback" (value);
 CREATE INDEX ON "Feedback" (name, value);
 """
-_OUTPUTS = {"chainlit": 'SELECT id, output FROM "Step"'}
-_COUNTS = {"chainlit": 'SELECT count(*) FROM "Step"'}
+_OUTPUTS = {"chainlit": 'SELECT id, output FROM "Step" WHERE id = ANY ($1::text[])'}
+_ASKED_AT_ONCE = 10_000  # steps
 
 
 class NoLayer(BaseDataLayer):
@@ -116,12 +117,11 @@ async def close_layer(layer: BaseDataLayer) -> None:
         await layer.engine.dispose()
 
 
-async def stored_outputs(kind: Kind, connection: asyncpg.Connection) -> dict[str, str]:
-    """The steps' outputs by id."""
-    query = _OUTPUTS.get(kind, "SELECT id::text, output FROM steps")
-    return {row[0]: row[1] for row in await connection.fetch(query)}
-
-
-async def stored_steps(kind: Kind, connection: asyncpg.Connection) -> int:
-    """How many steps there are."""
-    return int(await connection.fetchval(_COUNTS.get(kind, "SELECT count(*) FROM steps")))
+async def stored_outputs(kind: Kind, connection: asyncpg.Connection, ids: Sequence[str]) -> dict[str, str]:
+    """The outputs of those steps that are there."""
+    query = _OUTPUTS.get(kind, "SELECT id::text, output FROM steps WHERE id = ANY ($1::uuid[])")
+    found: dict[str, str] = {}
+    for start in range(0, len(ids), _ASKED_AT_ONCE):
+        rows = await connection.fetch(query, ids[start : start + _ASKED_AT_ONCE])
+        found |= {row[0]: row[1] for row in rows}
+    return found

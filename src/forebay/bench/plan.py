@@ -66,7 +66,9 @@ READERS: tuple[Subject, ...] = (
 class Load:
     """Chats at once, and turns of each. `updates`: nine writes a turn into five rows, else five into five.
 
-    With `rate` so many writes a second are begun for `seconds`, done or not. `step_bytes`: an answer's length.
+    With `rate` so many writes a second are begun for `seconds`, done or not; without, no turn is begun after `seconds`
+    where they are not 0. `step_bytes`: an answer's length. `reader`: somebody opens a thread of 50 steps meanwhile,
+    again and again, and afterwards.
     """
 
     sessions: int = 200
@@ -75,6 +77,7 @@ class Load:
     rate: int | None = None
     seconds: float = 0.0
     step_bytes: int = 520
+    reader: bool = False
 
 
 @dataclass(frozen=True)

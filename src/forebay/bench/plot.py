@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from forebay.bench.growth import Growth, names
 from forebay.bench.plan import (
     CHAINLIT,
     FOREBAY,
@@ -140,3 +141,67 @@ def _written(report: Report, name: str, readings: Sequence[str]) -> list[str]:
     return [
         f"{'> ' if over else ''}{value:,.0f}" if value >= 10 else f"{value:.2g}" for value, over in values
     ]
+
+
+_LINES = {FOREBAY: (BLUE, "o", "-"), CHAINLIT: (GREEN, "s", "--"), SQLALCHEMY: (ORANGE, "^", ":")}
+_AXES = {
+    "steps": "steps in the tables",
+    "sessions": "chats at once",
+    "size": "an answer's length, bytes",
+    "distance": "round trip to the database, ms",
+}
+_FIGURES = {
+    "writes_per_second": "Durable writes a second",
+    "read_after_ms": "A thread of 50 steps is read, ms",
+    "read_during_ms": "… while the chats write, ms",
+}
+
+
+def draw_growth(growth: Growth, path: Path) -> list[Path]:
+    """A picture for each axis, whose name is put behind the file's; the files."""
+    drawn = []
+    for axis in names(growth):
+        drawn.append(path.with_stem(f"{path.stem}-{axis}"))
+        _draw_axis(growth, axis, drawn[-1])
+    return drawn
+
+
+def _draw_axis(growth: Growth, axis: str, path: Path) -> None:
+    figure, panels = prepared().subplots(1, len(_FIGURES), figsize=(10.5, 3.2))
+    for panel, (name, title) in zip(panels, _FIGURES.items(), strict=True):
+        for subject, (color, marker, style) in _LINES.items():
+            if points := growth.line(axis, subject, name):
+                at, values = zip(*points, strict=True)
+                panel.plot(at, values, color=color, marker=marker, linestyle=style, label=subject)
+        panel.set_title(title)
+        _scale_axis(panel, axis, growth.scale)
+        panel.set_yscale("log")
+        panel.yaxis.set_major_formatter(_plain_numbers())
+        panel.grid(axis="y", alpha=0.3)
+        panel.set_xlabel(_AXES[axis])
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    save(figure, path)
+
+
+def _scale_axis(panel: Axes, axis: str, scale: dict[str, Any]) -> None:
+    points = scale[{"steps": "steps", "sessions": "sessions", "size": "sizes", "distance": "distances"}[axis]]
+    if points[0] == 0:  # which has no logarithm
+        panel.set_xscale("symlog", linthresh=min(points[1:], default=1))
+    else:
+        panel.set_xscale("log")
+    panel.set_xticks(points, [_short(point) for point in points])
+    panel.xaxis.set_minor_locator(_no_ticks())
+
+
+def _short(number: float) -> str:
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:g}{letter}"
+    return f"{number:g}"
+
+
+def _plain_numbers() -> Any:
+    from matplotlib.ticker import FuncFormatter
+
+    return FuncFormatter(lambda value, _: f"{value:,g}")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from forebay.bench.plan import WRITERS
 from forebay.errors import ForebayError
@@ -20,21 +20,11 @@ class NoReport(ForebayError):
     """A file holds no saved result; the message names it."""
 
 
-@dataclass
-class Report:
-    """Each subject's results by round. `writes`: chats that write; `rows`: each write a new row; `steady`: at a given
-    rate; `reads`: by kind of read."""
-
-    about: dict[str, str] = field(default_factory=dict)
-    scale: dict[str, Any] = field(default_factory=dict)
-    command: str = "forebay bench"
-    writes: Runs = field(default_factory=dict)
-    rows: Runs = field(default_factory=dict)
-    steady: Runs = field(default_factory=dict)
-    reads: dict[str, Runs] = field(default_factory=dict)
+class Saved:
+    """What is kept as JSON: a dataclass whose fields are plain values."""
 
     @classmethod
-    def load(cls, path: Path) -> Report:
+    def load(cls, path: Path) -> Self:
         """A saved one. Raises NoReport."""
         try:
             return cls(**json.loads(path.read_text()))
@@ -46,7 +36,21 @@ class Report:
     def save(self, path: Path) -> None:
         """Keep it as JSON. Raises OSError."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        path.write_text(json.dumps(vars(self), indent=1) + "\n")
+
+
+@dataclass
+class Report(Saved):
+    """Each subject's results by round. `writes`: chats that write; `rows`: each write a new row; `steady`: at a given
+    rate; `reads`: by kind of read."""
+
+    about: dict[str, str] = field(default_factory=dict)
+    scale: dict[str, Any] = field(default_factory=dict)
+    command: str = "forebay bench"
+    writes: Runs = field(default_factory=dict)
+    rows: Runs = field(default_factory=dict)
+    steady: Runs = field(default_factory=dict)
+    reads: dict[str, Runs] = field(default_factory=dict)
 
     def write(self, subject: str, figure: str, runs: Runs | None = None) -> float | None:
         """The median of a figure of a subject's writes."""

@@ -110,19 +110,19 @@ class Bench:
     async def _make_templates(self) -> None:
         """A database with each kind of tables, to copy."""
         for kind in _TABLES:
-            self._templates[kind] = self._keep(self._server.create_database())
+            self._templates[kind] = self.keep(self._server.create_database())
             await self._order("tables", Subject(kind, kind), self._templates[kind])
 
-    async def fill(self, kind: Kind, groups: Iterable[Any]) -> str:
-        """A database full of rows; its URL."""
+    async def fill(self, kind: Kind, groups: Iterable[seed.Group], url: str | None = None) -> str:
+        """A new database full of rows, or more rows in the one at `url`; its URL."""
         self.tell(f"filling tables: {kind}")
-        url = self._keep(self.database(kind))
+        url = url or self.keep(self.database(kind))
         await self._order("fill", Subject(kind, kind), url, groups=[asdict(group) for group in groups])
         return url
 
     async def without_indexes(self, url: str) -> str:
         """A copy without forebay's indexes; its URL."""
-        copied = self._keep(self._copy(url))
+        copied = self.keep(self._copy(url))
         await self._order("drop indexes", Subject("sqlalchemy", "sqlalchemy"), copied)
         return copied
 
@@ -132,17 +132,19 @@ class Bench:
             name_of(self._templates["chainlit" if kind == "chainlit" else "forebay"])
         )
 
-    def drop(self, url: str) -> None:
-        """Remove a database."""
-        self._server.drop_database(url)
-
-    def _keep(self, url: str) -> str:
+    def keep(self, url: str) -> str:
+        """The database is there until the end."""
         self._databases.append(url)
         return url
 
     def _copy(self, url: str) -> str:
         new = int(self._server.execute("SHOW server_version_num")[0][0]) >= _STRATEGY_SINCE
         return self._server.create_database(name_of(url), strategy="FILE_COPY" if new else None)
+
+    @property
+    def home(self) -> str:
+        """The URL of the server's own database."""
+        return self._server.home
 
     def about(self) -> dict[str, str]:
         """What this was measured on."""
@@ -163,18 +165,39 @@ class Bench:
 
     # ---- measurements
 
-    async def write(self, runs: Runs, subject: Subject, load: Load, url: str | None = None) -> None:
-        """A measurement of writes on a fresh database, or on the one at `url`; it is added to `runs`."""
-        self.tell(f"{subject.name}: writes")
+    async def write(
+        self,
+        runs: Runs,
+        subject: Subject,
+        load: Load,
+        url: str | None = None,
+        *,
+        through: Callable[[str], str] | None = None,
+        limit: float = 0.0,
+        where: str = "writes",
+    ) -> None:
+        """A measurement of writes on a fresh database, or on the one at `url`; it is added to `runs`.
+
+        `through` turns the URL into the one to write through. After `limit` seconds, unless it is 0, it is ended.
+        """
+        self.tell(f"{subject.name}: {where}")
         database = url or self.database(subject.kind)
+        used = through(database) if through is not None else database
         try:
             async with self._watched(database) as peak:
-                [result] = await self._order("write", subject, database, load=asdict(load))
-            if not subject.is_floor:
-                result["connections_peak"] = float(peak())
+                answer = await self._processes.order(
+                    "write", subject=asdict(subject), url=used, load=asdict(load), limit=limit
+                )
+            result: Result = {"over_s": limit}
+            if answer.alarmed:
+                self._end_sessions(database)
+            else:
+                [result] = answer.results
+                if not subject.is_floor:
+                    result["connections_peak"] = float(peak())
         finally:
             if url is None:
-                self.drop(database)
+                self._server.drop_database(database)
         runs.setdefault(subject.name, []).append(result)
 
     @contextlib.asynccontextmanager

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
+from forebay.bench.growth import Growth, names
 from forebay.bench.plan import NO_LAYER, READERS, SQLALCHEMY, WRITERS
-from forebay.bench.report import Report, Runs
+from forebay.bench.report import Report, Result, Runs
 from forebay.bench.targets import TARGETS, Measured, Target
 
 _NONE = "-"
@@ -39,26 +40,23 @@ class Grid:
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def grids(report: Report) -> list[Grid]:
+def grids(report: Report | Growth) -> list[Grid]:
     """Everything that was measured, and what it is beside the targets."""
+    if isinstance(report, Growth):
+        return [_growth_grid(report, axis) for axis in names(report)]
     found = [
-        _writes(report),
-        _costs(report),
-        _floors(report),
-        _steady(report),
-        _reads(report),
-        _targets(report),
-    ]
+        _writes(report), _costs(report), _floors(report), _steady(report), _reads(report), _targets(report)
+    ]  # fmt: skip
     return [grid for grid in found if grid.rows]
 
 
-def markdown(report: Report) -> str:
+def markdown(report: Report | Growth) -> str:
     """The tables for the README, with what they were measured on."""
     about = report.about
+    how = f"Medians of {report.scale['rounds']} rounds" if isinstance(report, Report) else "One round"
     measured_on = (
-        f"Medians of {report.scale['rounds']} rounds on {about['cores']} cores, PostgreSQL {about['postgresql']}"
-        f" (fsync {about['fsync']}) beside them, Python {about['python']}, Chainlit {about['chainlit']}:"
-        f" `{report.command}`."
+        f"{how} on {about['cores']} cores, PostgreSQL {about['postgresql']} (fsync {about['fsync']}) beside them,"
+        f" Python {about['python']}, Chainlit {about['chainlit']}: `{report.command}`."
     )
     return "\n\n".join([*(f"**{grid.title}**\n\n{grid.markdown()}" for grid in grids(report)), measured_on])
 
@@ -174,3 +172,30 @@ def _measured(report: Report, target: Target, measured: Measured) -> str:
     if target.unit == "µs" and own is not None:
         text += f" ({own:.0f} the benchmark's)"
     return text
+
+
+def _growth_grid(growth: Growth, axis: str) -> Grid:
+    header = (
+        axis, "layer", "writes/s", "CPU a write, µs", "call p99, ms", "a thread is read, ms", "… while chats write, ms",
+        "stale", "missing",
+    )  # fmt: skip
+    found = [(result, subject) for subject, results in growth.axes[axis].items() for result in results]
+    ordered = sorted(found, key=lambda pair: pair[0].get("at") or 0)
+    return Grid(f"As it grows: {axis}", header, [_growth_row(result, subject) for result, subject in ordered])
+
+
+def _growth_row(result: Result, subject: str) -> tuple[str, ...]:
+    at = f"{result.get('at') or 0:,g}"
+    if (over := result.get("over_s")) is not None:
+        return (at, subject, f"> {over:g} s", *[_NONE] * 6)
+    return (
+        at,
+        subject,
+        _number(result.get("writes_per_second")),
+        _number(result.get("cpu_us_per_write")),
+        _ms(result.get("call_p99_ms")),
+        _ms(result.get("read_after_ms")),
+        _ms(result.get("read_during_ms")),
+        _number(result.get("stale_steps")),
+        _number(result.get("missing_steps")),
+    )

@@ -9,7 +9,9 @@ import sys
 import time
 from array import array
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Self
 
 import sqlalchemy as sa
 from chainlit.data.base import BaseDataLayer
@@ -26,11 +28,15 @@ from forebay.bench.gauges import (
     quantile,
 )
 from forebay.bench.plan import Load, Subject
-from forebay.bench.workload import Session, Written, converse, keep_pace
+from forebay.bench.reads import NothingRead
+from forebay.bench.workload import ROWS_A_TURN, Session, Written, converse, keep_pace
 from forebay.data_layer import ForebayDataLayer
 
 Result = dict[str, float | None]
 _DAEMON_TIMEOUT = 30.0  # seconds
+_READ_STEPS = 50
+_READ_EVERY = 0.02  # seconds
+_READS, _READ_ON = 50, 1.0  # at most, and for so many seconds
 _CLOSING_SPELL = 0.2  # seconds that connections which nobody needs have to go
 
 
@@ -66,17 +72,20 @@ async def _measure_layer(
     await asyncio.gather(*(session.open() for session in sessions))
     if isinstance(layer, ForebayDataLayer):
         await layer.flush()
+    reader = await Reader.of(layer, load)
     memory, daemon_cpu = Memory(), cpu_of(daemon) if daemon else None
-    started, cpu = time.perf_counter(), time.process_time()
-    with lag_sampled(lags):
-        if load.rate is not None:
-            await keep_pace(sessions, load.rate, load.seconds)
-        else:
-            await converse(sessions)
-        if isinstance(layer, ForebayDataLayer):
-            await layer.flush()
-    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+    async with reader.reading():
+        started, cpu = time.perf_counter(), time.process_time()
+        with lag_sampled(lags):
+            if load.rate is not None:
+                await keep_pace(sessions, load.rate, load.seconds)
+            else:
+                await converse(sessions, load.seconds)
+            if isinstance(layer, ForebayDataLayer):
+                await layer.flush()
+        seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     writes = len(written.calls)
+    await reader.read_on()
     return {
         "writes_per_second": writes / seconds,
         "cpu_us_per_write": cpu / writes * 1e6,
@@ -86,9 +95,75 @@ async def _measure_layer(
         "peak_mib": memory.growth(),
         "daemon_cpu_us_per_write": _daemon_cpu(daemon, daemon_cpu, writes),
         "writes": float(writes),
+        "failed_writes": float(written.failed),
         "seconds": seconds,
+        **reader.result,
         **_batch_rows(layer),
     }, written
+
+
+class Reader:
+    """Somebody who opens one thread, again and again. Without a thread: nobody."""
+
+    def __init__(self, layer: BaseDataLayer, thread_id: str | None) -> None:
+        self._layer = layer
+        self._thread_id = thread_id
+        self._during, self._after = array("d"), array("d")
+
+    @classmethod
+    async def of(cls, layer: BaseDataLayer, load: Load) -> Self:
+        """A reader of a thread of 50 steps, as long as the load's, if the load wants one."""
+        if not load.reader:
+            return cls(layer, None)
+        session = Session(layer, replace(load, turns=_READ_STEPS // ROWS_A_TURN, updates=False), Written())
+        await session.open()
+        await session.chat()
+        reader = cls(layer, session.thread_id)
+        await reader._read(array("d"))
+        return reader
+
+    async def _read(self, times: array[float]) -> None:
+        assert self._thread_id is not None
+        started = time.perf_counter()
+        thread = await self._layer.get_thread(self._thread_id)
+        times.append(time.perf_counter() - started)
+        if thread is None or len(thread["steps"]) != _READ_STEPS:
+            raise NothingRead(f"{type(self._layer).__name__}: a thread of {_READ_STEPS} steps")
+
+    @contextlib.asynccontextmanager
+    async def reading(self) -> AsyncIterator[None]:
+        """Read as long as this lasts."""
+        over = self._thread_id is None
+
+        async def read() -> None:
+            while not over:
+                await self._read(self._during)
+                await asyncio.sleep(_READ_EVERY)
+
+        task = asyncio.create_task(read())
+        try:
+            yield
+        finally:
+            over = True
+            await task
+
+    async def read_on(self) -> None:
+        """Read a few times while nobody writes."""
+        ends = time.perf_counter() + _READ_ON
+        while self._thread_id is not None and len(self._after) < _READS and time.perf_counter() < ends:
+            await self._read(self._after)
+
+    @property
+    def result(self) -> Result:
+        """The medians, and how often it was read meanwhile."""
+        if self._thread_id is None:
+            return {}
+        return {
+            "read_during_ms": milliseconds(quantile(self._during, 0.5)),
+            "read_during_p99_ms": milliseconds(quantile(self._during, 0.99)),
+            "read_after_ms": milliseconds(quantile(self._after, 0.5)),
+            "reads_during": float(len(self._during)),
+        }
 
 
 def _daemon_cpu(daemon: int | None, before: float | None, writes: int) -> float | None:
@@ -119,7 +194,7 @@ async def audit(subject: Subject, url: str, written: Written, seconds: float) ->
         return {}
     connection = await connect(url)
     try:
-        stored = await layers.stored_outputs(subject.kind, connection)
+        stored = await layers.stored_outputs(subject.kind, connection, list(written.last))
     finally:
         await connection.close()
     last = written.last

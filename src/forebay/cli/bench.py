@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +15,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 if TYPE_CHECKING:
-    from forebay.bench.plan import Part, Scale
+    from forebay.bench.growth import Growth
+    from forebay.bench.plan import Part
+    from forebay.bench.postgres import PostgresServer
     from forebay.bench.report import Report
+    from forebay.bench.run import Tell
+
+    Expect = Callable[[int], None]
 
 _SUFFIXES = (".png", ".svg", ".pdf")
 
@@ -27,6 +32,14 @@ _SUFFIXES = (".png", ".svg", ".pdf")
     "--full", "scale", flag_value="full", help="Ten minutes or so: the README's figures, a million steps."
 )
 @click.option("--tiny", "scale", flag_value="tiny", hidden=True)
+@click.option(
+    "--growth",
+    is_flag=True,
+    envvar="FOREBAY_BENCH_GROWTH",
+    show_envvar=True,
+    help="Measure how it goes on as things grow, instead: the tables (with --full to 5,000,000 steps), the chats"
+    " at once, a step's size, the network's distance to the database.",
+)
 @click.option(
     "--rounds",
     type=click.IntRange(min=1),
@@ -67,7 +80,8 @@ _SUFFIXES = (".png", ".svg", ".pdf")
     type=click.Path(dir_okay=False, path_type=Path),
     envvar="FOREBAY_BENCH_PLOT",
     show_envvar=True,
-    help=f"Draw it into a file, whose suffix says the format: {', '.join(_SUFFIXES)}.",
+    help=f"Draw it into a file, whose suffix says the format: {', '.join(_SUFFIXES)}. With --growth a file"
+    " for each thing that grows, whose name is put behind this one's.",
 )
 @click.option(
     "--json",
@@ -87,6 +101,7 @@ _SUFFIXES = (".png", ".svg", ".pdf")
 )
 def bench(
     scale: str | None,
+    growth: bool,
     rounds: int | None,
     only: Part | None,
     url: str | None,
@@ -110,15 +125,16 @@ def bench(
       forebay bench --quick
       forebay bench --full --save bench.json --plot bench.svg
       forebay bench --load bench.json --markdown
+      forebay bench --growth --full --save growth.json --plot growth.svg
     """
     _check_plot(plot)
-    report = _loaded(load) if load is not None else _measured(_scale(scale, rounds), only, url)
+    if growth and (rounds or only):
+        raise click.UsageError("--growth takes neither --rounds nor --only")
+    report = _loaded(load, growth=growth) if load else _measured(scale or "normal", growth, rounds, only, url)
     if save is not None:
         report.save(save)
     if plot is not None:
-        from forebay.bench.plot import draw
-
-        draw(report, plot)
+        _draw(report, plot)
     _show(report, as_json=as_json, as_markdown=as_markdown)
     if report.lost:
         raise click.ClickException(
@@ -136,35 +152,66 @@ def _check_plot(path: Path | None) -> None:
         raise click.ClickException("--plot needs matplotlib: pip install 'forebay[bench]'")
 
 
-def _loaded(path: Path) -> Report:
+def _loaded(path: Path, *, growth: bool) -> Report | Growth:
+    from forebay.bench.growth import Growth
     from forebay.bench.report import Report
 
-    return Report.load(path)
+    return Growth.load(path) if growth else Report.load(path)
 
 
-def _scale(name: str | None, rounds: int | None) -> Scale:
-    from forebay.bench.plan import SCALES
-
-    scale = SCALES[name or "normal"]
-    return replace(scale, rounds=rounds) if rounds is not None else scale
-
-
-def _measured(scale: Scale, only: Part | None, url: str | None) -> Report:
-    from forebay.bench import run
-    from forebay.bench.plan import PARTS
+def _measured(
+    scale: str, growth: bool, rounds: int | None, only: Part | None, url: str | None
+) -> Report | Growth:
     from forebay.bench.postgres import PostgresServer
 
-    parts: Sequence[Part] = PARTS if only is None else (only,)
     with PostgresServer(url=url, durable=True) as server, _progress() as progress:
-        bar = progress.add_task("starting", total=run.steps_of(scale, parts) + 1)
+        bar = progress.add_task("starting", total=None)
 
         def tell(what: str) -> None:
             progress.update(bar, advance=1, description=what)
 
-        report = asyncio.run(run.run(server, scale, parts, tell))
-        progress.update(bar, advance=1, description="done")
-    report.command = _command(scale, only)
+        def expect(measurements: int) -> None:
+            progress.update(bar, total=measurements)
+
+        report = (
+            _measured_growth(server, scale, tell, expect)
+            if growth
+            else _measured_layers(server, scale, rounds, only, tell, expect)
+        )
+    words = ("--growth" if growth else "", "" if scale == "normal" else f"--{scale}")
+    chosen = (f"--rounds {rounds}" if rounds else "", f"--only {only}" if only else "")
+    report.command = " ".join(filter(None, ("forebay bench", *words, *chosen)))
     return report
+
+
+def _measured_layers(
+    server: PostgresServer, scale: str, rounds: int | None, only: Part | None, tell: Tell, expect: Expect
+) -> Report:
+    from forebay.bench import run
+    from forebay.bench.plan import PARTS, SCALES
+
+    chosen = SCALES[scale] if rounds is None else replace(SCALES[scale], rounds=rounds)
+    parts: Sequence[Part] = PARTS if only is None else (only,)
+    expect(run.steps_of(chosen, parts))
+    return asyncio.run(run.run(server, chosen, parts, tell))
+
+
+def _measured_growth(server: PostgresServer, scale: str, tell: Tell, expect: Expect) -> Growth:
+    from forebay.bench import growth
+
+    chosen = growth.GROWTH_SCALES[scale]
+    expect(chosen.points)
+    return asyncio.run(growth.run(server, chosen, tell))
+
+
+def _draw(report: Report | Growth, path: Path) -> None:
+    from forebay.bench import plot
+    from forebay.bench.report import Report
+
+    if isinstance(report, Report):
+        plot.draw(report, path)
+    else:
+        plot.draw_growth(report, path)
 
 
 def _progress() -> Progress:
@@ -172,17 +219,11 @@ def _progress() -> Progress:
     return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
-def _command(scale: Scale, only: str | None) -> str:
-    """What measures the same again."""
-    words = ["forebay bench", "" if scale.name == "normal" else f"--{scale.name}", f"--rounds {scale.rounds}"]
-    return " ".join(filter(None, [*words, f"--only {only}" if only else ""]))
-
-
-def _show(report: Report, *, as_json: bool, as_markdown: bool) -> None:
+def _show(report: Report | Growth, *, as_json: bool, as_markdown: bool) -> None:
     from forebay.bench import tables
 
     if as_json:
-        click.echo(json.dumps(asdict(report)))
+        click.echo(json.dumps(vars(report)))
     elif as_markdown:
         click.echo(tables.markdown(report))
     else:
