@@ -15,6 +15,12 @@ from forebay.bench.run import Bench, Tell
 
 Axis = Literal["steps", "sessions", "size", "distance"]
 AXES: tuple[Axis, ...] = ("steps", "sessions", "size", "distance")
+AXIS_NAMES = {
+    "steps": "steps in the tables",
+    "sessions": "chats at once",
+    "size": "an answer's length, bytes",
+    "distance": "round trip to the database, ms",
+}
 SUBJECTS: tuple[Subject, ...] = tuple(one for one in WRITERS if one.name in (FOREBAY, CHAINLIT, SQLALCHEMY))
 _FEW_SESSIONS = 20  # where steps are large
 _STEPS_A_THREAD = 20

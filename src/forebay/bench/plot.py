@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from forebay.bench.growth import Growth, names
+from forebay.bench.growth import AXIS_NAMES, Growth, names
 from forebay.bench.plan import (
     CHAINLIT,
     FOREBAY,
@@ -144,12 +144,6 @@ def _written(report: Report, name: str, readings: Sequence[str]) -> list[str]:
 
 
 _LINES = {FOREBAY: (BLUE, "o", "-"), CHAINLIT: (GREEN, "s", "--"), SQLALCHEMY: (ORANGE, "^", ":")}
-_AXES = {
-    "steps": "steps in the tables",
-    "sessions": "chats at once",
-    "size": "an answer's length, bytes",
-    "distance": "round trip to the database, ms",
-}
 _FIGURES = {
     "writes_per_second": "Durable writes a second",
     "read_after_ms": "A thread of 50 steps is read, ms",
@@ -178,7 +172,7 @@ def _draw_axis(growth: Growth, axis: str, path: Path) -> None:
         panel.set_yscale("log")
         panel.yaxis.set_major_formatter(_plain_numbers())
         panel.grid(axis="y", alpha=0.3)
-        panel.set_xlabel(_AXES[axis])
+        panel.set_xlabel(AXIS_NAMES[axis])
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     save(figure, path)

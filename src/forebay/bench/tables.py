@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from forebay.bench.growth import Growth, names
+from forebay.bench.growth import AXIS_NAMES, Growth, names
 from forebay.bench.plan import NO_LAYER, READERS, SQLALCHEMY, WRITERS
 from forebay.bench.report import Report, Result, Runs
 from forebay.bench.targets import TARGETS, Measured, Target
@@ -176,16 +176,18 @@ def _measured(report: Report, target: Target, measured: Measured) -> str:
 
 def _growth_grid(growth: Growth, axis: str) -> Grid:
     header = (
-        axis, "layer", "writes/s", "CPU a write, µs", "call p99, ms", "a thread is read, ms", "… while chats write, ms",
+        AXIS_NAMES[axis], "layer", "writes/s", "CPU a write, µs", "call p99, ms", "a thread is read, ms", "… while chats write, ms",
         "stale", "missing",
     )  # fmt: skip
     found = [(result, subject) for subject, results in growth.axes[axis].items() for result in results]
     ordered = sorted(found, key=lambda pair: pair[0].get("at") or 0)
-    return Grid(f"As it grows: {axis}", header, [_growth_row(result, subject) for result, subject in ordered])
+    return Grid(
+        f"Growing: {AXIS_NAMES[axis]}", header, [_growth_row(result, subject) for result, subject in ordered]
+    )
 
 
 def _growth_row(result: Result, subject: str) -> tuple[str, ...]:
-    at = f"{result.get('at') or 0:,g}"
+    at = f"{result.get('at') or 0:,.15g}"
     if (over := result.get("over_s")) is not None:
         return (at, subject, f"> {over:g} s", *[_NONE] * 6)
     return (
