@@ -52,6 +52,12 @@ def test_the_settings_table_is_that_of_the_code() -> None:
     }
 
 
+def test_its_pictures_are_there() -> None:
+    pictures = re.findall(r"^!\[.+\]\((.+)\)$", _README, re.MULTILINE)
+    assert len(pictures) >= 5
+    assert [name for name in pictures if not (Path(__file__).parents[2] / name).is_file()] == []
+
+
 def test_the_measured_tables_are_those_that_were_saved() -> None:
     assert "| forebay, journal |" in _README
     assert filled(_README) == _README, "run `python -m loadtests.tables`"

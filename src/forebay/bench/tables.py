@@ -176,8 +176,8 @@ def _measured(report: Report, target: Target, measured: Measured) -> str:
 
 def _growth_grid(growth: Growth, axis: str) -> Grid:
     header = (
-        AXIS_NAMES[axis], "layer", "writes/s", "CPU a write, µs", "call p99, ms", "a thread is read, ms", "… while chats write, ms",
-        "stale", "missing",
+        AXIS_NAMES[axis], "layer", "writes/s", "CPU a write, µs", "call p99, ms", "a thread is read, ms",
+        "… while chats write, ms", "stale", "missing",
     )  # fmt: skip
     found = [(result, subject) for subject, results in growth.axes[axis].items() for result in results]
     ordered = sorted(found, key=lambda pair: pair[0].get("at") or 0)
