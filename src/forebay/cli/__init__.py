@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 # The commands import what they need when they run: Chainlit takes seconds to import, `--help` should not.
-from forebay.cli import blobs, config, dead_letters, demo, doctor, drain, environment, migrate, status
+from forebay.cli import bench, blobs, config, dead_letters, demo, doctor, drain, environment, migrate, status
 from forebay.errors import ForebayError
 
 
@@ -45,6 +45,7 @@ def main(context: click.Context) -> None:
         context.obj = environment.load()
 
 
+main.add_command(bench.bench)
 main.add_command(blobs.blobs)
 main.add_command(demo.demo)
 main.add_command(migrate.migrate)

@@ -1,0 +1,29 @@
+"""Puts the tables of the saved results into the README, between the comments that name them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from forebay.bench import tables
+from forebay.bench.report import Report
+
+ROOT = Path(__file__).parents[1]
+_README = ROOT / "README.md"
+_BENCH = re.compile(
+    r"(<!-- forebay bench --load (\S+) --markdown -->\n).*?(<!-- end of the tables -->)", re.DOTALL
+)
+
+
+def filled(readme: str) -> str:
+    """The README's text with the tables of the results that it names."""
+
+    def fill(found: re.Match[str]) -> str:
+        begin, path, end = found.groups()
+        return f"{begin}\n{tables.markdown(Report.load(ROOT / path))}\n\n{end}"
+
+    return _BENCH.sub(fill, readme)
+
+
+if __name__ == "__main__":
+    _README.write_text(filled(_README.read_text()))
