@@ -18,7 +18,7 @@ import anyio
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from forebay.drivers import Driver, reader, translated
+from forebay.drivers import Connections, Driver, translated
 from forebay.errors import DatabaseError, RowError, StatementError, TransientError
 from forebay.statements import Statement
 from forebay.urls import location_of
@@ -67,6 +67,7 @@ class Replica:
     ) -> None:
         self.engine = engine
         self.location = location_of(url)
+        self._connections = Connections(engine, self.location)
         self.reads: Counter[str] = Counter()
         self._read_timeout = min(statement_timeout, _READ_TIMEOUT)
         self._ask_primary = ask_primary
@@ -143,7 +144,7 @@ class Replica:
         self, statement: Statement, parameters: Mapping[str, Any], position: int
     ) -> list[Any] | None:
         with translated(self.location), anyio.fail_after(_CHECK_TIMEOUT) as scope:
-            async with reader(self.engine, self.location) as driver:
+            async with self._connections.reader() as driver:
                 if not await self._has_replayed(driver, position):
                     return None
                 scope.deadline = anyio.current_time() + self._read_timeout
@@ -190,8 +191,8 @@ class Replica:
 
     async def close(self) -> None:
         """Close every connection."""
-        await self.engine.dispose()
+        await self._connections.close()
 
     def forget_connections(self) -> None:
         """Drop connections whose event loop is gone; they can't be closed any more."""
-        self.engine.sync_engine.dispose(close=False)
+        self._connections.forget()

@@ -352,7 +352,7 @@ class Statements:
         """A thread by `id`, with its steps, their newest feedback, and its elements."""
         key = _id_parameter("id")
         columns = {name: _as_row(steps, name, value) for name, value in self._values(steps).items()}
-        columns["feedback"] = self._newest_feedback()
+        columns["feedback"] = self._sql.result(self._newest_feedback())
         document = self._thread_document(elements=self._of_thread(elements, elements.c.id))
         nothing = [sa.null().label(name) for name in columns]
         values = [value.label(name) for name, value in columns.items()]
@@ -496,8 +496,9 @@ _NEWEST_FEEDBACK = (feedbacks.c[WRITTEN_AT].desc().nulls_last(), feedbacks.c.id.
 
 
 def _as_row(table: sa.Table, name: str, value: Expression) -> Expression:
-    """An id as text, which PostgreSQL's driver would make an object otherwise."""
-    return sa.cast(value, sa.Text()) if schema.kind_of(table.columns[name]) is Kind.ID else value
+    """Ids and JSON as text: the driver would make objects of them, one by one and with a slower parser."""
+    as_text = schema.kind_of(table.columns[name]) in (Kind.ID, Kind.OBJECT)
+    return sa.cast(value, sa.Text()) if as_text else value
 
 
 def _text(name: str) -> sa.BindParameter[Any]:

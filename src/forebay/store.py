@@ -26,7 +26,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, StaticPool
 
 from forebay import migrations
 from forebay.changes import Change, Delete, Upsert
-from forebay.drivers import Driver, connect, driver_of, open_file, prepare_sqlite, reader, translated
+from forebay.drivers import Connections, Driver, driver_of, forget, open_file, prepare_sqlite, translated
 from forebay.errors import SchemaError, SettingsError
 from forebay.replica import WRITTEN, Replica
 from forebay.settings import Settings
@@ -68,7 +68,9 @@ class Store:
             if not self._postgres:
                 raise SettingsError("ssl_require: a SQLite file has no connection to secure")
             arguments["ssl"] = tls_context(verify=settings.tls_verify)
+        self.location = location_of(self.url)  # where the database is, without the password
         self.engine = self._create_engine({**from_url, **arguments})
+        self._connections = Connections(self.engine, self.location)
         self.replica = self._create_replica(settings.read_url, arguments)
         self.statements = Statements(self.engine.dialect)
         self._exclusive = anyio.Lock() if in_memory(self.url) else None
@@ -79,11 +81,6 @@ class Store:
 
     def __repr__(self) -> str:
         return f"<Store {self.location}>"
-
-    @property
-    def location(self) -> str:
-        """Where the database is, without the password."""
-        return location_of(self.url)
 
     @property
     def in_memory(self) -> bool:
@@ -155,6 +152,7 @@ class Store:
             await anyio.to_thread.run_sync(open_file, self.url)
 
     async def _check_schema(self) -> None:
+        await self._connections.release()
         await self._open_file()
         automatic = self._settings.auto_migrate
         if automatic or (automatic is None and not self._postgres):
@@ -233,7 +231,7 @@ class Store:
         with translated(self.location, own_statement=True):
             async with (
                 self._shared(),
-                self.engine.connect() as connection,
+                self._connections.connection() as connection,
                 self._committing(await driver_of(connection)),
                 connection.begin(),
             ):
@@ -324,7 +322,7 @@ class Store:
     async def close(self) -> None:
         """Close every connection."""
         await self._drop_writer()
-        await self.engine.dispose()
+        await self._connections.close()
         if self.replica is not None:
             await self.replica.close()
 
@@ -333,10 +331,10 @@ class Store:
         for connection in self._files:
             if hasattr(connection, "stop"):  # since aiosqlite 0.22; it needs no event loop
                 connection.stop()
-        if self._writer is not None and self._writer.sync_connection is not None:
-            self._writer.sync_connection.detach()  # or the pool would try to close it
-        self._writer = None
-        self.engine.sync_engine.dispose(close=False)
+        if self._writer is not None:
+            forget(self._writer)
+            self._writer = None
+        self._connections.forget()
         if self.replica is not None:
             self.replica.forget_connections()
 
@@ -367,13 +365,13 @@ class Store:
 
     @asynccontextmanager
     async def _reader(self) -> AsyncIterator[Driver]:
-        async with self._shared(), reader(self.engine, self.location) as driver:
+        async with self._shared(), self._connections.reader() as driver:
             yield driver
 
     @asynccontextmanager
     async def _writing(self) -> AsyncIterator[Driver]:
         if self._writer is None:
-            self._writer = await connect(self.engine, self.location)
+            self._writer = await self._connections.take()
         try:
             yield await driver_of(self._writer)
         except (asyncpg.PostgresError, sqlite3.Error):
