@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -145,9 +146,9 @@ def _written(report: Report, name: str, readings: Sequence[str]) -> list[str]:
 
 _LINES = {FOREBAY: (BLUE, "o", "-"), CHAINLIT: (GREEN, "s", "--"), SQLALCHEMY: (ORANGE, "^", ":")}
 _FIGURES = {
-    "writes_per_second": "Durable writes a second",
-    "read_after_ms": "A thread of 50 steps is read, ms",
-    "read_during_ms": "… while the chats write, ms",
+    "writes_per_second": "Durable writes\na second",
+    "read_after_ms": "A thread of 50 steps is read,\nmedian, ms",
+    "read_during_p99_ms": "… while the chats write,\np99, ms",
 }
 
 
@@ -169,13 +170,21 @@ def _draw_axis(growth: Growth, axis: str, path: Path) -> None:
                 panel.plot(at, values, color=color, marker=marker, linestyle=style, label=subject)
         panel.set_title(title)
         _scale_axis(panel, axis, growth.scale)
-        panel.set_yscale("log")
-        panel.yaxis.set_major_formatter(_plain_numbers())
+        _log_scale(panel, [value for subject in _LINES for _, value in growth.line(axis, subject, name)])
         panel.grid(axis="y", alpha=0.3)
         panel.set_xlabel(AXIS_NAMES[axis])
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     save(figure, path)
+
+
+def _log_scale(panel: Axes, values: Sequence[float]) -> None:
+    """From one power of ten to another, so that nothing between them needs a label."""
+    panel.set_yscale("log")
+    if values:
+        panel.set_ylim(10 ** math.floor(math.log10(min(values))), 10 ** math.ceil(math.log10(max(values))))
+    panel.yaxis.set_major_formatter(_plain_numbers())
+    panel.yaxis.set_minor_locator(_no_ticks())
 
 
 def _scale_axis(panel: Axes, axis: str, scale: dict[str, Any]) -> None:

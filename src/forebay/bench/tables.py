@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from rich.table import Table
 
@@ -27,9 +28,10 @@ class Grid:
         """For a terminal."""
         table = Table(title=self.title, title_justify="left", title_style="bold")
         for number, name in enumerate(self.header):
-            table.add_column(
-                name, justify="right" if number else "left", no_wrap=name == "layer", overflow="fold"
-            )
+            # Wide enough for every word, so that no number is broken in two.
+            words = [word for row in self.rows for word in row[number].split()]
+            justify: Literal["left", "right"] = "left" if number == 0 or name == "layer" else "right"
+            table.add_column(name, justify=justify, min_width=max(map(len, words), default=0))
         for row in self.rows:
             table.add_row(*row)
         return table
@@ -177,7 +179,7 @@ def _measured(report: Report, target: Target, measured: Measured) -> str:
 def _growth_grid(growth: Growth, axis: str) -> Grid:
     header = (
         AXIS_NAMES[axis], "layer", "writes/s", "CPU a write, µs", "call p99, ms", "a thread is read, ms",
-        "… while chats write, ms", "stale", "missing",
+        "… while chats write, p99, ms", "stale", "missing",
     )  # fmt: skip
     found = [(result, subject) for subject, results in growth.axes[axis].items() for result in results]
     ordered = sorted(found, key=lambda pair: pair[0].get("at") or 0)
@@ -197,7 +199,7 @@ def _growth_row(result: Result, subject: str) -> tuple[str, ...]:
         _number(result.get("cpu_us_per_write")),
         _ms(result.get("call_p99_ms")),
         _ms(result.get("read_after_ms")),
-        _ms(result.get("read_during_ms")),
+        _ms(result.get("read_during_p99_ms")),
         _number(result.get("stale_steps")),
         _number(result.get("missing_steps")),
     )
