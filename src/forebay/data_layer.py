@@ -133,6 +133,8 @@ class ForebayDataLayer(BaseDataLayer):
             if client is not None
             else None
         )
+        if self._uploads is not None:
+            self._engine.on_start.append(self._uploads.start)
         self._owners: OrderedDict[str, str] = OrderedDict()
         self.async_session = async_sessionmaker(self.engine, expire_on_commit=False)
 
@@ -180,8 +182,6 @@ class ForebayDataLayer(BaseDataLayer):
         Returns at once, and raises nothing for a database that can't be reached.
         """
         self._engine.start()
-        if self._uploads is not None:
-            self._uploads.start()
 
     async def flush(self) -> None:
         """Return when everything that was accepted is in the database, however long that takes."""
@@ -542,7 +542,5 @@ class ForebayDataLayer(BaseDataLayer):
             await self._uploads.settle(thread_id)
 
     def _log_call(self, method: str) -> None:
-        if self._uploads is not None:
-            self._uploads.start()  # whatever comes first: what a process before this one left is gone on with
         if self.show_logger:
             logger.info("call method=%s", method)

@@ -19,6 +19,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from functools import cache
+from threading import get_ident
 from typing import Any
 
 import anyio
@@ -57,7 +58,7 @@ _TOMBSTONES = 100_000
 # How long the first reads wait for what a process before this one has left in its journal. Seconds.
 _RECOVERY_PATIENCE = 5.0
 
-_COLLECT_AFTER = 10_000  # new objects; a few hundred writes
+_COLLECT_AFTER = 50_000  # new objects; a few thousand writes
 _FORGET_TIMEOUT = 1.0  # seconds
 _NEVER = 2**63  # no change has this number
 
@@ -110,12 +111,13 @@ class Engine:
             lambda: self.failure, lambda: self.counts.written.total() > 0, settings.ready_grace, clock
         )
         # Called with the loop that the engine starts in.
-        self.on_start: Callable[[asyncio.AbstractEventLoop], None] = lambda _loop: None
+        self.on_start: list[Callable[[asyncio.AbstractEventLoop], None]] = []
         self.journal: Journal | None = None
         self._id = uuid.uuid4().hex  # whose the checkpoints are where there is no journal
         self._metrics = metrics
         self._clock = clock
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread_id = 0
         self._task: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self.is_forked = False
@@ -167,9 +169,7 @@ class Engine:
         a row that the database refuses.
         """
         started = self._clock()
-        loop = asyncio.get_running_loop()
-        if loop is not self._loop or self.closed:
-            self._start(loop)
+        loop = self._ensure_running()
         if change.thread_id in self._tombstones and self._drop_dead(change):
             return False
         ticket = None
@@ -441,10 +441,13 @@ class Engine:
         self._ensure_running()
 
     def _ensure_running(self) -> asyncio.AbstractEventLoop:
-        loop = asyncio.get_running_loop()
-        if loop is self._loop and not self.closed:
+        loop = self._loop
+        # A thread runs one loop at a time. Before Python 3.12, asking for it asks the system for the process's id.
+        if loop is not None and loop.is_running() and self._thread_id == get_ident() and not self.closed:
             return loop
-        self._start(loop)
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop or self.closed:
+            self._start(loop)
         return loop
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -460,7 +463,7 @@ class Engine:
             self.store.forget_connections()
             if self.journal is not None:
                 self.journal.rebind(loop)
-        self._loop = loop
+        self._loop, self._thread_id = loop, get_ident()
         if self.settings.gc_tuning:
             _tune_collector()
         # An empty context: the first caller's would keep its Chainlit session alive as long as the worker.
@@ -468,7 +471,8 @@ class Engine:
             self._worker.run(), name="forebay-writer", context=contextvars.Context()
         )
         self._task.add_done_callback(_report_end)
-        self.on_start(loop)
+        for start in self.on_start:
+            start(loop)
 
     def forked(self) -> None:
         """In a forked child: what is queued and journaled is the parent's."""

@@ -34,7 +34,7 @@ class Operations:
         self._pulse = Pulse(self._beat)
         self._serving: asyncio.Task[None] | None = None
         self._asking: asyncio.Task[None] | None = None
-        engine.on_start = self.start
+        engine.on_start.append(self.start)
         if settings.metrics_in_app:
             in_app.publish(metrics.registry)
 

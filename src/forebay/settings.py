@@ -173,7 +173,7 @@ class Settings(BaseSettings):
     gc_tuning: bool = Field(
         default=True,
         description="Whether the garbage collector is tuned at the first use: it leaves alone what was loaded before "
-        "(`gc.freeze`), and looks after 10,000 new objects instead of 700. Otherwise it costs a third of a write.",
+        "(`gc.freeze`), and looks after 50,000 new objects instead of 700. Otherwise it costs a third of a write.",
     )
 
     read_url: str | None = Field(

@@ -187,9 +187,9 @@ class Uploads:
 
     # ---- life
 
-    def start(self) -> None:
-        """Go on with what processes before this one have left. Every call of the layer begins with this."""
-        loop = asyncio.get_running_loop()
+    def start(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        """Go on in this loop with what processes before this one have left."""
+        loop = loop or asyncio.get_running_loop()
         if loop is self._loop:
             return
         self._loop = loop
