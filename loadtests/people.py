@@ -55,7 +55,6 @@ class _Person(ChainlitClient):
 
 
 async def _chat(url: str, number: int, turns: int, think: float, result: dict[str, list[Any]]) -> None:
-    seen = []
     async with _Person(url, login=f"person{number}") as person:
         for turn in range(turns):
             before, person.began = set(person.steps), None
@@ -69,10 +68,8 @@ async def _chat(url: str, number: int, turns: int, think: float, result: dict[st
                 for key, step in new.items()
                 if step["type"] in ("tool", "assistant_message")
             }
-            seen.append((answer["id"], shown))
+            result["seen"].append(Turn(answer["threadId"], answer["id"], shown).to_line())
             await asyncio.sleep(think)
-        # A slow layer tells late what the thread is.
-        result["seen"] += [Turn(person.thread_id, key, shown).to_line() for key, shown in seen]
 
 
 async def _be_people(url: str, people: int, turns: int, think: float, seen: Path) -> dict[str, Any]:
@@ -163,7 +160,7 @@ def _medians(runs: list[dict[str, Any]]) -> dict[str, float]:
     keys = [key for key, value in runs[0].items() if isinstance(value, int | float)]
     medians = {key: statistics.median(run[key] for run in runs) for key in keys}
     for kind in ("answers", "outputs"):
-        lost = (sum(n for name, n in run["faults"].items() if name.startswith(kind)) for run in runs)
+        lost = (run["faults"].get(f"{kind} missing", 0) + run["faults"].get(f"{kind} stale", 0) for run in runs)
         medians[f"{kind}_lost"] = max(lost)
     return medians
 
