@@ -10,7 +10,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTEST_ARGS ?= -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint fmt pins clean
+LAYER ?= forebay
+USERS ?= 50
+DURATION ?= 60
+
+.PHONY: help demo test lint fmt pins clean load
 
 help:  ## What can be made
 	@awk -F ':.*##' '/^[a-z]+:.*##/ { printf "  make %-8s%s\n", $$1, $$2 }' Makefile
@@ -20,6 +24,9 @@ demo: $(VENV)/runtime  ## Run a Chainlit app on forebay, with an embedded databa
 
 test: lint  ## Lint, check the types, and run every test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+load: $(VENV)/development  ## Let Locust's people chat, then audit the database (LAYER=, USERS=, DURATION=)
+	$(BIN)/python -m loadtests.load --layer $(LAYER) --users $(USERS) --duration $(DURATION)
 
 lint: $(VENV)/development  ## Lint, check the types and the floors
 	$(BIN)/ruff check .
@@ -39,7 +46,7 @@ pins: $(VENV)/development  ## Pin the newest versions of everything in requireme
 		--quiet requirements-dev.in --output-file requirements-dev.txt
 
 clean:  ## Remove what was set up
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
 
 $(BIN)/python:
 	@"$(PYTHON)" -c '$(SUPPORTED)' 2>/dev/null || { \

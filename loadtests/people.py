@@ -160,7 +160,9 @@ def _medians(runs: list[dict[str, Any]]) -> dict[str, float]:
     keys = [key for key, value in runs[0].items() if isinstance(value, int | float)]
     medians = {key: statistics.median(run[key] for run in runs) for key in keys}
     for kind in ("answers", "outputs"):
-        lost = (run["faults"].get(f"{kind} missing", 0) + run["faults"].get(f"{kind} stale", 0) for run in runs)
+        lost = (
+            run["faults"].get(f"{kind} missing", 0) + run["faults"].get(f"{kind} stale", 0) for run in runs
+        )
         medians[f"{kind}_lost"] = max(lost)
     return medians
 

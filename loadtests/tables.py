@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 from forebay.bench import tables
 from forebay.bench.report import Report
+from loadtests import people
 
 ROOT = Path(__file__).parents[1]
 _README = ROOT / "README.md"
 _BENCH = re.compile(
     r"(<!-- forebay bench --load (\S+) --markdown -->\n).*?(<!-- end of the tables -->)", re.DOTALL
 )
+
+_PEOPLE = re.compile(r"(<!-- loadtests.people (\S+) -->\n).*?(<!-- end of the people -->)", re.DOTALL)
 
 
 def filled(readme: str) -> str:
@@ -22,7 +26,11 @@ def filled(readme: str) -> str:
         begin, path, end = found.groups()
         return f"{begin}\n{tables.markdown(Report.load(ROOT / path))}\n\n{end}"
 
-    return _BENCH.sub(fill, readme)
+    def fill_people(found: re.Match[str]) -> str:
+        begin, path, end = found.groups()
+        return f"{begin}\n{people.markdown(json.loads((ROOT / path).read_text()))}\n\n{end}"
+
+    return _PEOPLE.sub(fill_people, _BENCH.sub(fill, readme))
 
 
 if __name__ == "__main__":
