@@ -89,7 +89,10 @@ def run(layer: str, users: int, duration: int, out: Path) -> dict[str, Any]:
         metrics = _scrape(port) if layer == "forebay" else None
         if metrics is not None:
             (out / "metrics.txt").write_text(metrics)
-        server.stop()
+        try:
+            server.stop()
+        except subprocess.TimeoutExpired:  # some layers' close may not end
+            server.kill()
         (out / "server.log").write_text(server.log)
         turns = load_turns(seen)
         found = faults(turns, asyncio.run(load_stored(url, layer)))

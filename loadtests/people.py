@@ -54,8 +54,11 @@ class _Person(ChainlitClient):
         await super()._see(step)
 
 
-async def _chat(url: str, number: int, turns: int, think: float, result: dict[str, list[Any]]) -> None:
+async def _chat(
+    url: str, number: int, turns: int, think: float, all_here: asyncio.Barrier, result: dict[str, list[Any]]
+) -> None:
     async with _Person(url, login=f"person{number}") as person:
+        await all_here.wait()
         for turn in range(turns):
             before, person.began = set(person.steps), None
             started = time.perf_counter()
@@ -74,8 +77,12 @@ async def _chat(url: str, number: int, turns: int, think: float, result: dict[st
 
 async def _be_people(url: str, people: int, turns: int, think: float, seen: Path) -> dict[str, Any]:
     result: dict[str, list[Any]] = {"turn": [], "first": [], "seen": []}
-    started = time.perf_counter()
-    await asyncio.gather(*(_chat(url, number, turns, think, result) for number in range(people)))
+    all_here = asyncio.Barrier(people + 1)
+    async with asyncio.TaskGroup() as chats:
+        for number in range(people):
+            chats.create_task(_chat(url, number, turns, think, all_here, result))
+        await all_here.wait()
+        started = time.perf_counter()
     elapsed = time.perf_counter() - started
     seen.write_text("".join(f"{line}\n" for line in result["seen"]))
     quantiles = {name: statistics.quantiles(result[name], n=20) for name in ("turn", "first")}
@@ -143,11 +150,15 @@ def _measure(layer: str, url: str, people: int, turns: int, think: float) -> dic
             check=False,
         )
         if done.returncode:
-            raise click.ClickException(f"{layer}: {done.stderr[-2000:]}\n{server.log[-2000:]}")
+            raise click.ClickException(f"{layer}: {done.stderr[:3000]}\n{server.log[-2000:]}")
         result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         time.sleep(1.0)  # what the server still does for them belongs to them
         result["cpu_ms_per_turn"] = (_cpu(server._process.pid) - before) / (people * turns) * 1e3
-        server.stop()
+        try:
+            server.stop()
+        except subprocess.TimeoutExpired:  # some layers' close may not end
+            result["did_not_stop"] = True
+            server.kill()
         if layer == "forebay, external":
             time.sleep(2.0)  # for the daemon
         result["faults"] = {}

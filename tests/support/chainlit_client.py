@@ -126,6 +126,7 @@ class ChainlitClient:
             self._url,
             socketio_path=f"{self._path}/ws/socket.io",
             transports=["websocket"],
+            wait_timeout=int(_TIMEOUT),
             headers={"Cookie": "; ".join(f"{name}={morsel.value}" for name, morsel in cookies.items())},
             auth={
                 "clientType": "webapp",
