@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, expect
+from playwright.async_api import Browser, Page, expect
 
 from tests.e2e.apps.browser import AUDIO_SECONDS
 from tests.support.browser import ChatPage, chromium
@@ -29,10 +29,16 @@ async def browser() -> AsyncIterator[Browser]:
 
 
 @pytest.fixture
-def server(migrated_url: str, tmp_path: Path) -> Iterator[ChainlitServer]:
+def linger() -> str:
+    """How long the first change of a batch waits for others, in seconds."""
+    return "0.005"
+
+
+@pytest.fixture
+def server(migrated_url: str, tmp_path: Path, linger: str) -> Iterator[ChainlitServer]:
     (tmp_path / "public" / "elements").mkdir(parents=True)
     shutil.copy(_APPS / "files" / "Tally.jsx", tmp_path / "public" / "elements")
-    env = {"TEST_DATABASE_URL": migrated_url, "FOREBAY_METRICS_ADDRESS": "off", "FOREBAY_LINGER": "0.005"}
+    env = {"TEST_DATABASE_URL": migrated_url, "FOREBAY_METRICS_ADDRESS": "off", "FOREBAY_LINGER": linger}
     with ChainlitServer(_APPS / "browser.py", tmp_path, env) as server:
         yield server
 
@@ -43,7 +49,9 @@ async def chat(server: ChainlitServer, browser: Browser) -> AsyncIterator[ChatPa
         yield chat
 
 
-async def test_a_chats_life(chat: ChatPage, server: ChainlitServer, migrated_url: str, tmp_path: Path) -> None:
+async def test_a_chats_life(
+    chat: ChatPage, server: ChainlitServer, migrated_url: str, tmp_path: Path
+) -> None:
     await chat.log_in("ann")
     await _begin(chat, tmp_path)
     thread_id = await chat.thread_id("The first chat")
@@ -64,15 +72,10 @@ async def test_a_chats_life(chat: ChatPage, server: ChainlitServer, migrated_url
     await chat.send("and then?")
     await chat.see("Answer to and then?, and all of it")
     await chat.see_end_of_turn()
-    assert chat.troubles == []
-
-    server.stop()
-    server.start()
-    await chat.go()
-    await chat.threads("The first chat", "something else")
     await chat.find("found and THEN", "The first chat")
     await _see_the_beginning(chat)
     await chat.see("Answer to and then?, and all of it")
+    assert chat.troubles == []
 
     url = await chat.page.locator("a[download]").get_attribute("href")
     await chat.delete("The first chat")
@@ -121,13 +124,11 @@ async def _see_that_it_is_gone(chat: ChatPage, url: str, thread_id: str) -> None
     assert len(await rows(url, "SELECT * FROM forebay_tombstones")) == 1
 
 
+# What is not read at once stays out of the database, so it is the journal that gives it back.
+@pytest.mark.parametrize("linger", ["10"])
 async def test_a_server_that_is_killed_in_a_conversation(
     chat: ChatPage, server: ChainlitServer, migrated_url: str
 ) -> None:
-    # What is not read at once stays out of the database, so it is the journal that gives it back.
-    server.stop()
-    server.env["FOREBAY_LINGER"] = "10"
-    server.start()
     await chat.log_in("ann")
     asked = ["question one", "question two", "question three"]
     for question in asked:
@@ -153,17 +154,36 @@ async def test_a_server_that_is_killed_in_a_conversation(
     await chat.see("Answer to question four, and all of it")
 
 
+@pytest.mark.xfail(strict=True, reason="list_threads says when a chat began, and the page sorts by that")
 @pytest.mark.parametrize("migrated_url", ["sqlite"], indirect=True)
-async def test_every_kind_of_element_in_a_chat_that_is_resumed(chat: ChatPage, server: ChainlitServer) -> None:
+async def test_a_chat_that_goes_on_is_at_the_top(chat: ChatPage) -> None:
+    await chat.log_in("ann")
+    for question in ("older", "newer"):
+        await chat.send(question)
+        await chat.see(f"Answer to {question}, and all of it")
+        await chat.see_end_of_turn()
+        await chat.new_chat()
+    await chat.open_thread("older")
+    await chat.send("goes on")
+    await chat.see("Answer to goes on, and all of it")
+    assert await chat.thread_names() == ["older", "newer"], "at once"
+    await chat.reload()
+    await expect(chat.thread("older")).to_be_visible()
+    assert await chat.thread_names() == ["older", "newer"], "after a reload"
+
+
+@pytest.mark.parametrize("migrated_url", ["sqlite"], indirect=True)
+async def test_every_kind_of_element_in_a_chat_that_is_resumed(
+    chat: ChatPage, server: ChainlitServer
+) -> None:
     await chat.log_in("ann")
     await chat.send("show all")
     await chat.see("All kinds")
     await chat.page.locator("#tally", has_text="Counted 7").click()
     await expect(chat.page.locator("#tally")).to_have_text("Counted 8")
-    assert chat.troubles == []
+    await chat.leave()
     server.stop()
     server.start()
-    chat.troubles.clear()
 
     await chat.go()
     await chat.open_thread("show all")
@@ -199,10 +219,16 @@ async def _see_the_pdf(chat: ChatPage) -> None:
         await page.get_by_title("Print/Open PDF").click()
     window = await opened.value
     await window.wait_for_load_state()
-    await expect(window.locator("embed[type='application/pdf']")).to_have_count(1)
+    await _see_the_viewer(window)
     await window.close()
     await page.keyboard.press("Escape")
     await expect(page.locator(".react-pdf__Page__textContent")).to_have_count(0)
+
+
+async def _see_the_viewer(window: Page) -> None:
+    """Chromium's own viewer, which is an extension in a frame; the file alone would be a download."""
+    while not any(frame.url.startswith("chrome-extension:") for frame in window.frames):
+        await window.wait_for_event("framenavigated")
 
 
 async def _hear_the_end(chat: ChatPage) -> None:
@@ -210,8 +236,10 @@ async def _hear_the_end(chat: ChatPage) -> None:
     player = chat.page.locator("audio")
     await expect(player).to_have_js_property("duration", AUDIO_SECONDS)
     async with chat.page.expect_response(
-        lambda response: response.status == 206
-        and not response.request.headers.get("range", "bytes=0-").startswith("bytes=0-")
+        lambda response: (
+            response.status == 206
+            and not response.request.headers.get("range", "bytes=0-").startswith("bytes=0-")
+        )
     ):
         await player.evaluate(f"player => {{ player.currentTime = {AUDIO_SECONDS - 1} }}")
     await chat.page.wait_for_function("() => !document.querySelector('audio').seeking")

@@ -157,6 +157,10 @@ class ChatPage:
         await self.page.goto(f"{self.url}{path}")
         await self.see_connection()
 
+    async def leave(self) -> None:
+        """Close the page, and keep the window."""
+        await self.page.goto("about:blank")
+
     # ---- what a person sees
 
     def thread(self, name: str) -> Locator:
@@ -166,6 +170,10 @@ class ChatPage:
     async def threads(self, *names: str) -> None:
         """Wait until the sidebar has these chats, and no other."""
         await expect(self.page.locator("#thread-history li")).to_have_text([*names])
+
+    async def thread_names(self) -> list[str]:
+        """The chats in the sidebar, now."""
+        return await self.page.locator("#thread-history li").all_inner_texts()
 
     async def thread_id(self, name: str) -> str:
         identifier = await self.thread(name).get_attribute("id")

@@ -20,6 +20,7 @@ _SBIN = os.pathsep.join(("/usr/local/sbin", "/usr/sbin", "/sbin"))  # where user
 def program(name: str) -> str:
     """The program's path. Skips the test where it is missing."""
     for candidate in (name, *_OTHER_NAMES.get(name, ())):
-        if found := shutil.which(candidate) or shutil.which(candidate, path=_SBIN):
+        found = shutil.which(candidate) or shutil.which(candidate, path=_SBIN)
+        if found is not None:
             return found
     pytest.skip(f"there is no {name} here; on Debian: apt-get install {_PACKAGES[name]}")

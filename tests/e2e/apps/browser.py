@@ -1,4 +1,4 @@
-"""An app for a person at a browser: an answer after two tool steps, every kind of element, and a turn that never ends."""
+"""An app for a person at a browser: answers after two tool steps, every kind of element, a turn without end."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from forebay import ForebayDataLayer
 
 AUDIO_SECONDS = 300
 _FILES = Path(__file__).parent / "files"
-_DRAWING = (
-    b'<svg xmlns="http://www.w3.org/2000/svg" width="60" height="40"><rect width="60" height="40" fill="teal"/></svg>'
-)
+_SIZE = b'width="60" height="40"'
+_DRAWING = b'<svg xmlns="http://www.w3.org/2000/svg" %b><rect fill="teal" %b/></svg>' % (_SIZE, _SIZE)
 
 
 @cl.data_layer
