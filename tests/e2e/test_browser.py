@@ -72,6 +72,8 @@ async def test_a_chats_life(
     await chat.send("and then?")
     await chat.see("Answer to and then?, and all of it")
     await chat.see_end_of_turn()
+    await chat.open_thread("something else")
+    await chat.see("Answer to something else, and all of it")
     await chat.find("found and THEN", "The first chat")
     await _see_the_beginning(chat)
     await chat.see("Answer to and then?, and all of it")

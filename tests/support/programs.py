@@ -19,7 +19,8 @@ _SBIN = os.pathsep.join(("/usr/local/sbin", "/usr/sbin", "/sbin"))  # where user
 
 def program(name: str) -> str:
     """The program's path. Skips the test where it is missing."""
-    for candidate in (name, *_OTHER_NAMES.get(name, ())):
+    candidates: tuple[str, ...] = (name, *_OTHER_NAMES.get(name, ()))
+    for candidate in candidates:
         found = shutil.which(candidate) or shutil.which(candidate, path=_SBIN)
         if found is not None:
             return found

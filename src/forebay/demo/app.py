@@ -9,6 +9,7 @@ import asyncio
 import base64
 import csv
 import io
+import logging
 import re
 
 import chainlit as cl
@@ -45,6 +46,10 @@ _STARTERS = [
     cl.Starter(label=text, message=text)
     for text in ("What can you do?", "Look something up", "Give me a file", "Count to 20")
 ]
+
+# Making an empty file's tables is no news, and buries the address that was printed.
+for _name in ("alembic", "forebay.migrations"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
 
 
 @cl.data_layer
