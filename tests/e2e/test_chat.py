@@ -7,23 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import create_async_engine
 
-from forebay.urls import parse_url
 from tests.support.chainlit_client import ChainlitClient
 from tests.support.chainlit_server import ChainlitServer
+from tests.support.rows import rows
 
 _RACE = Path(__file__).parent / "apps" / "race.py"
 _CLIENTS, _TURNS = 20, 5
-
-
-async def _rows(url: str, query: str) -> list[Any]:
-    engine = create_async_engine(parse_url(url)[0])
-    async with engine.connect() as connection:
-        rows = (await connection.execute(sa.text(query))).mappings().all()
-    await engine.dispose()
-    return list(rows)
 
 
 async def _chat(url: str, number: int, shown: dict[str, str]) -> None:
@@ -39,13 +29,13 @@ async def test_every_answer_that_was_shown_is_stored_whole(migrated_url: str, tm
     with ChainlitServer(_RACE, tmp_path, {"TEST_DATABASE_URL": migrated_url}) as server:
         await asyncio.gather(*(_chat(server.url, number, shown) for number in range(_CLIENTS)))
         server.stop()
-    rows = await _rows(migrated_url, "SELECT CAST(id AS TEXT) AS id, name, type, input, output FROM steps")
-    stored = {row["id"]: row["output"] for row in rows}
+    found = await rows(migrated_url, "SELECT CAST(id AS TEXT) AS id, name, type, input, output FROM steps")
+    stored = {row["id"]: row["output"] for row in found}
 
     assert len(shown) == _CLIENTS * _TURNS
     assert all(output.endswith("and all of it") for output in shown.values())
     assert {key: output for key, output in shown.items() if stored.get(key) != output} == {}
-    tools = [row for row in rows if row["type"] == "tool"]
+    tools = [row for row in found if row["type"] == "tool"]
     assert len(tools) == 2 * len(shown)
     assert [row for row in tools if row["output"] != f"{row['name']} found {row['input']}"] == []
 
@@ -64,7 +54,7 @@ async def test_a_chat_goes_on_in_the_servers_second_life(
             thread_id = client.thread_id
             if ending == "kill":
                 await asyncio.sleep(0.5)  # an answer is shown before its write is acknowledged
-                assert await _rows(migrated_postgres_url, "SELECT id FROM steps") == []
+                assert await rows(migrated_postgres_url, "SELECT id FROM steps") == []
                 server.kill()
             else:
                 server.stop()

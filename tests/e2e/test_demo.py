@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import signal
 import socket
 import stat
@@ -14,14 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.async_api import Page, async_playwright, expect
+from playwright.async_api import expect
 
+from tests.support.browser import ChatPage, chromium
 from tests.support.chainlit_client import ChainlitClient
 from tests.support.chainlit_server import ChainlitServer
-
-_CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-_ON_A_ROOM_TO_ITSELF = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
-_SLOW = 30_000.0  # milliseconds
 
 
 @pytest.fixture
@@ -107,51 +102,41 @@ def _run_demo(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture
-async def page(tmp_path: Path) -> AsyncIterator[Page]:
-    if _CHROMIUM is None:
-        pytest.skip("there is no Chromium; install it with `apt-get install chromium`")
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=_CHROMIUM, args=[*_ON_A_ROOM_TO_ITSELF])
-        page = await browser.new_page(viewport={"width": 1280, "height": 900})
-        page.set_default_timeout(_SLOW)
-        yield page
-        if folder := os.environ.get("FOREBAY_TEST_SCREENSHOTS"):
-            await page.screenshot(path=Path(folder) / "demo.png")
-        await browser.close()
+async def chat(demo: ChainlitServer) -> AsyncIterator[ChatPage]:
+    async with chromium() as browser, ChatPage.open(browser, demo.url) as chat:
+        yield chat
 
 
-async def _send(page: Page, text: str) -> None:
-    await page.click("#chat-input")
-    await page.keyboard.type(text)
-    # What is typed before the socket is up is lost, and the button stays disabled.
-    await expect(page.locator("#chat-submit")).to_be_enabled(timeout=_SLOW)
-    await page.click("#chat-submit")
+async def test_a_person_finds_the_chat_again(demo: ChainlitServer, chat: ChatPage, tmp_path: Path) -> None:
+    await chat.log_in("demo", "demo")
+    await expect(chat.page).to_have_title("forebay demo")
+    await chat.page.get_by_text("Everything said here is kept").wait_for()
+    await chat.page.get_by_role("button", name="What can you do?").click()
+    await chat.see("I am scripted")
+    await chat.see_end_of_turn()
+    await chat.new_chat()
 
-
-async def test_a_person_finds_the_chat_again(demo: ChainlitServer, page: Page) -> None:
-    await page.goto(f"{demo.url}/login")
-    await page.fill("input[type=email], input#email", "demo")
-    await page.fill("input[type=password]", "demo")
-    await page.keyboard.press("Enter")
-    await page.wait_for_selector("#chat-input")
-    await expect(page).to_have_title("forebay demo")
-    await page.get_by_text("Everything said here is kept").wait_for()
-    await page.get_by_text("Look something up").wait_for()
-
-    await _send(page, "tell me about the queue")
-    await _see_the_answer(page)
+    (tmp_path / "measurements.csv").write_text("day,level\nMonday,4.2\n")
+    await chat.send("Keep this for me", tmp_path / "measurements.csv")
+    await chat.see("I keep measurements.csv")
+    await chat.see_end_of_turn()
+    await chat.send("Tell me about the queue")
+    await _see_the_answer(chat)
 
     demo.stop()
     demo.start()
-    await page.goto(demo.url)
-    await page.locator("a[href^='/thread/']", has_text="tell me about the queue").first.click()
-    await _see_the_answer(page)
+    await chat.go()
+    await chat.threads("Keep this for me", "What can you do?")
+    await chat.open_thread("Keep this for me")
+    await _see_the_answer(chat)
+    assert await chat.download("measurements.csv") == b"day,level\nMonday,4.2\n"
+    await chat.take_picture("demo")
 
 
-async def _see_the_answer(page: Page) -> None:
+async def _see_the_answer(chat: ChatPage) -> None:
     """The answer, and in the outer step its two inner ones."""
-    await page.get_by_text("nothing overtakes").last.wait_for()
-    await page.get_by_text("Notebook").click()
-    await page.get_by_text("Index").wait_for()
-    await page.get_by_text("Pages").wait_for()
-    await page.get_by_text("1 of 4 notes").wait_for()
+    await chat.see("nothing overtakes")
+    await chat.see_end_of_turn()
+    await chat.open_step("Notebook")
+    for text in ("Used Index", "Used Pages", "1 of 4 notes"):
+        await expect(chat.page.get_by_text(text)).to_be_visible()

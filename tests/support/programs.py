@@ -7,13 +7,21 @@ import shutil
 
 import pytest
 
-_PACKAGES = {"prometheus": "prometheus", "promtool": "prometheus", "pgbouncer": "pgbouncer"}
+_PACKAGES = {
+    "chromium": "chromium",
+    "prometheus": "prometheus",
+    "promtool": "prometheus",
+    "pgbouncer": "pgbouncer",
+}
+_OTHER_NAMES = {"chromium": ("chromium-browser", "google-chrome")}
 _SBIN = os.pathsep.join(("/usr/local/sbin", "/usr/sbin", "/sbin"))  # where users other than root don't look
 
 
 def program(name: str) -> str:
     """The program's path. Skips the test where it is missing."""
-    found = shutil.which(name) or shutil.which(name, path=_SBIN)
-    if found is None:
-        pytest.skip(f"there is no {name} here; on Debian: apt-get install {_PACKAGES[name]}")
-    return found
+    candidates: tuple[str, ...] = (name, *_OTHER_NAMES.get(name, ()))
+    for candidate in candidates:
+        found = shutil.which(candidate) or shutil.which(candidate, path=_SBIN)
+        if found is not None:
+            return found
+    pytest.skip(f"there is no {name} here; on Debian: apt-get install {_PACKAGES[name]}")

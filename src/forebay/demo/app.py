@@ -9,6 +9,7 @@ import asyncio
 import base64
 import csv
 import io
+import logging
 import re
 
 import chainlit as cl
@@ -41,11 +42,14 @@ Rate an answer with the thumbs below it, rename or delete a chat in the sidebar.
 _ICON = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 64 64"><rect width="64" height="64" fill="#0e7490"/>
 <path d="M8 26q8-8 16 0t16 0 16 0M8 38q8-8 16 0t16 0 16 0" fill="none" stroke="#fff" stroke-width="4"/></svg>"""
 _STARTERS = [
-    cl.Starter(label="What can you do?", message="help"),
-    cl.Starter(label="Look something up", message="steps"),
-    cl.Starter(label="Give me a file", message="file"),
-    cl.Starter(label="Count to 20", message="count to 20"),
+    # What is sent is what was read: it names the chat.
+    cl.Starter(label=text, message=text)
+    for text in ("What can you do?", "Look something up", "Give me a file", "Count to 20")
 ]
+
+# Making an empty file's tables is no news, and buries the address that was printed.
+for _name in ("alembic", "forebay.migrations"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
 
 
 @cl.data_layer
@@ -89,7 +93,7 @@ async def answer(message: cl.Message) -> None:
     if message.elements:
         names = ", ".join(f"*{element.name}*" for element in message.elements)
         await cl.Message(f"I keep {names}. It will open from this chat after a restart, too.").send()
-    elif "help" in words:
+    elif "help" in words or "can you do" in asked:
         await cl.Message(_HELP).send()
     elif "file" in words:
         await _send_file(questions)
