@@ -305,7 +305,7 @@ class ForebayDataLayer(BaseDataLayer):
     async def list_threads(
         self, pagination: Pagination, filters: ThreadFilter
     ) -> PaginatedResponse[ThreadDict]:
-        """A page of a user's threads, newest activity first.
+        """A page of a user's threads, newest activity first, which stands in their `createdAt`.
 
         The cursor is the last thread's id; an unknown one gives an empty page. `search` looks, in whatever
         case, into names, inputs and outputs; `feedback` keeps threads with a step so rated. Raises ValueError
@@ -326,6 +326,9 @@ class ForebayDataLayer(BaseDataLayer):
         )
         if page:
             self._positions.remember((filters.userId, page[-1]["id"]), page[-1]["activity"])
+        for thread in page:
+            # Chainlit's page sorts and groups by this: a chat that goes on would stand where it began.
+            thread["createdAt"] = thread["activity"] or thread["createdAt"]
         return PaginatedResponse(pageInfo=info, data=await self._signed(page))
 
     async def _page(

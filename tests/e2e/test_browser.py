@@ -156,7 +156,6 @@ async def test_a_server_that_is_killed_in_a_conversation(
     await chat.see("Answer to question four, and all of it")
 
 
-@pytest.mark.xfail(strict=True, reason="list_threads says when a chat began, and the page sorts by that")
 @pytest.mark.parametrize("migrated_url", ["sqlite"], indirect=True)
 async def test_a_chat_that_goes_on_is_at_the_top(chat: ChatPage) -> None:
     await chat.log_in("ann")

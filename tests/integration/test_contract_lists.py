@@ -113,6 +113,10 @@ async def test_new_activity_moves_a_thread_up_and_older_activity_does_not(
     assert await listed(layer, user_id) == expected
     await layer.create_step(a_step(last, createdAt="2030-01-01T00:00:00Z"))
     assert await listed(layer, user_id) == [last, *expected[:-1]]
+    page = await layer.list_threads(Pagination(first=1), ThreadFilter(userId=user_id))
+    # Chainlit's page sorts what it gets by createdAt once more.
+    assert [thread["createdAt"] for thread in page.data] == ["2030-01-01T00:00:00Z"]
+    assert (await stored_thread(layer, last))["createdAt"] < "2030"
 
 
 async def test_a_threads_owner_is_named_also_where_both_are_new(layer: ForebayDataLayer) -> None:
