@@ -10,7 +10,6 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page, expect
 
-from tests.e2e.apps.browser import AUDIO_SECONDS
 from tests.support.browser import ChatPage, chromium
 from tests.support.chainlit_server import ChainlitServer
 from tests.support.rows import become, rows
@@ -18,6 +17,7 @@ from tests.support.rows import become, rows
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 _APPS = Path(__file__).parent / "apps"
+_AUDIO_SECONDS = 300
 _CONTENT = bytes(range(256)) * 500
 _TABLES = {"threads": "id", "steps": '"threadId"', "elements": '"threadId"', "feedbacks": '"threadId"'}
 
@@ -39,6 +39,7 @@ def server(migrated_url: str, tmp_path: Path, linger: str) -> Iterator[ChainlitS
     (tmp_path / "public" / "elements").mkdir(parents=True)
     shutil.copy(_APPS / "files" / "Tally.jsx", tmp_path / "public" / "elements")
     env = {"TEST_DATABASE_URL": migrated_url, "FOREBAY_METRICS_ADDRESS": "off", "FOREBAY_LINGER": linger}
+    env["AUDIO_SECONDS"] = str(_AUDIO_SECONDS)
     with ChainlitServer(_APPS / "browser.py", tmp_path, env) as server:
         yield server
 
@@ -235,14 +236,14 @@ async def _see_the_viewer(window: Page) -> None:
 async def _hear_the_end(chat: ChatPage) -> None:
     """The player jumps to the end without loading what is before."""
     player = chat.page.locator("audio")
-    await expect(player).to_have_js_property("duration", AUDIO_SECONDS)
+    await expect(player).to_have_js_property("duration", _AUDIO_SECONDS)
     async with chat.page.expect_response(
         lambda response: (
             response.status == 206
             and not response.request.headers.get("range", "bytes=0-").startswith("bytes=0-")
         )
     ):
-        await player.evaluate(f"player => {{ player.currentTime = {AUDIO_SECONDS - 1} }}")
+        await player.evaluate(f"player => {{ player.currentTime = {_AUDIO_SECONDS - 1} }}")
     await chat.page.wait_for_function("() => !document.querySelector('audio').seeking")
     await expect(player).to_have_js_property("error", None)
 

@@ -15,7 +15,7 @@ from chainlit.data import get_data_layer
 
 from forebay import ForebayDataLayer
 
-AUDIO_SECONDS = 300
+_AUDIO_SECONDS = int(os.environ["AUDIO_SECONDS"])
 _FILES = Path(__file__).parent / "files"
 _SIZE = b'width="60" height="40"'
 _DRAWING = b'<svg xmlns="http://www.w3.org/2000/svg" %b><rect fill="teal" %b/></svg>' % (_SIZE, _SIZE)
@@ -71,7 +71,7 @@ def _elements() -> list[cl.Element]:
         cl.Image(name="drawing.svg", content=_DRAWING, mime="image/svg+xml"),
         cl.Text(name="words", content="Words *within* an element"),
         cl.Pdf(name="page.pdf", content=_pdf("A page of the test")),
-        cl.Audio(name="silence.wav", content=_silence(AUDIO_SECONDS), mime="audio/wav"),
+        cl.Audio(name="silence.wav", content=_silence(_AUDIO_SECONDS), mime="audio/wav"),
         cl.Video(name="clip.webm", path=str(_FILES / "clip.webm"), mime="video/webm"),
         cl.Plotly(name="figure", figure=figure),
         cl.Dataframe(name="table", data=pd.DataFrame({"city": ["Aarau", "Bern"], "rank": [41, 42]})),
