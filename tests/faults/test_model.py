@@ -31,7 +31,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from forebay import Settings, changes, documents
+from forebay import Settings, changes, documents, journal
 from forebay.changes import Change, Delete, Upsert
 from forebay.engine import Engine
 from forebay.errors import LayerClosed, QueueFull, RowError, TransientError
@@ -561,6 +561,12 @@ async def _other_tasks() -> set[asyncio.Task[Any]]:
 def _memory_disk() -> str | None:
     """Where syncing costs nothing; what is tested here is not whether the disk keeps its word."""
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
+
+@pytest.fixture(autouse=True)
+def _no_linger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a loop that is stepped through, no time goes by in which a group could gather."""
+    monkeypatch.setattr(journal, "_LINGER", 0.0)
 
 
 @pytest.mark.parametrize("durability", ["memory", "journal", "commit"])
