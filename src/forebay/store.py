@@ -10,8 +10,8 @@ import logging
 import sqlite3
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from itertools import groupby
 from typing import Any, NamedTuple, cast
 from weakref import WeakSet
@@ -209,14 +209,13 @@ class Store:
         parameters: Mapping[str, Any],
         *,
         writes: bool = False,
-        on: Callable[[], AbstractAsyncContextManager[Driver]] | None = None,
     ) -> Any:
         with (
             self._rechecking(),
             translated(self.location),
             anyio.fail_after(self._settings.statement_timeout),
         ):
-            async with (on or self._reader)() as driver:
+            async with self._reader() as driver:
                 rows = await (self._write if writes else _fetch)(driver, statement, parameters)
         return statement.document(rows)
 
@@ -289,11 +288,8 @@ class Store:
         return dead
 
     async def forget_journal(self, journal_id: str) -> None:
-        """Delete the checkpoint of a journal that is gone; not while `apply` runs. Raises a DatabaseError."""
-        await self.prepare()
-        await self._one_document(
-            self.statements.forget_journal, {"journal_id": journal_id}, writes=True, on=self._writing
-        )
+        """Delete the checkpoint of a journal that is gone. Raises a DatabaseError."""
+        await self.write(self.statements.forget_journal, journal_id=journal_id)
 
     async def _upsert_run(
         self, driver: Driver, upserts: Sequence[Upsert], *, late: bool, checkpoint: Checkpoint | None = None
