@@ -10,9 +10,6 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTEST_ARGS ?= -n 2
 
 .DEFAULT_GOAL := help
-LAYER ?= forebay
-USERS ?= 50
-DURATION ?= 60
 
 .PHONY: help demo test lint fmt pins clean load
 
@@ -26,7 +23,7 @@ test: lint  ## Lint, check the types, and run every test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 load: $(VENV)/development  ## Let Locust's people chat, then audit the database (LAYER=, USERS=, DURATION=)
-	$(BIN)/python -m loadtests.load --layer $(LAYER) --users $(USERS) --duration $(DURATION)
+	$(BIN)/python -m loadtests.load
 
 lint: $(VENV)/development  ## Lint, check the types and the floors
 	$(BIN)/ruff check .

@@ -1,33 +1,39 @@
-"""What the load tests chat with: two tool steps, then an answer that is sent and at once updated.
+"""A Chainlit app for loads: two tool steps, and an answer that is sent and at once updated with more.
 
-`LAYER` chooses the data layer: none, forebay, sqlalchemy or chainlit; `LOAD_DATABASE_URL` is its database.
+LAYER names the data layer (none, forebay, sqlalchemy, chainlit), LOAD_DATABASE_URL its database, which has its
+tables, LOAD_FILES the folder for uploaded files. forebay takes its settings from FOREBAY_* as ever.
 """
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import chainlit as cl
 from chainlit.data.base import BaseDataLayer
 from chainlit.data.chainlit_data_layer import ChainlitDataLayer
 from chainlit.data.sql_alchemy import SQLAlchemyDataLayer
 
-from forebay import ForebayDataLayer
+from forebay import ForebayDataLayer, LocalStorageClient
+from loadtests import texts
 
-LAYER = os.environ.get("LAYER", "forebay")
+_LAYER = os.environ.get("LAYER", "forebay")
 
 
-def _make_layer() -> BaseDataLayer:
+def _data_layer() -> BaseDataLayer:
     url = os.environ["LOAD_DATABASE_URL"]
-    if LAYER == "sqlalchemy":
-        return SQLAlchemyDataLayer(url.replace("postgresql://", "postgresql+asyncpg://"))
-    if LAYER == "chainlit":
-        return ChainlitDataLayer(url)
-    return ForebayDataLayer(url)
+    files = LocalStorageClient(Path(os.environ["LOAD_FILES"]))
+    if _LAYER == "sqlalchemy":
+        return SQLAlchemyDataLayer(
+            url.replace("postgresql://", "postgresql+asyncpg://"), storage_provider=files
+        )
+    if _LAYER == "chainlit":
+        return ChainlitDataLayer(url, storage_client=files)
+    return ForebayDataLayer(url, storage_provider=files)
 
 
-if LAYER != "none":
-    cl.data_layer(_make_layer)
+if _LAYER != "none":
+    cl.data_layer(_data_layer)
 
 
 @cl.password_auth_callback
@@ -38,17 +44,17 @@ async def log_in(username: str, password: str) -> cl.User | None:
 
 @cl.on_chat_resume
 async def resume(thread: object) -> None:
-    """Chats may be gone on with."""
+    """Allows resuming."""
 
 
 @cl.on_message
 async def answer(message: cl.Message) -> None:
-    """What is answered follows from the question, so that an audit knows it."""
-    for name in ("search", "read"):
+    """Use the tools, and answer."""
+    for name in texts.TOOLS:
         async with cl.Step(name=name, type="tool") as step:
             step.input = message.content
-            step.output = f"{name} found {message.content}"
-    reply = cl.Message(f"Answer to {message.content}")
+            step.output = texts.found_by(name, message.content)
+    reply = cl.Message(texts.beginning(message.content))
     await reply.send()
-    reply.content += ", and all of it"
+    reply.content = texts.answer(message.content)
     await reply.update()

@@ -1,225 +1,281 @@
-"""People at a Chainlit server, over its websocket, as Locust's users. `make load` runs it; see `load.py`.
+"""People for Locust: they log in, chat, look at their history, come back to a chat, rate answers, send files.
 
-Rows: connect, first_token, turn, history, resume, feedback, upload, each in milliseconds as a person sees it. What
-the people saw is written to the file `LOAD_SEEN`, a line a turn, for the audit.
+`python -m loadtests.load` (`make load`) starts it. It needs Locust and python-socketio[client], nothing of forebay.
+LOAD_SEEN names the file for what the people saw; LOAD_THINK the seconds between two things that somebody does.
+With LOAD_HISTORY=off, for an app without a data layer, they only chat.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
-import random
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import requests
 import socketio
-from gevent.event import Event
-from locust import User, between, task
-from locust.exception import StopUser
+from locust import HttpUser, between, events, task
 
-_TIMEOUT = 60.0
-_SEEN = Path(os.environ.get("LOAD_SEEN", "seen.jsonl"))
-_TURNS_A_CHAT = 10
+from loadtests import seen, texts
+from loadtests.seen import Chat
+
+_THINK = float(os.environ.get("LOAD_THINK", "2"))
+_HISTORY = os.environ.get("LOAD_HISTORY", "on") == "on"
+_TIMEOUT = 30.0  # seconds
+_CHATS: list[Chat] = []
+_HOOKS: Any = events  # they have no types
 
 
-class Chat:
-    """One connection of one person, in one thread."""
+class NotAsSeen(Exception):
+    """What came back is not what the person had seen."""
 
-    def __init__(self, host: str, http: requests.Session, thread_id: str = "") -> None:
+
+class Connection:
+    """A chat's websocket. With the chat's thread it resumes that; what it shows is in `steps`."""
+
+    def __init__(self, host: str, cookies: str, thread_id: str) -> None:
         self.thread_id = thread_id
-        self.steps: dict[str, dict[str, Any]] = {}
         self.session_id = str(uuid.uuid4())
-        self.began: float | None = None
-        self._ready, self._over = Event(), Event()
-        self._host = host
-        self._http = http
+        self.steps: dict[str, dict[str, Any]] = {}
+        self.resumed: dict[str, Any] | None = None
+        self.first_shown: float | None = None
+        self._ready, self._over = threading.Event(), threading.Event()
         self._sio = socketio.Client(reconnection=False)
-        for event in ("new_message", "update_message", "stream_start"):
-            self._sio.on(event, self._see)
+        for name in ("new_message", "update_message", "stream_start"):
+            self._sio.on(name, self._see)
         self._sio.on("first_interaction", self._note_thread)
-        self._sio.on("resume_thread" if thread_id else "clear_call_fn", lambda *_: self._ready.set())
+        self._sio.on("resume_thread", self._note_resumed)
+        ready = "resume_thread_error" if thread_id else "clear_call_fn"
+        self._sio.on(ready, lambda *_: self._ready.set())
+        try:
+            self._open(host, cookies)
+        except BaseException:
+            self.close()
+            raise
 
-    def connect(self) -> None:
-        """Open the websocket, and wait until the chat may begin or goes on."""
-        cookies = "; ".join(f"{cookie.name}={cookie.value}" for cookie in self._http.cookies)
+    def _open(self, host: str, cookies: str) -> None:
         self._sio.connect(
-            self._host, socketio_path="/ws/socket.io", transports=["websocket"], headers={"Cookie": cookies},
+            host,
+            socketio_path="/ws/socket.io",
+            transports=["websocket"],
+            headers={"Cookie": cookies},
             auth={
-                "clientType": "webapp", "sessionId": self.session_id, "threadId": self.thread_id,
-                "userEnv": "{}", "chatProfile": "",
+                "clientType": "webapp",
+                "sessionId": self.session_id,
+                "threadId": self.thread_id,
+                "userEnv": "{}",
+                "chatProfile": "",
             },
-        )  # fmt: skip
+            wait_timeout=_TIMEOUT,
+        )
         self._sio.emit("connection_successful")
-        _wait(self._ready, "the chat does not begin")
+        _wait(self._ready, "the chat has not begun")
 
-    def disconnect(self) -> None:
-        """Leave, as closing the window does."""
-        if self._sio.connected:
-            self._sio.disconnect()
-
-    def say(self, text: str, file: str | None = None) -> dict[str, Any]:
-        """Ask, wait until the turn is over; the line for the audit."""
+    def ask(self, person: str, question: str, files: list[str]) -> seen.Turn:
+        """Send a question, and wait until its turn is over."""
+        before, question_id = set(self.steps), str(uuid.uuid4())
         self._over.clear()
-        before, self.began = set(self.steps), None
-        moment = datetime.now(UTC).replace(tzinfo=None).isoformat() + "Z"
-        message = {"id": str(uuid.uuid4()), "threadId": self.thread_id, "name": "me", "type": "user_message"}
-        message |= {"output": text, "createdAt": moment}
-        references = [{"id": file}] if file else []
+        self.first_shown, started = None, time.perf_counter()
+        message = {
+            "id": question_id,
+            "threadId": self.thread_id,
+            "name": person,
+            "type": "user_message",
+            "output": question,
+            "createdAt": datetime.now(UTC).replace(tzinfo=None).isoformat() + "Z",
+        }
+        references = [{"id": file} for file in files]
         self._sio.emit("client_message", {"message": message, "fileReferences": references})
-        _wait(self._over, "the turn does not end")
-        new = {key: step for key, step in self.steps.items() if key not in before}
-        [answer] = [step for step in new.values() if step["type"] == "assistant_message"]
-        self.thread_id = answer["threadId"]
-        shown = {
-            key: step["output"] for key, step in new.items() if step["type"] in ("tool", "assistant_message")
-        }
-        if answer["output"] != f"Answer to {text}, and all of it":
-            raise RuntimeError("the answer is not whole")
-        return {
-            "thread_id": self.thread_id,
-            "answer_id": answer["id"],
-            "steps": shown,
-            "rated": None,
-            "file": None,
-        }
+        _wait(self._over, "the turn is not over")
+        took = time.perf_counter() - started
+        shown = [step for key, step in self.steps.items() if key not in before]
+        return seen.turn_of(question_id, question, shown, (self.first_shown or started) - started, took)
+
+    def close(self) -> None:
+        """Leave, as closing the window does."""
+        with contextlib.suppress(Exception):
+            self._sio.disconnect()
 
     def _see(self, step: dict[str, Any]) -> None:
         self.steps[step["id"]] = step
-        if step["type"] == "assistant_message" and self.began is None:
-            self.began = time.perf_counter()
+        if step["type"] == "assistant_message" and self.first_shown is None:
+            self.first_shown = time.perf_counter()
         if step["type"] == "run" and step["name"] == "on_message" and step.get("end"):
             self._over.set()
 
     def _note_thread(self, interaction: dict[str, Any]) -> None:
         self.thread_id = interaction["thread_id"]
 
+    def _note_resumed(self, thread: dict[str, Any]) -> None:
+        self.resumed = thread
+        self._ready.set()
 
-class Person(User):
-    """Logs in, chats, looks at the history, goes on with an old chat, rates answers, sends a file."""
 
-    wait_time = between(0.5, 1.5)
+class Person(HttpUser):
+    """Somebody with one chat after the other."""
+
+    wait_time = between(_THINK * 0.5, _THINK * 1.5)
 
     def on_start(self) -> None:
-        """Log in and begin a chat."""
-        self.name = f"person{uuid.uuid4()}"
-        self.http = requests.Session()
-        self.asked = 0
-        login = {"username": self.name, "password": "any"}
-        if self.http.post(f"{self.host}/login", data=login, timeout=_TIMEOUT).status_code != 200:
-            raise StopUser
-        self.chat = self._begin()
+        """Log in, and begin a chat."""
+        self.name = f"person-{uuid.uuid4().hex[:12]}"
+        self.connection: Connection | None = None
+        self.post("/login", data={"username": self.name, "password": "load"}, name="login")
+        self.begin()
 
     def on_stop(self) -> None:
         """Leave."""
-        self.chat.disconnect()
+        if self.connection is not None:
+            self.connection.close()
 
-    @task(12)
+    def begin(self) -> Connection | None:
+        """Begin a chat; None where that fails."""
+        if self.connection is not None:
+            self.connection.close()
+            self.connection = None
+        self.chat = Chat(self.name)
+        with _row("connect"):
+            self.connection = self.connect("")
+        _CHATS.append(self.chat)
+        return self.connection
+
+    def connect(self, thread_id: str) -> Connection:
+        """Open the websocket."""
+        cookies = "; ".join(f"{one.name}={one.value}" for one in self.client.cookies)
+        return Connection(self.host or "", cookies, thread_id)
+
+    @task(20)
     def turn(self) -> None:
-        """Ask; now and then in a new chat."""
-        if self.asked and self.asked % _TURNS_A_CHAT == 0:
-            self.chat.disconnect()
-            self.chat = self._begin()
-        self._ask()
+        """Ask something."""
+        self.ask()
 
-    @task(3)
-    def rate(self) -> None:
-        """Ask, and put the thumb up or down."""
-        seen = self._ask(keep=False)
-        if seen is None:
-            return
-        value = random.choice((0, 1))
-        feedback = {"forId": seen["answer_id"], "threadId": seen["thread_id"], "value": value}
-        body = {"feedback": feedback, "sessionId": self.chat.session_id}
-        done = self._timed("feedback", lambda: self._request("PUT", "/feedback", json=body))
-        _keep(seen | {"rated": value if done is not None else None})
+    def ask(self, files: tuple[str, ...] = ()) -> seen.Turn | None:
+        """A turn, after coming in if one is out."""
+        connection = self.connection or self.begin()
+        if connection is None:
+            return None
+        question = f"question {len(self.chat.turns)} of {self.name}"
+        done: list[seen.Turn] = []
+        with _row("turn"):
+            done.append(connection.ask(self.name, question, list(files)))
+        if not done:
+            # How much of the question has come through nobody knows; the next one is another chat's.
+            self.begin()
+            return None
+        turn = done[0]
+        self.chat.thread_id = connection.thread_id
+        self.chat.turns.append(turn)
+        _fire("first_token", turn.first_token)
+        return turn
 
-    @task(1)
-    def send_file(self) -> None:
-        """Ask with a file."""
-        name = f"{uuid.uuid4()}.txt"
-        path = f"/project/file?session_id={self.chat.session_id}"
-        files = {"file": (name, b"what is in it\n" * 1000, "text/plain")}
-        done = self._timed("upload", lambda: self._request("POST", path, files=files))
-        if done is not None:
-            seen = self._ask(file=done["id"], keep=False)
-            if seen is not None:
-                _keep(seen | {"file": name})
-
-    @task(2)
+    @task(2 if _HISTORY else 0)
     def history(self) -> None:
-        """Look at the sidebar."""
-        body = {"pagination": {"first": 20}, "filter": {}}
-        self._timed("history", lambda: self._request("POST", "/project/threads", json=body))
+        """Look at the sidebar; the chat must be there."""
+        with _row("history"):
+            body = {"pagination": {"first": 20}, "filter": {"search": None}}
+            found = self.post("/project/threads", json=body, name="POST /project/threads").json()["data"]
+            if self.chat.turns and self.chat.thread_id not in [thread["id"] for thread in found]:
+                raise NotAsSeen("the chat is not in the sidebar")
+
+    @task(2 if _HISTORY else 0)
+    def resume(self) -> None:
+        """Close the window and come back; all answers must be there, as they were."""
+        if not self.chat.turns or self.connection is None:
+            return
+        self.connection.close()
+        self.connection = None
+        with _row("resume"):
+            self.connection = self.connect(self.chat.thread_id)
+            resumed = self.connection.resumed
+            if resumed is None:
+                raise NotAsSeen("the chat is gone")
+            outputs = {step["id"]: step["output"] for step in resumed["steps"]}
+            turns = self.chat.turns
+            if any(outputs.get(turn.answer_id) != texts.answer(turn.question) for turn in turns):
+                raise NotAsSeen("an answer is missing or stale")
+
+    @task(2 if _HISTORY else 0)
+    def feedback(self) -> None:
+        """Rate the latest answer."""
+        if not self.chat.turns or self.connection is None:
+            return
+        step_id, value = self.chat.turns[-1].answer_id, len(self.chat.turns) % 2
+        if step_id in self.chat.feedback:  # a second one would replace the first
+            return
+        feedback = {"forId": step_id, "threadId": self.chat.thread_id, "value": value}
+        with _row("feedback"):
+            body = {"feedback": feedback, "sessionId": self.connection.session_id}
+            self.put("/feedback", json=body, name="PUT /feedback")
+            self.chat.feedback[step_id] = value
+
+    @task(1 if _HISTORY else 0)
+    def upload(self) -> None:
+        """Send a file, and ask about it."""
+        if self.connection is None:
+            return
+        name, file = f"file-{len(self.chat.turns)}.txt", ""
+        with _row("upload"):
+            form = {"file": (name, texts.file_content(name), "text/plain")}
+            path = f"/project/file?session_id={self.connection.session_id}"
+            file = self.post(path, files=form, name="POST /project/file").json()["id"]
+        turn = self.ask((file,)) if file else None
+        if turn is not None:
+            self.chat.files[turn.question_id] = name
 
     @task(1)
-    def resume(self) -> None:
-        """Leave, and go on with the chat."""
-        if not self.chat.thread_id:
-            return
-        self.chat.disconnect()
-        again = Chat(self.host or "", self.http, self.chat.thread_id)
-        self._timed("resume", again.connect)
-        self.chat = again
+    def another_chat(self) -> None:
+        """Begin anew."""
+        if self.chat.turns:
+            self.begin()
 
-    def _begin(self) -> Chat:
-        chat = Chat(self.host or "", self.http)
-        self._timed("connect", chat.connect)
-        return chat
+    def post(self, path: str, **arguments: Any) -> Any:
+        """A request that raises what the server refuses."""
+        return self._checked(self.client.post, path, arguments)
 
-    def _ask(self, *, file: str | None = None, keep: bool = True) -> dict[str, Any] | None:
-        self.asked += 1
-        started = time.perf_counter()
-        seen: dict[str, Any] | None = self._timed(
-            "turn", lambda: self.chat.say(f"{self.name} asks {self.asked}", file)
-        )
-        if self.chat.began is not None:
-            self._fire("first_token", self.chat.began - started)
-        if keep and seen is not None:
-            _keep(seen)
-        return seen
+    def put(self, path: str, **arguments: Any) -> Any:
+        """A request that raises what the server refuses."""
+        return self._checked(self.client.put, path, arguments)
 
-    def _request(self, method: str, path: str, **body: Any) -> Any:
-        response = self.http.request(method, f"{self.host}{path}", timeout=_TIMEOUT, **body)
+    def _checked(self, send: Callable[..., Any], path: str, arguments: dict[str, Any]) -> Any:
+        response = send(path, timeout=_TIMEOUT, **arguments)
         response.raise_for_status()
-        return response.json()
-
-    def _timed(self, name: str, act: Callable[[], Any]) -> Any:
-        with self._row(name) as result:
-            result.append(act())
-        return result[0] if result else None
-
-    @contextmanager
-    def _row(self, name: str) -> Iterator[list[Any]]:
-        started, result = time.perf_counter(), list[Any]()
-        try:
-            yield result
-        except Exception as error:
-            self._fire(name, time.perf_counter() - started, error)
-        else:
-            self._fire(name, time.perf_counter() - started)
-
-    def _fire(self, name: str, seconds: float, error: Exception | None = None) -> None:
-        self.environment.events.request.fire(
-            request_type="chat",
-            name=name,
-            response_time=seconds * 1e3,
-            response_length=0,
-            exception=error,
-            context={},
-        )
+        return response
 
 
-def _keep(seen: dict[str, Any]) -> None:
-    with _SEEN.open("a") as file:
-        file.write(json.dumps(seen) + "\n")
+@contextlib.contextmanager
+def _row(name: str) -> Iterator[None]:
+    """Time it as a row of that name. What fails is counted there, and goes no further."""
+    started, failure = time.perf_counter(), None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    _fire(name, time.perf_counter() - started, failure)
 
 
-def _wait(event: Event, otherwise: str) -> None:
+def _fire(name: str, seconds: float, failure: Exception | None = None) -> None:
+    _HOOKS.request.fire(
+        request_type="chat",
+        name=name,
+        response_time=seconds * 1e3,
+        response_length=0,
+        exception=failure,
+        context={},
+    )
+
+
+def _wait(event: threading.Event, complaint: str) -> None:
     if not event.wait(_TIMEOUT):
-        raise TimeoutError(otherwise)
+        raise TimeoutError(f"{complaint} after {_TIMEOUT:g} s")
+
+
+def _save(**_: Any) -> None:
+    if path := os.environ.get("LOAD_SEEN"):
+        seen.save(Path(path), _CHATS)
+
+
+_HOOKS.quitting.add_listener(_save)

@@ -1,21 +1,22 @@
-"""People at the real Chainlit server, on every data layer and on none: turns a second, the server's CPU, what is lost.
+"""People who chat through the real Chainlit server, on each data layer: turns a second, CPU, and what was lost.
 
-Server, people and database share the machine, so read the ratios. Layers alternate over the rounds.
+A turn is a question, two tool steps, and an answer that is sent and at once updated. Each measurement has a server
+and a database of its own, and the layers alternate over the rounds. CPU is that of the server's process, from the
+first question until it has nothing more to do. When the server has stopped, the database is compared with
+what the people saw.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -23,255 +24,235 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from tests.support.chainlit_client import ChainlitClient
-from tests.support.chainlit_server import ChainlitServer
 
-from forebay.bench.layers import make_tables
 from forebay.bench.postgres import PostgresServer
-from loadtests.audit import Turn, faults, load_stored, load_turns
+from loadtests import seen
+from loadtests.site import LAYERS, NAMES, ROOT, Layer, Site
 
-ROOT = Path(__file__).parents[1]
-_RESULTS = ROOT / "loadtests" / "results" / "people.json"
-_APP = Path(__file__).parent / "app.py"
-_TIMEOUT = 600.0
-LAYERS = ("none", "forebay", "forebay, external", "sqlalchemy", "chainlit")
-_NAMES = {
-    "none": "no data layer",
-    "forebay": "forebay, journal",
-    "sqlalchemy": "SQLAlchemyDataLayer",
-    "chainlit": "ChainlitDataLayer",
-}
-
-
-class _Person(ChainlitClient):
-    """Notes when the answer began to show."""
-
-    began: float | None = None
-
-    async def _see(self, step: dict[str, Any]) -> None:
-        if step["type"] == "assistant_message" and self.began is None:
-            self.began = time.perf_counter()
-        await super()._see(step)
+RESULTS = Path(__file__).parent / "results" / "people.json"
+_PATIENCE = 300.0  # seconds for one measurement
+_COLUMNS = (
+    *("layer", "turns/s", "against none", "CPU a turn, ms", "extra CPU"),
+    *(
+        "turn p50 / p95, ms",
+        "first token p50 / p95, ms",
+        "answers lost or stale",
+        "tool outputs lost or stale",
+    ),
+)
 
 
-async def _chat(
-    url: str, number: int, turns: int, think: float, all_here: asyncio.Barrier, result: dict[str, list[Any]]
-) -> None:
-    async with _Person(url, login=f"person{number}") as person:
-        await all_here.wait()
-        for turn in range(turns):
-            before, person.began = set(person.steps), None
-            started = time.perf_counter()
-            answer = await person.say(f"question {number}.{turn}")
-            result["turn"].append(time.perf_counter() - started)
-            result["first"].append((person.began or time.perf_counter()) - started)
-            new = {key: step for key, step in person.steps.items() if key not in before}
-            shown = {
-                key: step["output"]
-                for key, step in new.items()
-                if step["type"] in ("tool", "assistant_message")
-            }
-            result["seen"].append(Turn(answer["threadId"], answer["id"], shown).to_line())
-            await asyncio.sleep(think)
+class CrowdFailed(click.ClickException):
+    """The people could not chat."""
 
 
-async def _be_people(url: str, people: int, turns: int, think: float, seen: Path) -> dict[str, Any]:
-    result: dict[str, list[Any]] = {"turn": [], "first": [], "seen": []}
-    all_here = asyncio.Barrier(people + 1)
-    async with asyncio.TaskGroup() as chats:
-        for number in range(people):
-            chats.create_task(_chat(url, number, turns, think, all_here, result))
-        await all_here.wait()
-        started = time.perf_counter()
-    elapsed = time.perf_counter() - started
-    seen.write_text("".join(f"{line}\n" for line in result["seen"]))
-    quantiles = {name: statistics.quantiles(result[name], n=20) for name in ("turn", "first")}
-    return {
-        "turns_per_second": people * turns / elapsed,
-        "turn_p50_ms": quantiles["turn"][9] * 1e3,
-        "turn_p95_ms": quantiles["turn"][18] * 1e3,
-        "first_p50_ms": quantiles["first"][9] * 1e3,
+def measure(layer: Layer, database_url: str, people: int, turns: int, think: float) -> dict[str, float]:
+    """One measurement, on an empty database. Raises CrowdFailed."""
+    with (
+        tempfile.TemporaryDirectory(prefix="forebay-people-") as folder,
+        Site(layer, database_url, Path(folder)) as site,
+        _Crowd(site, people, turns, think) as crowd,
+    ):
+        before = site.cpu()
+        result = crowd.next()
+        after = site.settled_cpu()
+        crowd.next(last=True)
+        site.stop()
+        chats = seen.parse(result["chats"])
+        found = site.audit(chats)
+    number = people * turns
+    shown = [turn for chat in chats for turn in chat.turns]
+    measured = {
+        "turns_per_second": number / result["seconds"],
+        "cpu_seconds": after.server - before.server,
+        "cpu_ms_per_turn": (after.server - before.server) / number * 1e3,
+        "daemon_cpu_ms_per_turn": (after.daemon - before.daemon) / number * 1e3,
+        **_quantiles("turn", [turn.took for turn in shown]),
+        **_quantiles("first_token", [turn.first_token for turn in shown]),
     }
+    if found is not None:
+        measured |= {
+            "answers": found.expected["answer"],
+            "answers_lost": found.count("answer", "missing", "stale"),
+            "outputs": found.expected["tool output"],
+            "outputs_lost": found.count("tool output", "missing", "stale"),
+            "misplaced": sum(one.fault == "misplaced" for one in found.findings),
+        }
+    return measured
 
 
-def _cpu(pid: int) -> float:
-    """Seconds of CPU that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+class _Crowd:
+    """The people's process. A context manager, at whose start all are connected and at whose end it is gone."""
 
+    def __init__(self, site: Site, people: int, turns: int, think: float) -> None:
+        self._options = ["--people", str(people), "--turns", str(turns), "--think", str(think)]
+        self._site = site
 
-@contextlib.contextmanager
-def _drain(folder: str, url: str, env: dict[str, str]) -> Iterator[None]:
-    """The daemon that writes for a server with `writer=external`."""
-    command = (sys.executable, "-m", "forebay.cli", "drain", folder, "--watch")
-    with subprocess.Popen(
-        command, env=os.environ | env | {"FOREBAY_DATABASE_URL": url}, stderr=subprocess.DEVNULL
-    ) as daemon:
-        try:
-            yield
-        finally:
-            daemon.terminate()
-
-
-def _measure(layer: str, url: str, people: int, turns: int, think: float) -> dict[str, Any]:
-    kind: Any = layer.split(",")[0]
-    with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="forebay-people-"))
-        if kind != "none":
-            asyncio.run(make_tables(kind, url))
-        env = {"LAYER": kind, "LOAD_DATABASE_URL": url, "FOREBAY_JOURNAL_DIR": f"{folder}/journals"}
-        env |= {"FOREBAY_METRICS_ADDRESS": "off", "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"}
-        if layer == "forebay, external":
-            env["FOREBAY_WRITER"] = "external"
-            Path(folder, "journals").mkdir(mode=0o700)
-            stack.enter_context(_drain(f"{folder}/journals", url, env))
-        server = stack.enter_context(ChainlitServer(_APP, Path(folder), env))
-        assert server._process is not None
-        seen = Path(folder, "seen.jsonl")
-        before = _cpu(server._process.pid)
-        options = ("--people", str(people), "--turns", str(turns), "--think", str(think))
-        be_people = (
-            sys.executable,
-            "-m",
-            "loadtests.people",
-            "--url",
-            server.url,
-            "--seen",
-            str(seen),
-            *options,
-        )
-        done = subprocess.run(
-            be_people,
+    def __enter__(self) -> _Crowd:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "loadtests.crowd", self._site.server.url, *self._options],
+            env=self._site.server.env,
             cwd=ROOT,
-            env=os.environ | env,
-            capture_output=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             text=True,
-            timeout=_TIMEOUT,
-            check=False,
         )
-        if done.returncode:
-            raise click.ClickException(f"{layer}: {done.stderr[:3000]}\n{server.log[-2000:]}")
-        result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        time.sleep(1.0)  # what the server still does for them belongs to them
-        result["cpu_ms_per_turn"] = (_cpu(server._process.pid) - before) / (people * turns) * 1e3
+        self._alarm = threading.Timer(_PATIENCE, self._process.kill)
+        self._alarm.start()
         try:
-            server.stop()
-        except subprocess.TimeoutExpired:  # some layers' close may not end
-            result["did_not_stop"] = True
-            server.kill()
-        if layer == "forebay, external":
-            time.sleep(2.0)  # for the daemon
-        result["faults"] = {}
-        if kind != "none":
-            result["faults"] = faults(load_turns(seen), asyncio.run(load_stored(url, kind)))
+            self._line()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._alarm.cancel()
+        self._process.kill()
+        self._process.communicate()
+
+    def next(self, last: bool = False) -> Any:
+        """Let them go on; what they then say."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        if not last:
+            return json.loads(self._line())
+        return self._process.wait(_PATIENCE)
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise CrowdFailed(
+                f"the people could not chat; the server's log ends:\n{self._site.server.log[-2000:]}"
+            )
+        return line
+
+
+def _quantiles(name: str, seconds: list[float]) -> dict[str, float]:
+    ordered = sorted(seconds)
+    return {f"{name}_p{part}_ms": ordered[len(ordered) * part // 100] * 1e3 for part in (50, 95)}
+
+
+def medians(runs: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """The medians over the rounds, and what each layer costs beyond none, round by round."""
+    result = {
+        layer: {key: statistics.median(one[key] for one in measured) for key in measured[0]}
+        for layer, measured in runs.items()
+    }
+    for layer, measured in runs.items() if "none" in runs else ():
+        pairs = list(zip(measured, runs["none"], strict=True))
+        result[layer]["extra_cpu_percent"] = statistics.median(
+            (one["cpu_seconds"] / none["cpu_seconds"] - 1) * 100 for one, none in pairs
+        )
+        result[layer]["turns_percent"] = statistics.median(
+            one["turns_per_second"] / none["turns_per_second"] * 100 for one, none in pairs
+        )
     return result
 
 
-def _medians(runs: list[dict[str, Any]]) -> dict[str, float]:
-    keys = [key for key, value in runs[0].items() if isinstance(value, int | float)]
-    medians = {key: statistics.median(run[key] for run in runs) for key in keys}
-    for kind in ("answers", "outputs"):
-        lost = (
-            run["faults"].get(f"{kind} missing", 0) + run["faults"].get(f"{kind} stale", 0) for run in runs
-        )
-        medians[f"{kind}_lost"] = max(lost)
-    return medians
+def rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The table's rows."""
+    return [(NAMES[layer], *_cells(values)) for layer, values in report["medians"].items()]
 
 
-def table(report: dict[str, Any]) -> list[list[str]]:
-    """A header, and a line for each layer."""
-    medians, base = report["medians"], report["medians"].get("none")
-    lines = [
-        [
-            "data layer",
-            "turns/s",
-            "of none",
-            "CPU a turn, ms",
-            "over none",
-            "turn p50 / p95, ms",
-            "answers lost",
-            "outputs lost",
-        ]
-    ]
-    for layer, values in medians.items():
-        share = f"{values['turns_per_second'] / base['turns_per_second']:.0%}" if base else "-"
-        extra = f"{values['cpu_ms_per_turn'] / base['cpu_ms_per_turn'] - 1:+.0%}" if base else "-"
-        lost = (
-            ["-", "-"]
-            if layer == "none"
-            else [f"{values[f'{kind}_lost']:,.0f}" for kind in ("answers", "outputs")]
-        )
-        lines.append([
-            _NAMES.get(layer, layer), f"{values['turns_per_second']:.0f}", share, f"{values['cpu_ms_per_turn']:.2f}",
-            extra,
-            f"{values['turn_p50_ms']:.0f} / {values['turn_p95_ms']:.0f}", *lost,
-        ])  # fmt: skip
-    return lines
+def _cells(values: dict[str, float]) -> tuple[str, ...]:
+    def pair(name: str) -> str:
+        return f"{values[f'{name}_p50_ms']:,.0f} / {values[f'{name}_p95_ms']:,.0f}"
+
+    def lost(name: str) -> str:
+        return f"{values[f'{name}_lost']:,.0f} of {values[name]:,.0f}" if name in values else "-"
+
+    def percent(name: str, sign: str = "") -> str:
+        return f"{values[name]:{sign}.0f} %" if name in values else "-"
+
+    cpu = f"{values['cpu_ms_per_turn']:.2f}"
+    if values["daemon_cpu_ms_per_turn"]:
+        cpu += f" + {values['daemon_cpu_ms_per_turn']:.2f}"
+    return (
+        *(
+            f"{values['turns_per_second']:,.1f}",
+            percent("turns_percent"),
+            cpu,
+            percent("extra_cpu_percent", "+"),
+        ),
+        *(pair("turn"), pair("first_token"), lost("answers"), lost("outputs")),
+    )
 
 
 def markdown(report: dict[str, Any]) -> str:
     """The table for the README."""
-    header, *lines = table(report)
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    asked = f"{report['people']} people, {report['turns']} turns each, medians of {report['rounds']} rounds"
-    return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *lines)) + f"\n\n{asked}."
+    lines = [_COLUMNS, ("---", *("---:",) * (len(_COLUMNS) - 1)), *rows(report)]
+    about = f"Medians of {report['rounds_made']} rounds on {report['cpus']} cores: `{report['command']}`."
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{about}"
 
 
-@click.command()
-@click.option("--people", default=50, show_default=True, help="People at once, each in a chat of their own.")
-@click.option("--turns", default=10, show_default=True, help="Turns of each chat.")
-@click.option(
-    "--think", default=0.0, show_default=True, help="Seconds between an answer and the next question."
-)
-@click.option("--rounds", default=3, show_default=True, help="Measurements of each layer; the median counts.")
-@click.option(
-    "--layer", "layers", multiple=True, type=click.Choice(LAYERS), help="Only these; may be repeated."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
-@click.option("--markdown", "as_markdown", is_flag=True, help="Print the table as Markdown.")
-@click.option("--save", is_flag=True, help=f"Keep the results in {_RESULTS.name}.")
-@click.option("--url", hidden=True, help="Be the people at this server.")
-@click.option("--seen", type=click.Path(path_type=Path), hidden=True)
-def main(
-    people: int, turns: int, think: float, rounds: int, layers: tuple[str, ...], as_json: bool,
-    as_markdown: bool, save: bool, url: str | None, seen: Path | None,
-) -> None:  # fmt: skip
-    """Let people chat with a real Chainlit server on each data layer, and look at what is stored afterwards.
-
-    Exits with 1 when something that forebay's people saw is not in the database.
-    """
-    if url is not None and seen is not None:
-        click.echo(json.dumps(asyncio.run(_be_people(url, people, turns, think, seen))))
-        return
-    chosen = layers or LAYERS
-    runs: dict[str, list[dict[str, Any]]] = {layer: [] for layer in chosen}
-    with PostgresServer(durable=True) as server, Progress(console=Console(stderr=True)) as progress:
-        bar = progress.add_task("chatting", total=rounds * len(chosen))
-        for _ in range(rounds):
-            for layer in chosen:
-                runs[layer].append(_measure(layer, server.create_database(), people, turns, think))
-                progress.advance(bar)
-    report = {
-        "command": f"python -m loadtests.people --people {people} --turns {turns} --think {think} --rounds {rounds}",
-        "python": platform.python_version(), "people": people, "turns": turns, "rounds": rounds,
-        "medians": {layer: _medians(measured) for layer, measured in runs.items()}, "runs": runs,
-    }  # fmt: skip
-    if save:
-        _RESULTS.write_text(json.dumps(report, indent=2) + "\n")
+def _show(report: dict[str, Any], as_json: bool, as_markdown: bool) -> None:
     if as_json:
         click.echo(json.dumps(report))
     elif as_markdown:
         click.echo(markdown(report))
     else:
-        header, *lines = table(report)
-        shown = Table(*header)
-        for line in lines:
-            shown.add_row(*line)
-        Console().print(shown)
-    if any(
-        run["faults"] for layer, measured in runs.items() if layer.startswith("forebay") for run in measured
-    ):
-        raise SystemExit(1)
+        table = Table(*_COLUMNS)
+        for row in rows(report):
+            table.add_row(*row)
+        Console().print(table)
+
+
+def _run(layers: tuple[Layer, ...], people: int, turns: int, rounds: int, think: float) -> dict[str, Any]:
+    runs: dict[str, list[dict[str, float]]] = {layer: [] for layer in layers}
+    with PostgresServer(durable=True) as postgres, Progress(console=Console(stderr=True)) as progress:
+        bar = progress.add_task("chatting", total=rounds * len(layers))
+        for _ in range(rounds):
+            for layer in layers:
+                url = postgres.create_database()
+                runs[layer].append(measure(layer, url, people, turns, think))
+                postgres.drop_database(url)
+                progress.advance(bar)
+    thinking = f" --think {think:g}" if think else ""
+    chosen = "" if layers == LAYERS else "".join(f" --layer {layer}" for layer in layers)
+    return {
+        "command": f"python -m loadtests.people --people {people} --turns {turns} --rounds {rounds}{thinking}{chosen}",
+        "python": platform.python_version(),
+        "cpus": os.cpu_count(),
+        "rounds_made": rounds,
+        "medians": medians(runs),
+        "rounds": runs,
+    }
+
+
+@click.command()
+@click.option("--people", default=50, show_default=True, type=click.IntRange(1), help="At once.")
+@click.option("--turns", default=10, show_default=True, type=click.IntRange(1), help="Of each.")
+@click.option(
+    "--rounds", default=3, show_default=True, type=click.IntRange(1), help="Of which the median counts."
+)
+@click.option("--think", default=0.0, show_default=True, help="Seconds before each question.")
+@click.option(
+    "--layer", "layers", multiple=True, type=click.Choice(LAYERS), help="Only this; may be repeated."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
+@click.option("--markdown", "as_markdown", is_flag=True, help="Print the README's table.")
+@click.option("--save", is_flag=True, help=f"Keep the results in {RESULTS.name}.")
+@click.option("--load", is_flag=True, help="Measure nothing: show what was saved.")
+def main(
+    people: int,
+    turns: int,
+    rounds: int,
+    think: float,
+    layers: tuple[Layer, ...],
+    as_json: bool,
+    as_markdown: bool,
+    save: bool,
+    load: bool,
+) -> None:
+    """Let people chat through the real server on each data layer, and compare."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what was started is ended
+    report = json.loads(RESULTS.read_text()) if load else _run(layers or LAYERS, people, turns, rounds, think)
+    if save:
+        RESULTS.write_text(json.dumps(report, indent=2) + "\n")
+    _show(report, as_json, as_markdown)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from forebay.bench import tables
 from forebay.bench.report import Report
-from loadtests import people
+from loadtests import load, people
 
 ROOT = Path(__file__).parents[1]
 _README = ROOT / "README.md"
@@ -16,7 +16,7 @@ _BENCH = re.compile(
     r"(<!-- forebay bench --load (\S+) --markdown -->\n).*?(<!-- end of the tables -->)", re.DOTALL
 )
 
-_PEOPLE = re.compile(r"(<!-- loadtests.people (\S+) -->\n).*?(<!-- end of the people -->)", re.DOTALL)
+_OTHERS = re.compile(r"(<!-- loadtests.(people|load) -->\n).*?(<!-- end of the people -->)", re.DOTALL)
 
 
 def filled(readme: str) -> str:
@@ -27,10 +27,11 @@ def filled(readme: str) -> str:
         return f"{begin}\n{tables.markdown(Report.load(ROOT / path))}\n\n{end}"
 
     def fill_people(found: re.Match[str]) -> str:
-        begin, path, end = found.groups()
-        return f"{begin}\n{people.markdown(json.loads((ROOT / path).read_text()))}\n\n{end}"
+        begin, name, end = found.groups()
+        measured = {"people": people, "load": load}[name]
+        return f"{begin}\n{measured.markdown(json.loads(measured.RESULTS.read_text()))}\n\n{end}"
 
-    return _PEOPLE.sub(fill_people, _BENCH.sub(fill, readme))
+    return _OTHERS.sub(fill_people, _BENCH.sub(fill, readme))
 
 
 if __name__ == "__main__":

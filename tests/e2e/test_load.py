@@ -1,51 +1,32 @@
-"""The load tests themselves, small: people at the real server, and the audit of what they saw."""
+"""The load test itself, small: Locust's people at the real server, and the audit of what they saw."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
-from loadtests import load, people
+from loadtests import load
 
 
-def test_people_chat_and_nothing_is_lost() -> None:
-    options = [
-        "--people",
-        "3",
-        "--turns",
-        "2",
-        "--rounds",
-        "1",
-        "--layer",
-        "none",
-        "--layer",
-        "forebay",
-        "--json",
-    ]
-    done = CliRunner().invoke(people.main, options)
+def test_locusts_people_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAYER", "none forebay")  # as `make load` says it
+    monkeypatch.setenv("USERS", "5")
+    done = CliRunner().invoke(
+        load.main, ["--duration", "12", "--think", "0.5", "--output", str(tmp_path), "--json"]
+    )
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout.splitlines()[-1])
-    assert report["runs"]["forebay"][0]["faults"] == {}
-    assert report["medians"]["none"]["turns_per_second"] > 0
-    assert "| forebay, journal |" in people.markdown(report)
-
-
-def test_locusts_people_do_too(tmp_path: Path) -> None:
-    options = ["--users", "5", "--duration", "12", "--out", str(tmp_path), "--json"]
-    done = CliRunner().invoke(load.main, options)
-    assert done.exit_code == 0, done.output
-    summary = json.loads(done.stdout.splitlines()[-1])
-    assert summary["faults"] == {}
-    assert summary["turns_audited"] >= 5
-    assert summary["rows"]["turn"]["failed"] == 0
+    none, forebay = report["runs"]
+    assert none["audit"] is None
+    assert forebay["audit"]["passed"]
+    counts = forebay["audit"]["counts"]
+    assert counts["answer"]["expected"] == forebay["turns"] >= 5
+    assert counts["tool output"]["expected"] == 2 * forebay["turns"]
+    assert {name for name, row in forebay["rows"].items() if row["failures"]} == set()
+    assert {"connect", "first_token", "turn"} <= forebay["rows"].keys()
     made = {path.name for path in (tmp_path / "forebay-5").iterdir()}
-    assert {
-        "locust.html",
-        "locust_stats.csv",
-        "metrics.txt",
-        "seen.jsonl",
-        "server.log",
-        "summary.json",
-    } <= made
+    assert {"locust.html", "locust_stats.csv", "metrics.txt", "seen.json", "app.log", "summary.json"} <= made
     assert "forebay_rows_written_total" in (tmp_path / "forebay-5" / "metrics.txt").read_text()
+    assert "| 5 | forebay, journal |" in load.markdown(report)

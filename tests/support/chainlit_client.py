@@ -25,6 +25,7 @@ class ChainlitClient:
         self, url: str, login: str = "demo", password: str = "demo", thread_id: str = "", path: str = ""
     ) -> None:
         self.thread_id = thread_id
+        self.question_id = ""  # of what was said last
         self.login = login
         self.steps: dict[str, dict[str, Any]] = {}
         self.elements: dict[str, dict[str, Any]] = {}
@@ -60,8 +61,9 @@ class ChainlitClient:
         """Send a message, with uploaded files, and wait until its turn is over; the answer as shown last."""
         self._turn_over.clear()
         before = set(self.steps)
+        self.question_id = str(uuid.uuid4())
         message = {
-            "id": str(uuid.uuid4()),
+            "id": self.question_id,
             "threadId": self.thread_id,
             "name": self._login["username"],
             "type": "user_message",

@@ -69,6 +69,12 @@ class ChainlitServer:
         """What the server has said."""
         return self.log_path.read_text(errors="replace")
 
+    @property
+    def pid(self) -> int:
+        """The process, which has been started."""
+        assert self._process is not None
+        return self._process.pid
+
     def start(self) -> None:
         """Start it, and wait until it answers."""
         with self.log_path.open("ab") as log:
