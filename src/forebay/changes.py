@@ -176,8 +176,8 @@ def _fold_removed(older: Upsert, newer: Upsert, row: Row) -> frozenset[str]:
 
 
 def encode(changes: Sequence[Change]) -> bytes:
-    """Changes as a JSON array, for the journal."""
-    return orjson.dumps([_parts(change) for change in changes], default=orjson.Fragment)
+    """Changes as a line of JSON, for the journal."""
+    return orjson.dumps([_parts(change) for change in changes], orjson.Fragment, orjson.OPT_APPEND_NEWLINE)
 
 
 def _parts(change: Change) -> list[Any]:
@@ -193,8 +193,8 @@ def _dump_values(value: dict[str, Any]) -> dict[str, bytes]:
 
 
 def decode(encoded: bytes) -> list[Change]:
-    """What `encode` was given."""
-    return [_change(*parts) for parts in orjson.loads(encoded)]
+    """What `encode` was given, from one line or from several."""
+    return [_change(*parts) for line in encoded.splitlines() for parts in orjson.loads(line)]
 
 
 def _change(

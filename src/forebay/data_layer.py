@@ -8,10 +8,10 @@ from __future__ import annotations
 import logging
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import asdict
 from functools import partial, wraps
-from typing import Any, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 from chainlit.data.base import BaseDataLayer
 from chainlit.data.storage_clients.base import BaseStorageClient
@@ -43,11 +43,16 @@ logger = logging.getLogger("forebay")
 _GARBAGE_AT_ONCE = 1000
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
-def _queued(method: _Method) -> _Method:
-    """Chainlit's decorator of the methods that wait for a session's first message; its wrapper has no types."""
-    return cast("_Method", queue_until_user_message()(method))
+def _queued(method: Callable[_P, Awaitable[_T]]) -> Callable[_P, Coroutine[Any, Any, _T]]:
+    """Chainlit's decorator of the methods that wait for a session's first message; its wrapper has no types.
+
+    The wrapper is a coroutine function, whatever awaitable the method returns.
+    """
+    return cast("Callable[_P, Coroutine[Any, Any, _T]]", queue_until_user_message()(method))
 
 
 def _timed(method: _Method) -> _Method:
@@ -374,16 +379,16 @@ class ForebayDataLayer(BaseDataLayer):
     # ---- steps
 
     @_queued
-    async def create_step(self, step_dict: StepDict) -> None:
+    def create_step(self, step_dict: StepDict) -> Awaitable[None]:
         """Create or change a step; what `step_dict` leaves out or has as None stays as it is."""
         self._log_call("create_step")
-        await self._engine.write(self._made(changes.step, step_dict))
+        return self._engine.submit(self._made(changes.step, step_dict))
 
     @_queued
-    async def update_step(self, step_dict: StepDict) -> None:
+    def update_step(self, step_dict: StepDict) -> Awaitable[None]:
         """The same as `create_step`: whichever comes first creates the row."""
         self._log_call("update_step")
-        await self._engine.write(self._made(changes.step, step_dict))
+        return self._engine.submit(self._made(changes.step, step_dict))
 
     @_queued
     async def delete_step(self, step_id: str) -> None:

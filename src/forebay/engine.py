@@ -17,7 +17,7 @@ import time
 import uuid
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Generator, Iterable
 from functools import cache
 from threading import get_ident
 from typing import Any
@@ -168,26 +168,52 @@ class Engine:
         committed. Raises QueueFull, JournalError, and with `committed` or `durability=commit` the RowError of
         a row that the database refuses.
         """
-        started = self._clock()
         loop = self._ensure_running()
-        if change.thread_id in self._tombstones and self._drop_dead(change):
+        if self._is_dead(change):
             return False
         ticket = None
         if committed or self.settings.durability == "commit":
             ticket = _quiet_future(loop)
-        taken, durable = self._accept(change, started, ticket)
-        if not taken:
-            durable = await self._wait_for_room(change, ticket, loop)
-        self._metrics.enqueue_duration.observe(self._clock() - started)
-        if isinstance(change, Delete) and change.table == "threads":
-            self._bury(change.key)
-        self._notify(now=committed)
-        if durable is not None:
-            await durable
+        await self._enter(change, ticket, now=committed)
         if ticket is not None:
             # The change stays queued whatever becomes of the caller.
             await asyncio.shield(ticket)
         return True
+
+    def submit(self, change: Change) -> Awaitable[None]:
+        """As `write`, with the place fixed when this returns; the caller awaits it at once, and gets None.
+
+        What waits for the journal is then the caller alone. Each coroutine more has to be fetched from memory
+        when it goes on, which costs as much as to queue the change.
+        """
+        if self.settings.durability == "commit":
+            return self._commit(change)
+        self._ensure_running()
+        return _DONE if self._is_dead(change) else self._enter(change)
+
+    async def _commit(self, change: Change) -> None:
+        await self.write(change)
+
+    def _enter(self, change: Change, ticket: Any = None, *, now: bool = False) -> Awaitable[None]:
+        """Queue a change, at once; to be awaited until it is as durable as the settings say, but for `commit`."""
+        started = self._clock()
+        taken, durable = self._accept(change, started, ticket)
+        if not taken:
+            return self._enter_late(change, ticket, started, now=now)
+        self._entered(change, started, now=now)
+        return durable if durable is not None else _DONE
+
+    async def _enter_late(self, change: Change, ticket: Any, started: float, *, now: bool) -> None:
+        durable = await self._wait_for_room(change, ticket)
+        self._entered(change, started, now=now)
+        if durable is not None:
+            await durable
+
+    def _entered(self, change: Change, started: float, *, now: bool) -> None:
+        self._metrics.enqueue_duration.observe(self._clock() - started)
+        if isinstance(change, Delete) and change.table == "threads":
+            self._bury(change.key)
+        self._notify(now=now)
 
     def _accept(self, change: Change, now: float, ticket: Any) -> tuple[bool, _Durable]:
         """Take a change, if there is room: whether it is taken, and the future of its being durable."""
@@ -237,9 +263,9 @@ class Engine:
                 raise
         return self.journal
 
-    def _drop_dead(self, change: Change) -> bool:
-        """Drop and count a change of a deleted thread, which must stay gone. False for a delete."""
-        if isinstance(change, Delete):
+    def _is_dead(self, change: Change) -> bool:
+        """Whether its thread was deleted and must stay so; it is counted then. A delete is carried out again."""
+        if change.thread_id not in self._tombstones or isinstance(change, Delete):
             return False
         self.counts.accepted[change.table] += 1
         self.counts.dropped["deleted_thread"] += 1
@@ -251,8 +277,8 @@ class Engine:
         if len(self._tombstones) > _TOMBSTONES:
             self._tombstones.popitem(last=False)
 
-    async def _wait_for_room(self, change: Change, ticket: Any, loop: asyncio.AbstractEventLoop) -> _Durable:
-        token = loop.create_future()
+    async def _wait_for_room(self, change: Change, ticket: Any) -> _Durable:
+        token = self._ensure_running().create_future()
         try:
             waiting = self.inbox.wait(change, ticket, token)
         except QueueFull as error:
@@ -538,6 +564,16 @@ class Engine:
         self._flushes.fail(closed)
         for future in (*self.inbox.abandon(), *self._spilled_tickets.values()):
             _fail(future, closed)
+
+
+class _Done:
+    """What there is nothing to wait for. It may be awaited again and again."""
+
+    def __await__(self) -> Generator[Any, None, None]:
+        yield from ()
+
+
+_DONE = _Done()
 
 
 class _Waiters:

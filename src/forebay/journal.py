@@ -20,9 +20,10 @@ import threading
 import time
 import uuid
 import weakref
+import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,19 +42,52 @@ _NO_LIMIT = 2**63
 # sync a disk costs as much CPU as a dozen changes do otherwise, and nobody sees two milliseconds.
 _MANY = 64
 _LINGER = 0.002
+_ENCODED_AT_ONCE = 32
 
 Record = tuple[int, Change]
 
 
 @dataclass(slots=True)
 class _Group:
-    """Changes that are committed together, and the futures of those who wait for it."""
+    """Changes that are committed together, and the futures of those who wait for it.
 
-    first_seq: int
-    last_seq: int
-    changes: list[Change]
-    waiters: list[asyncio.Future[None]]
-    estimate: int
+    They are encoded a few at a time while the processor still has them at hand: the thread would fetch each of
+    them from memory, holding the interpreter meanwhile.
+    """
+
+    first_seq: int = 0
+    last_seq: int = 0
+    waiters: list[asyncio.Future[None]] = field(default_factory=list)
+    estimate: int = 0
+    lines: list[bytes] = field(default_factory=list)
+    checksum: int = 0
+    fault: JournalError | None = None
+    _changes: list[Change] = field(default_factory=list)
+
+    def add(self, seq: int, change: Change, done: asyncio.Future[None]) -> int:
+        """How many there are then."""
+        if not self.last_seq:
+            self.first_seq = seq
+        self.last_seq = seq
+        self.waiters.append(done)
+        self.estimate += change.size
+        self._changes.append(change)
+        if len(self._changes) == _ENCODED_AT_ONCE:
+            self.encode()
+        return seq - self.first_seq + 1
+
+    def encode(self) -> None:
+        """Turn what is not encoded yet into a line."""
+        if not self._changes:
+            return
+        try:
+            line = changes.encode(self._changes)
+        except Exception as failed:  # whatever it is, its callers must not wait for ever
+            self.fault = JournalError(f"the changes can't be journaled ({type(failed).__name__})")
+        else:
+            self.lines.append(line)
+            self.checksum = zlib.crc32(line, self.checksum)
+        self._changes = []
 
 
 @dataclass(slots=True)
@@ -95,10 +129,7 @@ class Journal:
         self._reader = Reader(self.path)
         self._on_commit = on_commit
         self._on_failure = on_failure
-        self._changes: list[Change] = []
-        self._waiters: list[asyncio.Future[None]] = []
-        self._last_seq = 0
-        self._estimate = 0
+        self._group = _Group()  # what gathers
         self._committing = False
         self._will_seal = False
         self._work: queue.SimpleQueue[_Group | _Read | _Trim | None] = queue.SimpleQueue()
@@ -115,18 +146,15 @@ class Journal:
     def append(self, seq: int, change: Change) -> asyncio.Future[None]:
         """Add a change; the future is done when it is on disk. Changes come in the order of `seq`."""
         done = self._loop.create_future()
-        self._changes.append(change)
-        self._waiters.append(done)
-        self._last_seq = seq
-        self._estimate += change.size
+        gathered = self._group.add(seq, change, done)
         self.size += change.size
-        if not self._committing and (not self._will_seal or len(self._changes) == _MANY):
-            self._seal_soon()
+        if not self._committing and (not self._will_seal or gathered == _MANY):
+            self._seal_soon(gathered)
         return done
 
-    def _seal_soon(self) -> None:
+    def _seal_soon(self, gathered: int) -> None:
         self._will_seal = True
-        if len(self._changes) < _MANY:
+        if gathered < _MANY:
             self._loop.call_later(_LINGER, self._seal)
         else:  # not at once: whoever runs in this turn of the loop joins the group
             self._loop.call_soon(self._seal)
@@ -134,23 +162,22 @@ class Journal:
     def _seal(self) -> None:
         """Hand what has gathered to the thread, unless it is busy; then it takes it next."""
         self._will_seal = False
-        if self._committing or not self._changes:
+        if self._committing or not self._group.last_seq:
             return
-        first_seq = self._last_seq - len(self._changes) + 1
-        group = _Group(first_seq, self._last_seq, self._changes, self._waiters, self._estimate)
-        self._changes, self._waiters, self._estimate = [], [], 0
+        self._group.encode()
         self._committing = True
-        self._work.put(group)
+        self._work.put(self._group)
+        self._group = _Group()
 
     @property
     def is_quiet(self) -> bool:
         """Whether everything that was appended is on the disk, or was refused."""
-        return not self._committing and not self._changes
+        return not self._committing and not self._group.last_seq
 
     def rebind(self, loop: asyncio.AbstractEventLoop) -> None:
         """Answer in another event loop from now on; the one before is closed, and nobody waits in it."""
         self._loop = loop
-        self._waiters = []
+        self._group.waiters.clear()
         self._committing = self._will_seal = False
         self._seal()
 
@@ -172,8 +199,8 @@ class Journal:
 
     async def synced(self) -> None:
         """Return when what gathers now is on the disk, or could not be put there."""
-        if self._waiters:
-            await asyncio.wait([self._waiters[-1]])
+        if self._group.waiters:
+            await asyncio.wait([self._group.waiters[-1]])
         else:
             await asyncio.sleep(0)
 
@@ -206,21 +233,19 @@ class Journal:
                     self._remove_applied()
 
     def _commit(self, group: _Group) -> None:
-        error: JournalError | None = None
+        error = group.fault
         started = time.monotonic()
-        size = group.estimate
-        try:
-            body = changes.encode(group.changes)
-            size = len(body)
-            self._log.append(group.first_seq, group.last_seq, body)
-        except OSError as failed:
-            error = _explain(failed)
-        except Exception as failed:  # whatever it is, its callers must not wait for ever
-            error = JournalError(f"the changes can't be journaled ({type(failed).__name__})")
+        if error is None:
+            try:
+                self._log.append(group.first_seq, group.last_seq, group.lines, group.checksum)
+            except OSError as failed:
+                error = _explain(failed)
+            except Exception as failed:  # whatever it is, its callers must not wait for ever
+                error = JournalError(f"the changes can't be journaled ({type(failed).__name__})")
         if error is None and self._on_commit is not None:
             self._on_commit(time.monotonic() - started)
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            self._loop.call_soon_threadsafe(self._committed, group, size, error)
+            self._loop.call_soon_threadsafe(self._committed, group, error)
 
     def _answer(self, work: _Read) -> None:
         records = _records(self._reader.read(work.after_seq, _NO_LIMIT, work.max_bytes), work.after_seq)
@@ -239,8 +264,9 @@ class Journal:
 
     # ---- back in the event loop
 
-    def _committed(self, group: _Group, size: int, error: JournalError | None) -> None:
+    def _committed(self, group: _Group, error: JournalError | None) -> None:
         self._committing = False
+        size = sum(map(len, group.lines))
         if error is None:
             self.durable_seq = group.last_seq
             if self.progress is not None:
@@ -254,8 +280,8 @@ class Journal:
                 self._on_failure(group.first_seq, group.last_seq)
         for waiter in group.waiters:
             _tell(waiter, error)
-        if self._changes:
-            self._seal_soon()
+        if self._group.last_seq:
+            self._seal_soon(self._group.last_seq - self._group.first_seq + 1)
 
     def _note(self, seq: int, size: int) -> None:
         """Remember what is to be trimmed, in chunks: an entry for each group would fill the memory in an outage."""

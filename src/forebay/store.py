@@ -288,10 +288,7 @@ class Store:
         return dead
 
     async def forget_journal(self, journal_id: str) -> None:
-        """Delete the checkpoint of a journal that is gone, between two batches. Raises a DatabaseError."""
-        if self._writer is not None:  # or this would need a second connection
-            writer, self._writer = self._writer, None
-            await self._connections.give(writer)
+        """Delete the checkpoint of a journal that is gone. Raises a DatabaseError."""
         await self.write(self.statements.forget_journal, journal_id=journal_id)
 
     async def _upsert_run(

@@ -319,9 +319,8 @@ async def test_with_commit_durability_the_caller_gets_the_rows_error(
 ) -> None:
     layer = make_layer(emptied_url, settings=Settings(durability="commit"))
     good = a_step(new_id())
-    refused, written = await asyncio.gather(
-        layer.create_step({"id": new_id(), "output": SECRET}), layer.create_step(good), return_exceptions=True
-    )
+    calls = [layer.create_step({"id": new_id(), "output": SECRET}), layer.create_step(good)]
+    refused, written = await asyncio.gather(*calls, return_exceptions=True)
     assert isinstance(refused, RowError)
     assert written is None
     assert SECRET not in str(refused)

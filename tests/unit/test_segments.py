@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from pathlib import Path
 
 import pytest
@@ -22,10 +23,15 @@ def _body(number: int) -> bytes:
     return b'["group %d"%s]' % (number, b" " * 3000)
 
 
+def _append(log: Log, number: int) -> None:
+    body = _body(number)
+    log.append(number, number, [body[:1000], body[1000:]], zlib.crc32(body))
+
+
 def _log(folder: Path, groups: int = 3) -> Log:
     log = Log(folder, _ABOUT)
     for number in range(1, groups + 1):
-        log.append(number, number, _body(number))
+        _append(log, number)
     return log
 
 
@@ -47,7 +53,7 @@ def test_what_is_reserved_is_the_end(folder: Path) -> None:
     path, written = _written(folder)
     assert path.stat().st_size > len(written)
     assert _read(folder) == ([1, 2, 3], False, False)
-    log.append(4, 4, _body(4))
+    _append(log, 4)
     assert _read(folder) == ([1, 2, 3, 4], False, False)
     log.close()
 
@@ -83,6 +89,15 @@ def test_one_that_was_changed_is_damaged(folder: Path, at: int) -> None:
     place = written.rindex(segments._MAGIC) + at
     path.write_bytes(written[:place] + bytes([written[place] ^ 4]) + written[place + 1 :] + bytes(100_000))
     assert _read(folder) == ([1, 2], False, True)
+
+
+def test_what_the_disk_takes_in_pieces_is_whole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    really = os.pwritev
+    monkeypatch.setattr(
+        os, "pwritev", lambda file, parts, at: really(file, [b"".join(parts)[: 1 + at % 700]], at)
+    )
+    _log(folder).close()
+    assert _read(folder) == ([1, 2, 3], False, False)
 
 
 def test_a_full_segment_keeps_nothing_reserved(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
