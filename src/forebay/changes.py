@@ -105,9 +105,9 @@ def thread(
     return _upsert("threads", row, row.get("id"), size_of(row), removed)
 
 
-def thread_stub(thread_id: str, newest_step: str | None) -> Row:
+def thread_stub(thread_id: str, newest_step: str | None, now: str) -> Row:
     """The row that a thread gets for the sake of what is written into it. `newest_step`: its createdAt."""
-    stub: Row = {"id": thread_id, "createdAt": cleaning.now()}
+    stub: Row = {"id": thread_id, "createdAt": now}
     if newest_step is not None:
         stub["updatedAt"] = newest_step
     return stub

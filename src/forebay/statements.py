@@ -107,15 +107,16 @@ def documents(upserts: Sequence[Upsert]) -> Documents:
         rows[upsert.table][upsert.key] = upsert.row
         if upsert.removed:
             removed[upsert.key] = sorted(upsert.removed)
-    _add_stubs(rows, upserts)
+    now = cleaning.now()
+    _add_stubs(rows, upserts, now)
     partial = any(not _MUST_HAVE[table] <= row.keys() for table in _MUST_HAVE for row in rows[table].values())
     parameters: dict[str, Any] = {table: _array(by_key) for table, by_key in rows.items()}
     parameters[REMOVED] = orjson.dumps(removed).decode()
-    parameters[NOW] = cleaning.now()
+    parameters[NOW] = now
     return Documents(parameters, tuple(table for table, by_key in rows.items() if by_key), partial)
 
 
-def _add_stubs(rows: dict[str, dict[str, Row]], upserts: Iterable[Upsert]) -> None:
+def _add_stubs(rows: dict[str, dict[str, Row]], upserts: Iterable[Upsert], now: str) -> None:
     newest: dict[str, str | None] = {}
     for upsert in upserts:
         if upsert.table == "threads" or upsert.thread_id is None:
@@ -124,7 +125,7 @@ def _add_stubs(rows: dict[str, dict[str, Row]], upserts: Iterable[Upsert]) -> No
         known = newest.get(upsert.thread_id)
         newest[upsert.thread_id] = max(known, created) if known and created else known or created
     for thread_id, created in newest.items():
-        stub = changes.thread_stub(thread_id, created)
+        stub = changes.thread_stub(thread_id, created, now)
         rows["threads"][thread_id] = {**stub, **rows["threads"].get(thread_id, {})}
 
 

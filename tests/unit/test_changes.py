@@ -155,7 +155,7 @@ def test_a_thread_that_is_only_touched_gets_a_row() -> None:
     [(None, {"id": "t", "createdAt": NOW}), ("2023", {"id": "t", "createdAt": NOW, "updatedAt": "2023"})],
 )
 def test_a_stub_moves_its_thread_up(newest: str | None, stub: dict[str, str]) -> None:
-    assert changes.thread_stub("t", newest) == stub
+    assert changes.thread_stub("t", newest, NOW) == stub
 
 
 def test_the_size_is_that_of_the_text_that_is_held() -> None:

@@ -17,6 +17,7 @@ from forebay import changes, statements
 from forebay.changes import Upsert
 from forebay.counts import Counts
 from forebay.inbox import Batch, Inbox
+from forebay.journal import _Group
 
 _ROWS = 50
 _THREAD = str(uuid.uuid4())
@@ -86,6 +87,17 @@ def test_making_a_batch_statements_documents(upserts: list[Upsert]) -> None:
 
 def test_encoding_it_for_the_journal(upserts: list[Upsert]) -> None:
     assert _instructions(lambda: changes.encode(upserts)) / _ROWS < 34
+
+
+def test_gathering_it_for_the_journal(upserts: list[Upsert]) -> None:
+    done: Any = None  # nobody waits
+
+    def gather() -> None:
+        group = _Group()
+        for seq, upsert in enumerate(upserts, 1):
+            group.add(seq, upsert, done)
+
+    assert _instructions(gather) / _ROWS < 85
 
 
 def test_a_dearer_way_is_noticed(upserts: list[Upsert]) -> None:
