@@ -9,4 +9,4 @@ if "CHAINLIT_APP_ROOT" not in os.environ:
     _ROOT = os.environ["CHAINLIT_APP_ROOT"] = tempfile.mkdtemp(prefix="forebay-loadtests-")
     atexit.register(shutil.rmtree, _ROOT, ignore_errors=True)
 os.environ.pop("DATABASE_URL", None)
-os.environ["FOREBAY_METRICS_ADDRESS"] = "off"  # several layers and processes are measured at once
+os.environ.setdefault("FOREBAY_METRICS_ADDRESS", "off")  # several layers and processes are measured at once

@@ -17,6 +17,7 @@ from forebay.bench.plan import (
     CHAINLIT,
     FOREBAY,
     FOREBAY_EXTERNAL,
+    FOREBAY_MEMORY,
     FOREBAY_READS,
     FULL,
     NO_LAYER,
@@ -48,6 +49,7 @@ def _report() -> Report:
             # Three rounds, whose median is not their mean.
             FOREBAY: [_written(10_000, 30), _written(20_000, 20), _written(90_000, 10)],
             FOREBAY_EXTERNAL: [_written(30_000, 16, daemon_cpu_us_per_write=9.0)],
+            FOREBAY_MEMORY: [_written(25_000, 15)],
             SQLALCHEMY: [_written(400, 1900, stale_steps=30.0)],
             CHAINLIT: [_written(1_000, 600)],
             NO_LAYER: [{"writes_per_second": 90_000.0, "cpu_us_per_write": 8.0}],
@@ -80,6 +82,7 @@ def _target(start: str) -> Target:
     [
         (f"durable writes/s, journal on, against {SQLALCHEMY}", 50.0, True),
         (f"durable writes/s, journal on, against {CHAINLIT}", 20.0, True),
+        ("durable writes/s, journal on, against durability=memory", 80.0, True),
         ("CPU in the process a write, journal on", 20.0, True),
         ("CPU in the process a write, writer=external", 16.0, False),
         ("rows/s", 50.0, False),

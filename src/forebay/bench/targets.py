@@ -11,6 +11,7 @@ from forebay.bench.plan import (
     CHAINLIT,
     FOREBAY,
     FOREBAY_EXTERNAL,
+    FOREBAY_MEMORY,
     FOREBAY_READS,
     SQLALCHEMY,
 )
@@ -68,10 +69,19 @@ def _cpu(subject: str) -> Callable[[Report], Measured | None]:
     return lambda report: _value(report.write(subject, "cpu_us_per_write"))
 
 
+def _percent(ratio: Measured | None) -> Measured | None:
+    return Measured(ratio.value * 100) if ratio else None
+
+
 def _rows(report: Report) -> Measured | None:
     figure = "rows_per_second"
-    ratio = _ratio(report.write(FOREBAY, figure, report.rows), report.write(BATCH, figure, report.rows))
-    return Measured(ratio.value * 100) if ratio else None
+    return _percent(
+        _ratio(report.write(FOREBAY, figure, report.rows), report.write(BATCH, figure, report.rows))
+    )
+
+
+def _against_memory(report: Report) -> Measured | None:
+    return _percent(_writes_against(FOREBAY_MEMORY)(report))
 
 
 def _flat(report: Report) -> Measured | None:
@@ -81,6 +91,7 @@ def _flat(report: Report) -> Measured | None:
 TARGETS: tuple[Target, ...] = (
     Target(f"durable writes/s, journal on, against {SQLALCHEMY}", 50, "at least", "x", _writes_against(SQLALCHEMY)),
     Target(f"durable writes/s, journal on, against {CHAINLIT}", 20, "at least", "x", _writes_against(CHAINLIT)),
+    Target("durable writes/s, journal on, against durability=memory", 70, "at least", "%", _against_memory),
     Target("CPU in the process a write, journal on", 25, "at most", "µs", _cpu(FOREBAY)),
     Target("CPU in the process a write, writer=external", 15, "at most", "µs", _cpu(FOREBAY_EXTERNAL)),
     Target("rows/s into the database, each write a row, against the bare batch statement", 70, "at least", "%", _rows),
