@@ -19,6 +19,7 @@ from typing import Any
 
 import socketio
 from locust import HttpUser, between, events, task
+from locust.exception import StopUser
 
 from loadtests import seen, texts
 from loadtests.seen import Chat
@@ -27,6 +28,7 @@ _THINK = float(os.environ.get("LOAD_THINK", "2"))
 _HISTORY = os.environ.get("LOAD_HISTORY", "on") == "on"
 _TIMEOUT = 30.0  # seconds
 _CHATS: list[Chat] = []
+_OVER = threading.Event()
 _HOOKS: Any = events  # they have no types
 
 
@@ -248,7 +250,12 @@ class Person(HttpUser):
 
 @contextlib.contextmanager
 def _row(name: str) -> Iterator[None]:
-    """Time it as a row of that name. What fails is counted there, and goes no further."""
+    """Time it as a row of that name. What fails is counted there, and goes no further.
+
+    Once the test is over nothing begins: what a person waits in may have swallowed Locust's own way of ending them.
+    """
+    if _OVER.is_set():
+        raise StopUser
     started, failure = time.perf_counter(), None
     try:
         yield
@@ -279,3 +286,4 @@ def _save(**_: Any) -> None:
 
 
 _HOOKS.quitting.add_listener(_save)
+_HOOKS.test_stopping.add_listener(lambda **_: _OVER.set())

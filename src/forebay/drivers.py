@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import ssl
+from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Protocol
@@ -29,6 +31,7 @@ from forebay.statements import Statement
 
 # Short, since nothing can end SQLite's waiting for a lock: not a close either. The writer tries again.
 _BUSY_TIMEOUT_MS = 2000
+IN_USE = "every connection is in use; raise FOREBAY_POOL_SIZE"
 
 
 class Driver(Protocol):
@@ -64,32 +67,86 @@ async def driver_of(connection: AsyncConnection) -> Driver:
 
 
 class Connections:
-    """An engine's connections. One is kept at hand: fetching it from the pool costs half as much as a read."""
+    """At most `most` connections of an engine, lent in the order in which they were asked for.
 
-    def __init__(self, engine: AsyncEngine, location: str) -> None:
+    One is kept at hand: fetching it from the pool costs half as much as a read. While somebody waits, a connection
+    goes straight from hand to hand: each turn of a busy event loop in which it lies idle is one in which nobody reads.
+    """
+
+    def __init__(self, engine: AsyncEngine, location: str, most: int, patience: float) -> None:
         self.engine = engine
         self._location = location
+        self._most = most
+        self._patience = patience  # seconds that somebody waits for a connection
+        self.lent = 0  # those that are being opened included
         self._spare: AsyncConnection | None = None
-        self._waiting = 0
+        self._waiting: deque[asyncio.Future[AsyncConnection | None]] = deque()
         self._closed = False
 
     async def take(self) -> AsyncConnection:
-        """A connection that is the caller's until it gives or closes it."""
+        """A connection that is the caller's until it gives or drops it. Raises a DatabaseError."""
+        if self.lent >= self._most:
+            return await self._handed_over() or await self._opened()
+        self.lent += 1
         if self._spare is not None:
             connection, self._spare = self._spare, None
             return connection
-        self._waiting += 1
-        try:
-            return await connect(self.engine, self._location)
-        finally:
-            self._waiting -= 1
+        return await self._opened()
 
     async def give(self, connection: AsyncConnection) -> None:
         """Give back a connection that nothing runs on any more."""
-        if self._spare is None and not self._waiting and not self._closed:
+        if self._hand_over(connection):
+            return
+        self.lent -= 1
+        if self._spare is None and not self._closed:
             self._spare = connection
         else:
             await connection.close()
+
+    async def drop(self, connection: AsyncConnection) -> None:
+        """Give back a connection that may be of no use any more."""
+        try:
+            await connection.close()
+        finally:
+            self._leave()
+
+    async def _opened(self) -> AsyncConnection:
+        try:
+            return await connect(self.engine, self._location)
+        except BaseException:
+            self._leave()
+            raise
+
+    async def _handed_over(self) -> AsyncConnection | None:
+        """What the next one gives back: a connection, or the room to open one."""
+        handed: asyncio.Future[AsyncConnection | None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(handed)
+        try:
+            with anyio.fail_after(self._patience):
+                return await handed
+        except BaseException as error:
+            if handed.cancelled() or not handed.done():
+                self._waiting.remove(handed)
+            elif (connection := handed.result()) is not None:
+                with anyio.CancelScope(shield=True):
+                    await self.give(connection)
+            else:
+                self._leave()
+            if isinstance(error, TimeoutError):
+                raise TransientError(IN_USE) from None
+            raise
+
+    def _hand_over(self, connection: AsyncConnection | None) -> bool:
+        for handed in self._waiting:
+            if not handed.done():
+                self._waiting.remove(handed)
+                handed.set_result(connection)
+                return True
+        return False
+
+    def _leave(self) -> None:
+        if not self._hand_over(None):
+            self.lent -= 1
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[AsyncConnection]:
@@ -99,7 +156,7 @@ class Connections:
             yield connection
         except BaseException:
             with anyio.CancelScope(shield=True):
-                await connection.close()
+                await self.drop(connection)
             raise
         await self.give(connection)
 
@@ -132,12 +189,13 @@ class Connections:
         await self.release()
         await self.engine.dispose()
 
-    def forget(self) -> None:
-        """Drop those whose event loop is gone."""
+    def renewed(self) -> Connections:
+        """For another event loop: the connections of this one's are dropped, whatever holds them."""
         if self._spare is not None:
             forget(self._spare)
             self._spare = None
         self.engine.sync_engine.dispose(close=False)
+        return Connections(self.engine, self._location, self._most, self._patience)
 
 
 def forget(connection: AsyncConnection) -> None:
@@ -244,7 +302,7 @@ def _translate(
         if isinstance(cause, ssl.SSLError):
             return AccessError(f"TLS with {location} failed; check the certificate, or FOREBAY_TLS_VERIFY")
         if isinstance(cause, sa.exc.TimeoutError):
-            return TransientError("every connection is in use; raise FOREBAY_POOL_SIZE")
+            return TransientError(IN_USE)
         if isinstance(cause, asyncpg.InternalClientError):  # its session was ended in the middle of an answer
             return TransientError(f"the driver lost track of {location}")
         if isinstance(cause, OSError | TimeoutError | EOFError | asyncpg.InterfaceError):

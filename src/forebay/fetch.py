@@ -9,13 +9,14 @@ from __future__ import annotations
 import ipaddress
 import socket
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import aiohttp
-import anyio
 from aiohttp.abc import AbstractCookieJar
 
+from forebay import threads
 from forebay.errors import FetchError
 from forebay.settings import Settings
 
@@ -74,15 +75,15 @@ async def _save(response: aiohttp.ClientResponse, into: Path, most: int) -> int:
     if (response.content_length or 0) > most:
         raise FetchError("it is larger than FOREBAY_FETCH_MAX_BYTES")
     size = 0
-    file: IO[bytes] = await anyio.to_thread.run_sync(lambda: into.open("xb"))
+    file: IO[bytes] = await threads.run(lambda: into.open("xb"))
     try:
         async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
             size += len(chunk)
             if size > most:
                 raise FetchError("it is larger than FOREBAY_FETCH_MAX_BYTES")
-            await anyio.to_thread.run_sync(file.write, chunk)
+            await threads.run(partial(file.write, chunk))
     finally:
-        await anyio.to_thread.run_sync(file.close)
+        await threads.run(file.close)
     return size
 
 

@@ -63,11 +63,12 @@ class Replica:
         engine: AsyncEngine,
         statement_timeout: float,
         ask_primary: Callable[[], Awaitable[int]],
+        most_connections: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.engine = engine
         self.location = location_of(url)
-        self._connections = Connections(engine, self.location)
+        self._connections = Connections(engine, self.location, most_connections, _CHECK_TIMEOUT)
         self.reads: Counter[str] = Counter()
         self._read_timeout = min(statement_timeout, _READ_TIMEOUT)
         self._ask_primary = ask_primary
@@ -195,4 +196,4 @@ class Replica:
 
     def forget_connections(self) -> None:
         """Drop connections whose event loop is gone; they can't be closed any more."""
-        self._connections.forget()
+        self._connections = self._connections.renewed()

@@ -86,15 +86,19 @@ class Settings(BaseSettings):
     connect_timeout: float = Field(
         default=10.0,
         gt=0,
-        description="How long a connection may take to open, or a reader wait for one, in seconds.",
+        description="How long a connection may take to open, in seconds.",
     )
     statement_timeout: float = Field(
         default=60.0,
         gt=0,
-        description="How long a statement may take before it counts as failed, in seconds.",
+        description="How long a statement may take before it counts as failed, in seconds; half of that may pass"
+        " before it gets a connection.",
     )
     pool_size: int = Field(
-        default=5, ge=2, le=1000, description="Connections at most: one writes, the others read."
+        default=15,
+        ge=2,
+        le=1000,
+        description="Connections at most, opened as they are needed: one writes, the others read.",
     )
     list_include_steps: bool = Field(
         default=False, description="Whether list_threads returns each thread's steps and elements."

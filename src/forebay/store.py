@@ -70,7 +70,7 @@ class Store:
             arguments["ssl"] = tls_context(verify=settings.tls_verify)
         self.location = location_of(self.url)  # where the database is, without the password
         self.engine = self._create_engine({**from_url, **arguments})
-        self._connections = Connections(self.engine, self.location)
+        self._connections = Connections(self.engine, self.location, settings.pool_size, _patience(settings))
         self.replica = self._create_replica(settings.read_url, arguments)
         self.statements = Statements(self.engine.dialect)
         self._exclusive = anyio.Lock() if in_memory(self.url) else None
@@ -109,7 +109,7 @@ class Store:
             poolclass=AsyncAdaptedQueuePool,  # early releases of SQLAlchemy 2.0 give SQLite none
             pool_size=size,
             max_overflow=0,
-            pool_timeout=self._settings.connect_timeout,
+            pool_timeout=_patience(self._settings),
         )
 
     def _create_replica(self, text: str | None, connect_args: Mapping[str, Any]) -> Replica | None:
@@ -121,7 +121,9 @@ class Store:
             raise SettingsError("FOREBAY_READ_URL: only a PostgreSQL database has a standby; unset it")
         arguments = {**from_url, **connect_args}
         engine = self._pooled(url, arguments, self._settings.pool_size - 1)
-        return Replica(url, engine, self._settings.statement_timeout, self._log_position)
+        return Replica(
+            url, engine, self._settings.statement_timeout, self._log_position, self._settings.pool_size - 1
+        )
 
     async def _log_position(self) -> int:
         with translated(self.location, sends_rows=False), anyio.fail_after(self._settings.statement_timeout):
@@ -338,7 +340,7 @@ class Store:
         if self._writer is not None:
             forget(self._writer)
             self._writer = None
-        self._connections.forget()
+        self._connections = self._connections.renewed()
         if self.replica is not None:
             self.replica.forget_connections()
 
@@ -388,9 +390,16 @@ class Store:
     async def _drop_writer(self) -> None:
         if self._writer is not None:
             writer, self._writer = self._writer, None
-            if self._postgres:
-                await writer.invalidate()
-            await writer.close()
+            try:
+                if self._postgres:
+                    await writer.invalidate()
+            finally:
+                await self._connections.drop(writer)
+
+
+def _patience(settings: Settings) -> float:
+    """How long a reader waits for a connection, in seconds: the statement itself has to get its turn too."""
+    return settings.statement_timeout / 2
 
 
 async def _fetch(driver: Driver, statement: Statement, parameters: Mapping[str, Any]) -> list[Any]:

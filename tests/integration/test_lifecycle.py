@@ -43,6 +43,7 @@ async def assert_serves(layer: ForebayDataLayer) -> None:
     pool = layer.engine.pool
     assert isinstance(pool, QueuePool)
     assert pool.checkedout() <= 2, "the writer's, and the one that is kept at hand"
+    assert layer._engine.store._connections.lent <= 1, "the writer's"
     assert accounted_for(layer)
 
 
@@ -325,7 +326,7 @@ async def test_a_writer_that_is_cancelled_in_a_batch_loses_nothing(
     emptied_postgres_url: str, make_layer: MakeLayer
 ) -> None:
     """A statement that takes too long is cancelled and repeated; the connection is a new one."""
-    layer = make_layer(emptied_postgres_url, settings=Settings(statement_timeout=0.1))
+    layer = make_layer(emptied_postgres_url, settings=Settings(statement_timeout=0.3))
     await layer.flush()
     step = a_step(new_id())
     async with locked(emptied_postgres_url):
