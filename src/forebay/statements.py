@@ -157,6 +157,15 @@ class Statements:
         self.upsert = cache(self._one_table)
         self.delete = cache(self._delete)
 
+    def compile_writes(self) -> None:
+        """Compile what a batch needs now; it takes tens of milliseconds, in which the event loop would stand still."""
+        for partial in (False, True):
+            if self._dialect.name == "postgresql":
+                self.batch(partial=partial, late=False, checkpoint=True)
+            else:
+                for table in schema.WRITE_ORDER:
+                    self.upsert(table.name, partial=partial, late=False)
+
     def _compile(self, statement: sa.sql.ClauseElement, inner: Inner | None = None) -> Statement:
         compiled = statement.compile(dialect=self._dialect, compile_kwargs={"render_postcompile": True})
         assert isinstance(compiled, sa.sql.compiler.SQLCompiler)
@@ -500,6 +509,15 @@ def _as_row(table: sa.Table, name: str, value: Expression) -> Expression:
     """Ids and JSON as text: the driver would make objects of them, one by one and with a slower parser."""
     as_text = schema.kind_of(table.columns[name]) in (Kind.ID, Kind.OBJECT)
     return sa.cast(value, sa.Text()) if as_text else value
+
+
+def statements_of(dialect: Dialect) -> Statements:
+    """Those of a database's kind; they are compiled once a process, as their SQL depends on nothing else."""
+    known = _STATEMENTS.get(dialect.name)
+    return known or _STATEMENTS.setdefault(dialect.name, Statements(dialect))
+
+
+_STATEMENTS: dict[str, Statements] = {}
 
 
 def _text(name: str) -> sa.BindParameter[Any]:

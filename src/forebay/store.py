@@ -30,7 +30,7 @@ from forebay.drivers import Connections, Driver, driver_of, forget, open_file, p
 from forebay.errors import SchemaError, SettingsError
 from forebay.replica import WRITTEN, Replica
 from forebay.settings import Settings
-from forebay.statements import Statement, Statements, documents
+from forebay.statements import Statement, documents, statements_of
 from forebay.urls import in_memory, is_postgres, location_of, parse_url, tls_context
 
 logger = logging.getLogger("forebay.store")
@@ -72,7 +72,8 @@ class Store:
         self.engine = self._create_engine({**from_url, **arguments})
         self._connections = Connections(self.engine, self.location, settings.pool_size, _patience(settings))
         self.replica = self._create_replica(settings.read_url, arguments)
-        self.statements = Statements(self.engine.dialect)
+        self.statements = statements_of(self.engine.dialect)
+        self.statements.compile_writes()
         self._exclusive = anyio.Lock() if in_memory(self.url) else None
         self._preparing = anyio.Lock()
         self._prepared = False
