@@ -76,13 +76,14 @@ def element(document: Document) -> ElementDict:
 
 def _open_extra(document: Document) -> None:
     # A column's own name is there when its value did not fit; the column's readers expect its type.
-    for key, value in (document.pop(EXTRA) or {}).items():
-        document.setdefault(key, value)
+    extra = document.pop(EXTRA)
+    for key in extra or ():
+        document.setdefault(key, extra[key])
 
 
 def _to_bools(document: Document, names: frozenset[str]) -> None:
     """SQLite's truth is 1."""
     for name in names:
         value = document[name]
-        if value is not None:
+        if value is not None and value is not True and value is not False:
             document[name] = bool(value)

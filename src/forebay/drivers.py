@@ -60,7 +60,11 @@ async def connect(engine: AsyncEngine, location: str) -> AsyncConnection:
 
 async def driver_of(connection: AsyncConnection) -> Driver:
     """The driver's own connection below SQLAlchemy's."""
-    raw = (await connection.get_raw_connection()).driver_connection
+    sync = connection.sync_connection
+    if sync is not None and not sync.closed and not sync.invalidated:
+        raw = sync.connection.driver_connection
+    else:  # it has to be opened again
+        raw = (await connection.get_raw_connection()).driver_connection
     if connection.dialect.name == "postgresql":
         return _Asyncpg(raw, connection.info)
     return _Aiosqlite(raw, connection.info)

@@ -22,6 +22,7 @@ from forebay.changes import Upsert
 from forebay.dialects import REMOVED, Expression, PostgresSql, Sql, SqliteSql
 from forebay.rows import Row
 from forebay.schema import (
+    EXTRA,
     WRITTEN_AT,
     Kind,
     Merge,
@@ -40,22 +41,36 @@ NOW = "now"
 
 @dataclass(frozen=True, slots=True)
 class Inner:
-    """What is in a statement's rows behind the first: columns `names` from the third on, those `encoded` as JSON."""
+    """What is in a statement's rows behind the first: from the third column on those of `names`, some JSON (`encoded`).
+
+    Columns that are hardly ever set cost as much as others to send and to read. They come as one, an object of those of
+    `seldom`, null where none of them is set. `of` names the key that holds the first document's id.
+    """
 
     key: str
+    of: str
     names: tuple[str, ...]
     encoded: tuple[str, ...]
+    seldom: tuple[str, ...]
 
-    def documents(self, rows: Iterable[Sequence[Any]]) -> list[dict[str, Any]]:
+    def documents(self, owner: str, rows: Iterable[Sequence[Any]]) -> list[dict[str, Any]]:
         """The rows as documents."""
         found = []
+        blank: dict[str, Any] = {self.of: owner, **dict.fromkeys(self.seldom)}
         for row in rows:
-            document = dict(zip(self.names, row[2:], strict=True))
+            document = blank.copy()
+            document.update(zip(self.names, row[2:], strict=True))
+            seldom = document.pop(_SELDOM)
+            if seldom is not None:
+                document.update(orjson.loads(seldom))
             for name in self.encoded:
                 if type(document[name]) is str:
                     document[name] = orjson.loads(document[name])
             found.append(document)
         return found
+
+
+_SELDOM = "seldom"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +91,7 @@ class Statement:
             return None
         found = orjson.loads(rows[0][0])
         if self.inner is not None:
-            found[self.inner.key] = self.inner.documents(rows[1:])
+            found[self.inner.key] = self.inner.documents(found["id"], rows[1:])
         return found
 
     def arguments(self, parameters: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -361,7 +376,13 @@ class Statements:
     def thread(self) -> Statement:
         """A thread by `id`, with its steps, their newest feedback, and its elements."""
         key = _id_parameter("id")
-        columns = {name: _as_row(steps, name, value) for name, value in self._values(steps).items()}
+        all_values = self._values(steps, leaving_out=("threadId",))
+        columns = {
+            name: _as_row(steps, name, value)
+            for name, value in all_values.items()
+            if name not in _SELDOM_IN_STEPS
+        }
+        columns[_SELDOM] = self._seldom({name: all_values[name] for name in _SELDOM_IN_STEPS})
         columns["feedback"] = self._sql.result(self._newest_feedback())
         document = self._thread_document(elements=self._of_thread(elements, elements.c.id))
         nothing = [sa.null().label(name) for name in columns]
@@ -371,8 +392,13 @@ class Statements:
         tail = sa.select(sa.null().label("doc"), one, *values)
         union = sa.union_all(head.where(threads.c.id == key), tail.where(steps.c.threadId == key))
         found = union.selected_columns
-        inner = Inner("steps", tuple(columns), (*_JSON_OF_STEPS, "feedback"))
+        inner = Inner("steps", "threadId", tuple(columns), ("metadata", "feedback"), _SELDOM_IN_STEPS)
         return self._compile(union.order_by(found.part, found.createdAt, found.id), inner)
+
+    def _seldom(self, values: Mapping[str, Expression]) -> Expression:
+        """One column for those of a step that are hardly ever set; null where none is."""
+        empty = sa.and_(*(steps.c[name].is_(None) for name in values))
+        return sa.case((empty, sa.null()), else_=self._sql.result(self._sql.object(values)))
 
     @cached_property
     def thread_author(self) -> Statement:
@@ -501,7 +527,7 @@ class Statements:
         return {c.name: self._sql.plain(c) for c in table.columns if c.name not in leaving_out}
 
 
-_JSON_OF_STEPS = tuple(c.name for c in steps.columns if schema.kind_of(c) in (Kind.OBJECT, Kind.LIST))
+_SELDOM_IN_STEPS = ("command", "generation", "language", "indent", "modes", "tags", EXTRA)
 _NEWEST_FEEDBACK = (feedbacks.c[WRITTEN_AT].desc().nulls_last(), feedbacks.c.id.desc())
 
 

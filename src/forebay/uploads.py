@@ -269,6 +269,8 @@ class Uploads:
     async def settle(self, thread_id: str | None) -> None:
         """Return when the thread's uploads (None: all) were tried once, or after a few seconds."""
         self.start()
+        if self._adopted.is_set() and not self._jobs:
+            return
         with anyio.move_on_after(_SETTLE_TIMEOUT):
             await self._adopted.wait()
             waiting = [job.tried for job in self._jobs if thread_id in (None, job.change.thread_id)]
