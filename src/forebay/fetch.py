@@ -16,7 +16,7 @@ from typing import IO, Any
 import aiohttp
 from aiohttp.abc import AbstractCookieJar
 
-from forebay import threads
+from forebay import blocking
 from forebay.errors import FetchError
 from forebay.settings import Settings
 
@@ -75,15 +75,15 @@ async def _save(response: aiohttp.ClientResponse, into: Path, most: int) -> int:
     if (response.content_length or 0) > most:
         raise FetchError("it is larger than FOREBAY_FETCH_MAX_BYTES")
     size = 0
-    file: IO[bytes] = await threads.run(lambda: into.open("xb"))
+    file: IO[bytes] = await blocking.run(lambda: into.open("xb"))
     try:
         async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
             size += len(chunk)
             if size > most:
                 raise FetchError("it is larger than FOREBAY_FETCH_MAX_BYTES")
-            await threads.run(partial(file.write, chunk))
+            await blocking.run(partial(file.write, chunk))
     finally:
-        await threads.run(file.close)
+        await blocking.run(file.close)
     return size
 
 

@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from forebay import threads
+from forebay import blocking
 from forebay.settings import ChainlitVariables
 
 _PATH = "/forebay/files"
@@ -121,7 +121,7 @@ class _Endpoint:
     async def answer(self, request: Request) -> Response:
         query = request.query_params
         asked = (query.get("key", ""), query.get("expires", ""), query.get("signature", ""))
-        known, found = await threads.run(lambda: self._look_up(*asked))
+        known, found = await blocking.run(lambda: self._look_up(*asked))
         if not known:
             return PlainTextResponse("This link is not valid, or has expired. Reload the page.", 403)
         return _file_response(found) if found is not None else PlainTextResponse("This file is gone.", 404)

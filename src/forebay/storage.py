@@ -24,7 +24,7 @@ from typing import IO, Any, TypeVar
 from anyio import CapacityLimiter
 from chainlit.data.storage_clients.base import BaseStorageClient, storage_expiry_time
 
-from forebay import threads
+from forebay import blocking
 from forebay.errors import StorageError
 from forebay.serving import Signer, StoredFile, publish, served_root, unsigned_url
 from forebay.settings import ChainlitVariables, Settings
@@ -211,7 +211,7 @@ class LocalStorageClient(BaseStorageClient):
         if self._threads is None:
             self._threads = CapacityLimiter(_THREADS)
         try:
-            return await threads.run(act, self._threads)
+            return await blocking.run(act, self._threads)
         except OSError as error:
             raise StorageError(
                 f"the folder {self.folder} can't be used ({error.strerror}); make room, or set FOREBAY_STORAGE_DIR to"

@@ -33,7 +33,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from forebay import cleaning, threads
+from forebay import blocking, cleaning
 from forebay.blobs import Blobs
 from forebay.changes import Upsert, decode, encode
 from forebay.cloud import takes_files
@@ -484,7 +484,7 @@ class Uploads:
         logger.error("element content not stored reason=%s", _reason(error))
 
     async def _in_thread(self, act: Callable[[], _Result]) -> _Result:
-        return await threads.run(act, self._threads)
+        return await blocking.run(act, self._threads)
 
 
 async def _after(before: _Job, job: _Job) -> None:
