@@ -6,6 +6,7 @@ costs half as much a statement. Every driver error leaves here as one of `foreba
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sqlite3
 import time
@@ -127,8 +128,8 @@ class Store:
         )
 
     async def _log_position(self) -> int:
-        with translated(self.location, sends_rows=False), anyio.fail_after(self._settings.statement_timeout):
-            async with self._reader() as driver:
+        with translated(self.location, sends_rows=False):
+            async with asyncio.timeout(self._settings.statement_timeout), self._reader() as driver:
                 return int((await driver.fetch(WRITTEN, {}))[0][0])
         raise AssertionError("unreachable")
 
@@ -213,12 +214,8 @@ class Store:
         *,
         writes: bool = False,
     ) -> Any:
-        with (
-            self._rechecking(),
-            translated(self.location),
-            anyio.fail_after(self._settings.statement_timeout),
-        ):
-            async with self._reader() as driver:
+        with self._rechecking(), translated(self.location):
+            async with asyncio.timeout(self._settings.statement_timeout), self._reader() as driver:
                 rows = await (self._write if writes else _fetch)(driver, statement, parameters)
         return statement.document(rows)
 
@@ -257,12 +254,13 @@ class Store:
         thread that was deleted is left out; returns the ids of those threads. Raises a DatabaseError.
         """
         await self.prepare()
-        with (
-            self._rechecking(),
-            translated(self.location),
-            anyio.fail_after(self._settings.statement_timeout),
-        ):
-            async with self._shared(), self._writing() as driver, self._committing(driver):
+        with self._rechecking(), translated(self.location):
+            async with (
+                asyncio.timeout(self._settings.statement_timeout),
+                self._shared(),
+                self._writing() as driver,
+                self._committing(driver),
+            ):
                 if self._postgres and not any(isinstance(change, Delete) for change in changes):
                     return await self._upsert_run(
                         driver, cast("Sequence[Upsert]", changes), late=late, checkpoint=checkpoint

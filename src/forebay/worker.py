@@ -6,10 +6,9 @@ changes are not held up.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Protocol
-
-import anyio
 
 from forebay.inbox import Batch, Inbox
 from forebay.recovery import Recovery
@@ -46,15 +45,15 @@ class Worker:
         self._recovery = recovery
         self._owner = owner
         self._clock = clock
-        self._sleep: anyio.Event | None = None
+        self._sleep: asyncio.Future[None] | None = None
         self._due: float | None = None
         self._noticed = False
 
     def notice(self, *, now: bool) -> None:
         """Something was queued; `now`: a batch is ready, so the linger must not be slept through."""
         self._noticed = True
-        if self._sleep is not None and (now or self._due is None):
-            self._sleep.set()
+        if now or self._due is None:
+            self._wake()
 
     async def run(self) -> None:
         """Write batches as they get ready, and between them what was left behind."""
@@ -73,9 +72,18 @@ class Worker:
                 await self._rest(ready)
 
     async def _rest(self, due: float | None) -> None:
-        self._sleep, self._due = anyio.Event(), due
+        loop = asyncio.get_running_loop()
+        self._sleep, self._due = loop.create_future(), due
         if self._recovery is not None:
             due = min(due, self._recovery.due) if due is not None else self._recovery.due
-        with anyio.move_on_after(None if due is None else max(0.0, due - self._clock())):
-            await self._sleep.wait()
-        self._sleep = None
+        alarm = loop.call_later(max(0.0, due - self._clock()), self._wake) if due is not None else None
+        try:
+            await self._sleep
+        finally:
+            self._sleep = None
+            if alarm is not None:
+                alarm.cancel()
+
+    def _wake(self) -> None:
+        if self._sleep is not None and not self._sleep.done():
+            self._sleep.set_result(None)
