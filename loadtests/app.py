@@ -1,7 +1,7 @@
 """A Chainlit app for loads: two tool steps, and an answer that is sent and at once updated with more.
 
-LAYER names the data layer (none, forebay, sqlalchemy, chainlit), LOAD_DATABASE_URL its database, which has its
-tables, LOAD_FILES the folder for uploaded files. forebay takes its settings from FOREBAY_* as ever.
+LAYER names the data layer (none, nothing, forebay, sqlalchemy, chainlit), LOAD_DATABASE_URL its database, which has
+its tables, LOAD_FILES the folder for uploaded files. forebay takes its settings from FOREBAY_* as ever.
 """
 
 from __future__ import annotations
@@ -13,14 +13,29 @@ import chainlit as cl
 from chainlit.data.base import BaseDataLayer
 from chainlit.data.chainlit_data_layer import ChainlitDataLayer
 from chainlit.data.sql_alchemy import SQLAlchemyDataLayer
+from chainlit.data.utils import queue_until_user_message
 
 from forebay import ForebayDataLayer, LocalStorageClient
+from forebay.bench.layers import NoLayer
 from loadtests import texts
 
 _LAYER = os.environ.get("LAYER", "forebay")
 
 
+class _Nothing(NoLayer):
+    """What Chainlit itself does for a data layer, and no more."""
+
+    create_step = queue_until_user_message()(NoLayer.create_step)
+    update_step = queue_until_user_message()(NoLayer.update_step)
+
+    async def get_user(self, identifier: str) -> cl.PersistedUser:  # type: ignore[override]
+        """Whoever asks is known."""
+        return cl.PersistedUser(id=identifier, identifier=identifier, createdAt="")
+
+
 def _data_layer() -> BaseDataLayer:
+    if _LAYER == "nothing":
+        return _Nothing()
     url = os.environ["LOAD_DATABASE_URL"]
     files = LocalStorageClient(Path(os.environ["LOAD_FILES"]))
     if _LAYER == "sqlalchemy":

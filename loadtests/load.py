@@ -25,7 +25,7 @@ from rich.table import Table
 from forebay.bench.postgres import PostgresServer
 from loadtests import seen
 from loadtests.audit import Audit
-from loadtests.site import LAYERS, NAMES, ROOT, Layer, Site
+from loadtests.site import KEEP_NOTHING, LAYERS, NAMES, ROOT, Layer, Site
 
 _OUTPUT = ROOT / "build" / "load"
 RESULTS = Path(__file__).parent / "results" / "load.json"
@@ -95,7 +95,7 @@ def _people(site: Site, users: int, duration: int, think: float, output: Path) -
     ]
     command += ["--csv", str(output / "locust"), "--html", str(output / "locust.html"), "--csv-full-history"]
     command += ["--only-summary"]
-    history = "off" if site.layer == "none" else "on"
+    history = "off" if site.layer in KEEP_NOTHING else "on"
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("LOCUST_")},
         "PYTHONPATH": str(ROOT),

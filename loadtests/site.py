@@ -19,15 +19,17 @@ from forebay.bench.layers import make_tables
 from loadtests import audit
 from loadtests.seen import Chat
 
-Layer = Literal["none", "forebay", "external", "sqlalchemy", "chainlit"]
-LAYERS: tuple[Layer, ...] = ("none", "forebay", "external", "sqlalchemy", "chainlit")
+Layer = Literal["none", "nothing", "forebay", "external", "sqlalchemy", "chainlit"]
+LAYERS: tuple[Layer, ...] = ("none", "nothing", "forebay", "external", "sqlalchemy", "chainlit")
 NAMES: dict[str, str] = {
     "none": "no data layer",
+    "nothing": "a layer that does nothing",
     "forebay": "forebay, journal",
     "external": "forebay, external",
     "sqlalchemy": "SQLAlchemyDataLayer",
     "chainlit": "ChainlitDataLayer",
 }
+KEEP_NOTHING: tuple[Layer, ...] = ("none", "nothing")
 ROOT = Path(__file__).parents[1]
 _APP = Path(__file__).with_name("app.py")
 _DAEMON_PATIENCE = 60.0  # seconds
@@ -50,7 +52,7 @@ class Site:
         self.server = ChainlitServer(_APP, folder, self._environment())
 
     def __enter__(self) -> Self:
-        if self.layer != "none":
+        if self.layer not in KEEP_NOTHING:
             asyncio.run(make_tables("chainlit" if self.layer == "chainlit" else "forebay", self._url))
         try:
             if self.layer == "external":
@@ -76,7 +78,7 @@ class Site:
 
     def audit(self, chats: list[Chat]) -> audit.Audit | None:
         """What of the chats is not in the database; None where there is none. The server has stopped."""
-        if self.layer == "none":
+        if self.layer in KEEP_NOTHING:
             return None
         stored = asyncio.run(audit.read(self.layer, self._url, self._files))
         return audit.compare(chats, stored)

@@ -21,6 +21,13 @@ def test_people_on_forebay_lose_nothing(postgres_server: PostgresServer, layer: 
     assert measured["turn_p95_ms"] >= measured["turn_p50_ms"] >= measured["first_token_p50_ms"] > 0
 
 
+def test_people_can_chat_on_a_layer_that_does_nothing() -> None:
+    measured = measure("nothing", "", people=2, turns=2, think=0)
+
+    assert measured["turns_per_second"] > 0
+    assert "answers_lost" not in measured  # there is nothing to look at
+
+
 def test_the_table_compares_each_round_with_no_layer() -> None:
     def run(cpu: float, rate: float) -> dict[str, float]:
         times = {f"{name}_p{part}_ms": 1.0 for name in ("turn", "first_token") for part in (50, 95)}
