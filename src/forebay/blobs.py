@@ -113,6 +113,11 @@ class Blobs:
         self._later[name] = task
         task.add_done_callback(lambda _: self._later.pop(name, None))
 
+    def keep(self, name: str) -> None:
+        """What was tried on must not be done any more."""
+        if name in self._later:
+            self._later[name].cancel()
+
     async def _try_on(self, act: Callable[[], Awaitable[bool]]) -> None:
         await asyncio.sleep(_FIRST_PAUSE)
         retrying = AsyncRetrying(

@@ -539,11 +539,27 @@ class ForebayDataLayer(BaseDataLayer):
 
     async def _collect_garbage(self) -> bool:
         """Delete contents whose elements are gone, here or by another process. False: some could not be."""
-        object_keys = await self._engine.read(self._statements.garbage, first=_GARBAGE_AT_ONCE)
-        deleted = await self._blobs.delete(object_keys)
-        for object_key in deleted:
+        object_keys = set(await self._engine.read(self._statements.garbage, first=_GARBAGE_AT_ONCE))
+        if not object_keys:
+            return True
+        # An element that is made anew has the same key. What is on its way may be over before its row is looked for.
+        on_their_way = self._on_their_way(object_keys)
+        in_use = await self._in_use(object_keys)
+        on_their_way |= self._on_their_way(object_keys)
+        deleted = await self._blobs.delete(object_keys - in_use - on_their_way)
+        for object_key in (*deleted, *in_use):
             await self._engine.write_now(self._statements.forget_garbage, object_key=object_key)
-        return len(deleted) == len(object_keys)
+        return len(deleted) + len(in_use) == len(object_keys)
+
+    async def _in_use(self, object_keys: set[str]) -> set[str]:
+        """Those that an element names again; its id is part of its key."""
+        await self._engine.settle(None)
+        ids = {part for key in object_keys for part in key.split("/") if self._store.valid_id(part)}
+        like = cleaning.json([{"id": key} for key in ids]).decode()
+        return object_keys.intersection(await self._engine.read(self._statements.contents, elements=like))
+
+    def _on_their_way(self, object_keys: set[str]) -> set[str]:
+        return self._uploads.among(object_keys) if self._uploads is not None else set()
 
     async def _settle_uploads(self, thread_id: str | None) -> None:
         if self._uploads is not None:

@@ -339,6 +339,13 @@ class Statements:
         return self._compile(sa.select(self._sql.result(self._sql.texts(found))))
 
     @cached_property
+    def contents(self) -> Statement:
+        """The object keys that those of `elements` name, a JSON array of objects with ids, as a JSON array."""
+        ids = sa.select(self._sql.source(elements).c.id)
+        found = sa.select(elements.c.objectKey).where(self._sql.among(elements.c.id, ids))
+        return self._compile(sa.select(self._sql.result(self._sql.texts(found))))
+
+    @cached_property
     def forget_garbage(self) -> Statement:
         """The content of `object_key` is deleted."""
         return self._compile(sa.delete(garbage).where(garbage.c.object_key == _text("object_key")))

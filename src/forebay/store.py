@@ -200,7 +200,7 @@ class Store:
     def _needs_primary(self, statement: Statement) -> bool:
         """What decides over a login, over objects to delete, or over what a journal has still to write."""
         known = self.statements
-        return any(statement is one for one in (known.user, known.garbage, known.applied_seq))
+        return any(statement is one for one in (known.user, known.garbage, known.contents, known.applied_seq))
 
     async def write(self, statement: Statement, **parameters: Any) -> Any:
         """Run one statement in a transaction of its own; its JSON document, as in `read`."""

@@ -283,6 +283,11 @@ class Uploads:
         """The steps of the elements that are not done."""
         return {job.step_id for job in self._jobs if job.step_id}
 
+    def among(self, object_keys: Iterable[str]) -> set[str]:
+        """Those of the keys that a content is on its way to; its element's id is part of its key."""
+        ids = {job.change.key for job in self._jobs if not job.dropped}
+        return {key for key in object_keys if not ids.isdisjoint(key.split("/"))}
+
     async def drop(
         self, *, element_id: str | None = None, thread_id: str | None = None, steps: Iterable[str] = ()
     ) -> None:
@@ -395,6 +400,7 @@ class Uploads:
     async def _deliver(self, job: _Job, entry: Entry) -> None:
         """Store the content, then the row, and be done with the entry."""
         needed = False
+        self._blobs.keep(entry.note.object_key)  # a job before this one may be trying to delete it
         try:
             stored = await self._stored(job, entry)
             needed = stored is not None and await self._write_row(job, _with(job.change, *stored))

@@ -326,6 +326,101 @@ async def test_content_that_cannot_be_deleted_is_deleted_later(
     assert layer.registry.get_sample_value("forebay_blob_delete_failures_total") == 0
 
 
+async def _garbage_is_gone(layer: ForebayDataLayer) -> None:
+    async with asyncio.timeout(10):
+        while await rows(layer, "SELECT object_key FROM forebay_garbage"):  # noqa: ASYNC110 - nobody is told
+            await asyncio.sleep(0.005)
+
+
+async def test_content_of_an_element_that_is_made_anew_is_not_deleted_later(
+    layer: ForebayDataLayer, storage: MemoryStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blobs, "_FIRST_PAUSE", 0.01)
+    element = a_text(await a_thread(layer))
+    await layer.create_element(element)
+    storage.failing.add("delete_file")
+    await layer.delete_element(element.id, element.thread_id)
+
+    await layer.create_element(element)
+    storage.failing.clear()
+    await _garbage_is_gone(layer)
+
+    (stored,) = await stored_elements(layer, element.thread_id)
+    assert list(storage.files) == [stored["objectKey"]]
+
+    await layer.delete_element(element.id, element.thread_id)
+    assert not storage.files
+
+
+class LateDeletes(SlowStorage):
+    """A delete arrives when the upload that follows it is over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stored = asyncio.Event()
+
+    async def upload_file(self, *arguments: Any, **named: Any) -> dict[str, Any]:
+        stored = await super().upload_file(*arguments, **named)
+        self.stored.set()
+        return stored
+
+    async def delete_file(self, object_key: str) -> bool:
+        await self.stored.wait()
+        return await super().delete_file(object_key)
+
+
+async def test_content_that_is_on_its_way_again_is_not_deleted(
+    emptied_url: str, make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blobs, "_FIRST_PAUSE", 0.01)
+    storage = LateDeletes()
+    storage.go_on.set()
+    layer = make_layer(emptied_url, storage_provider=storage)
+    element = a_text(await a_thread(layer))
+    await layer.create_element(element)
+    storage.uploads = 0
+    storage.go_on.clear()
+    storage.stored.clear()
+
+    deleted = asyncio.create_task(layer.delete_element(element.id, element.thread_id))
+    await asyncio.sleep(0)
+    made = asyncio.create_task(layer.create_element(element))
+    async with asyncio.timeout(10):
+        while not await rows(layer, "SELECT object_key FROM forebay_garbage"):  # noqa: ASYNC110 - nobody is told
+            await asyncio.sleep(0.005)
+    await asyncio.sleep(0.05)  # in which what was deleted is collected
+    storage.go_on.set()
+    await asyncio.gather(deleted, made)
+    await _garbage_is_gone(layer)
+
+    (stored,) = await stored_elements(layer, element.thread_id)
+    assert list(storage.files) == [stored["objectKey"]]
+
+
+async def test_content_of_an_upload_that_was_dropped_and_begun_anew_is_not_deleted_later(
+    emptied_url: str, make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blobs, "_FIRST_PAUSE", 0.05)
+    storage = SlowStorage()
+    layer = make_layer(emptied_url, storage_provider=storage)
+    element = a_text(await a_thread(layer))
+    first = asyncio.create_task(layer.create_element(element))
+    async with asyncio.timeout(10):
+        while not storage.uploads:  # noqa: ASYNC110 - it begins when the content has been secured
+            await asyncio.sleep(0.001)
+    storage.failing.add("delete_file")
+    await layer.delete_element(element.id, element.thread_id)
+    storage.go_on.set()
+    await first
+
+    await layer.create_element(element)
+    storage.failing.clear()
+    await asyncio.sleep(0.3)  # many times the pause before a delete is tried again
+
+    (stored,) = await stored_elements(layer, element.thread_id)
+    assert list(storage.files) == [stored["objectKey"]]
+
+
 async def test_content_that_is_never_deleted_is_counted(
     layer: ForebayDataLayer, storage: MemoryStorage, caplog: pytest.LogCaptureFixture
 ) -> None:
