@@ -41,10 +41,11 @@ NOW = "now"
 
 @dataclass(frozen=True, slots=True)
 class Inner:
-    """What is in a statement's rows behind the first: from the third column on those of `names`, some JSON (`encoded`).
+    """What is in a statement's further rows: from the second column on those of `names`, some JSON (`encoded`).
 
-    Columns that are hardly ever set cost as much as others to send and to read. They come as one, an object of those of
-    `seldom`, null where none of them is set. `of` names the key that holds the first document's id.
+    They are put into order here, by `createdAt` and `id`: the database would copy each row whole to sort them.
+    Columns that are hardly ever set cost as much as others to send and to read. They come as one, an object of those
+    of `seldom`, null where none of them is set. `of` names the key that holds the first document's id.
     """
 
     key: str
@@ -54,12 +55,12 @@ class Inner:
     seldom: tuple[str, ...]
 
     def documents(self, owner: str, rows: Iterable[Sequence[Any]]) -> list[dict[str, Any]]:
-        """The rows as documents."""
+        """The rows as documents, in their order."""
         found = []
         blank: dict[str, Any] = {self.of: owner, **dict.fromkeys(self.seldom)}
         for row in rows:
             document = blank.copy()
-            document.update(zip(self.names, row[2:], strict=True))
+            document.update(zip(self.names, row[1:], strict=True))
             seldom = document.pop(_SELDOM)
             if seldom is not None:
                 document.update(orjson.loads(seldom))
@@ -67,7 +68,13 @@ class Inner:
                 if type(document[name]) is str:
                     document[name] = orjson.loads(document[name])
             found.append(document)
+        found.sort(key=_moment)
         return found
+
+
+def _moment(document: Mapping[str, Any]) -> tuple[str, str]:
+    """What has no time comes last."""
+    return document["createdAt"] or "\uffff", document["id"]
 
 
 _SELDOM = "seldom"
@@ -77,7 +84,7 @@ _SELDOM = "seldom"
 class Statement:
     """SQL in the driver's own form, and the order of its parameters.
 
-    Its first row's first column is a JSON document; `inner` tells what is in further rows.
+    Its first row's first column is a JSON document. `inner` tells what is in further rows, where that column is null.
     """
 
     sql: str
@@ -87,11 +94,13 @@ class Statement:
 
     def document(self, rows: Sequence[Sequence[Any]]) -> Any:
         """What it returned, parsed; None for nothing."""
-        if not rows or rows[0][0] is None:
+        head = next((row for row in rows if row[0] is not None), None)
+        if head is None:
             return None
-        found = orjson.loads(rows[0][0])
+        found = orjson.loads(head[0])
         if self.inner is not None:
-            found[self.inner.key] = self.inner.documents(found["id"], rows[1:])
+            others = (row for row in rows if row is not head)
+            found[self.inner.key] = self.inner.documents(found["id"], others)
         return found
 
     def arguments(self, parameters: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -394,13 +403,10 @@ class Statements:
         document = self._thread_document(elements=self._of_thread(elements, elements.c.id))
         nothing = [sa.null().label(name) for name in columns]
         values = [value.label(name) for name, value in columns.items()]
-        zero, one = (sa.literal_column(number, sa.Integer()).label("part") for number in ("0", "1"))
-        head = sa.select(self._sql.result(document).label("doc"), zero, *nothing)
-        tail = sa.select(sa.null().label("doc"), one, *values)
-        union = sa.union_all(head.where(threads.c.id == key), tail.where(steps.c.threadId == key))
-        found = union.selected_columns
+        head = sa.select(self._sql.result(document).label("doc"), *nothing).where(threads.c.id == key)
+        tail = sa.select(sa.null().label("doc"), *values).where(steps.c.threadId == key)
         inner = Inner("steps", "threadId", tuple(columns), ("metadata", "feedback"), _SELDOM_IN_STEPS)
-        return self._compile(union.order_by(found.part, found.createdAt, found.id), inner)
+        return self._compile(sa.union_all(head, tail), inner)
 
     def _seldom(self, values: Mapping[str, Expression]) -> Expression:
         """One column for those of a step that are hardly ever set; null where none is."""
