@@ -152,6 +152,20 @@ class Connections:
         if not self._hand_over(None):
             self.lent -= 1
 
+    async def driver(self, connection: AsyncConnection) -> Driver:
+        """Its driver's own; opened again where the database has ended it while nobody used it. Raises a DatabaseError.
+
+        Of those in the pool all have ended when one has, and each would cost whoever takes it a failure.
+        """
+        try:
+            driver = await driver_of(connection)
+            if driver.closed:
+                await connection.invalidate()
+                driver = await driver_of(connection)
+        except Exception as error:
+            raise _translate(error, self._location, sends_rows=False) from None
+        return driver
+
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[AsyncConnection]:
         """A connection as SQLAlchemy has it."""
@@ -169,11 +183,7 @@ class Connections:
         """A connection for statements that need no transaction."""
         async with self.connection() as connection:
             try:
-                driver = await driver_of(connection)
-                if driver.closed:  # the database has ended it while nobody used it
-                    await connection.invalidate()
-                    driver = await driver_of(connection)
-                yield driver
+                yield await self.driver(connection)
             except BaseException:
                 # A cancelled or failed statement may still be on its way; its connection is not used again.
                 if connection.dialect.name == "postgresql":

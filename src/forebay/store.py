@@ -378,7 +378,7 @@ class Store:
         if self._writer is None:
             self._writer = await self._connections.take()
         try:
-            yield await driver_of(self._writer)
+            yield await self._connections.driver(self._writer)
         except (asyncpg.PostgresError, sqlite3.Error):
             raise  # it was answered and rolled back, so the connection is good, or says itself that it is lost
         except BaseException:

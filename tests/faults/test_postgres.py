@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from forebay import ForebayDataLayer, TransientError
 from tests.faults.conftest import MakeLayer
-from tests.faults.load import LONG, Audit, Load, a_seed, assert_exactly_once, audited
+from tests.faults.load import LONG, Audit, Load, a_seed, assert_exactly_once, audited, versioned
 from tests.integration.contract import until
 from tests.support.postgres import PostgresServer, name_of
 
@@ -111,6 +111,23 @@ async def test_sessions_that_are_ended_in_a_loop(
             await owner.end_sessions()
     assert layer._engine.counts.retries.total() > 0
     await assert_exactly_once(layer, load, audit)
+
+
+async def test_connections_that_ended_while_nobody_used_them_cost_no_failure(
+    layer: ForebayDataLayer, owner: _Server
+) -> None:
+    thread_id = str(uuid.uuid4())
+    await layer.create_step(versioned(str(uuid.uuid4()), thread_id, 0))
+    await asyncio.gather(*(layer.get_thread(thread_id) for _ in range(10)))
+    await owner.end_sessions()
+    await asyncio.sleep(0.1)  # the driver notices
+
+    await layer.create_step(versioned(str(uuid.uuid4()), thread_id, 0))
+    thread = await layer.get_thread(thread_id)
+
+    assert thread is not None
+    assert len(thread["steps"]) == 2
+    assert layer._engine.counts.retries.total() == 0
 
 
 async def test_a_server_without_room_for_a_connection_at_start(
