@@ -153,13 +153,10 @@ class Connections:
             self.lent -= 1
 
     async def driver(self, connection: AsyncConnection) -> Driver:
-        """Its driver's own; opened again where the database has ended it while nobody used it. Raises a DatabaseError.
-
-        Of those in the pool all have ended when one has, and each would cost whoever takes it a failure.
-        """
+        """Its driver's own, or another one where the database has ended it meanwhile. Raises a DatabaseError."""
         try:
             driver = await driver_of(connection)
-            if driver.closed:
+            while driver.closed:  # its place is taken by one of the pool's, which may have ended with it
                 await connection.invalidate()
                 driver = await driver_of(connection)
         except Exception as error:
