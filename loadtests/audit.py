@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from forebay import LocalStorageClient
-from forebay.urls import parse_url
+from forebay.database.urls import parse_url
 from loadtests import texts
 from loadtests.seen import Chat, Turn
 

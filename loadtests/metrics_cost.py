@@ -18,9 +18,9 @@ from prometheus_client import Histogram as TheirHistogram
 from rich.console import Console
 from rich.table import Table
 
-from forebay.counts import Counts
-from forebay.instruments import INSTRUMENTS
-from forebay.metrics import Metrics
+from forebay.telemetry.catalogue import INSTRUMENTS
+from forebay.telemetry.collector import Metrics
+from forebay.telemetry.counters import Counts
 
 _RESULTS = Path(__file__).parent / "results" / "metrics_cost.json"
 _BUCKETS = {instrument.name: instrument.buckets for instrument in INSTRUMENTS}

@@ -13,9 +13,9 @@ from chainlit.context import ChainlitContext, init_http_context
 from hypothesis import HealthCheck, settings
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from forebay import migrations
-from forebay.logs import limit_repeats
-from forebay.urls import parse_url
+from forebay.database import migrations
+from forebay.database.urls import parse_url
+from forebay.telemetry.logs import limit_repeats
 from tests.support.postgres import EXTERNAL, NoPostgres, PostgresServer, name_of, run_apart
 
 _SLOW_IS_FINE = (HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large)

@@ -24,9 +24,9 @@ from forebay.errors import (
 from forebay.settings import Settings
 
 if TYPE_CHECKING:
-    from forebay.data_layer import ForebayDataLayer
-    from forebay.mounted import lifespan
-    from forebay.storage import LocalStorageClient
+    from forebay.attachments.folder import LocalStorageClient
+    from forebay.layer.data_layer import ForebayDataLayer
+    from forebay.layer.lifespan import lifespan
 
 __all__ = [
     "AccessError",
@@ -54,15 +54,15 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """What needs Chainlit is imported when asked for: importing it takes seconds and writes into its root."""
     if name == "ForebayDataLayer":
-        from forebay.data_layer import ForebayDataLayer
+        from forebay.layer.data_layer import ForebayDataLayer
 
         return ForebayDataLayer
     if name == "lifespan":
-        from forebay.mounted import lifespan
+        from forebay.layer.lifespan import lifespan
 
         return lifespan
     if name == "LocalStorageClient":
-        from forebay.storage import LocalStorageClient
+        from forebay.attachments.folder import LocalStorageClient
 
         return LocalStorageClient
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,7 +10,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from forebay.instruments import INSTRUMENTS, Kind
+from forebay.telemetry.catalogue import INSTRUMENTS, Kind
 from tests.support.chainlit_client import ChainlitClient
 from tests.support.chainlit_server import ChainlitServer, free_port
 from tests.support.programs import program

@@ -14,7 +14,8 @@ from chainlit.element import Text
 from chainlit.types import Feedback, Pagination, ThreadFilter
 from sqlalchemy.pool import QueuePool
 
-from forebay import ForebayDataLayer, Settings, engine
+from forebay import ForebayDataLayer, Settings
+from forebay.pipeline import pipeline
 from forebay.settings import Durability
 from tests.faults.kill import work_until
 from tests.integration.contract import a_step, a_thread, a_user, accounted_for, new_id, until
@@ -48,7 +49,7 @@ async def make_layer(
     chainlit_context: ChainlitContext, migrated_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[MakeLayer]:
     """Makes layers on one database, and closes those that are still open."""
-    monkeypatch.setattr(engine, "_QUIET_SPELL", 0.001)
+    monkeypatch.setattr(pipeline, "_QUIET_SPELL", 0.001)
     made: list[ForebayDataLayer] = []
 
     def make(durability: Durability = "journal") -> ForebayDataLayer:

@@ -16,7 +16,8 @@ import asyncpg
 import pytest
 from chainlit.context import ChainlitContext
 
-from forebay import ForebayDataLayer, Settings, engine
+from forebay import ForebayDataLayer, Settings
+from forebay.pipeline import pipeline
 from tests.integration.contract import a_step, accounted_for, locked, new_id
 from tests.support.chainlit_client import ChainlitClient
 from tests.support.chainlit_server import ChainlitServer
@@ -66,7 +67,7 @@ def _left(text: str) -> tuple[int, Path]:
 async def test_writes_are_taken_until_a_quiet_spell(
     make_layer: MakeLayer, migrated_url: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "_QUIET_SPELL", 0.5)
+    monkeypatch.setattr(pipeline, "_QUIET_SPELL", 0.5)
     layer, thread_id = make_layer(migrated_url), new_id()
     await _write(layer, thread_id, 0, 1)
     closing = asyncio.create_task(layer.close())

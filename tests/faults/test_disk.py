@@ -18,11 +18,12 @@ from typing import Any
 
 import pytest
 
-from forebay import changes, segments
-from forebay.changes import Change, Upsert
 from forebay.errors import JournalError
-from forebay.journal import Journal, adopt
-from forebay.segments import segments_of
+from forebay.journal import log
+from forebay.journal.journal import Journal, adopt
+from forebay.journal.log import segments_of
+from forebay.model import changes
+from forebay.model.changes import Change, Upsert
 from tests.faults.conftest import MakeLayer
 from tests.faults.load import LONG, Audit, a_seed, versioned
 from tests.integration.contract import accounted_for, rows
@@ -273,7 +274,7 @@ async def test_a_journal_that_was_cut_off(
 
 
 async def test_a_segment_that_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segments, "SEGMENT_BYTES", 20_000)
+    monkeypatch.setattr(log, "SEGMENT_BYTES", 20_000)
     folder, made = tmp_path / "journals", []
     journal = Journal(folder, asyncio.get_running_loop())
     for number in range(60):
@@ -300,7 +301,7 @@ async def test_a_segment_that_is_missing_is_told(tmp_path: Path, monkeypatch: py
 async def test_the_oldest_segments_go_as_the_database_has_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(segments, "SEGMENT_BYTES", 20_000)
+    monkeypatch.setattr(log, "SEGMENT_BYTES", 20_000)
     journal = Journal(tmp_path / "journals", asyncio.get_running_loop())
     for seq in range(1, 101):
         await journal.append(seq, changes.step(versioned(str(seq), "t", 0, size=1500)))

@@ -19,12 +19,13 @@ import pytest
 from chainlit.context import ChainlitContext
 from click.testing import CliRunner, Result
 
-from forebay import ForebayDataLayer, Settings, SettingsError, TransientError, handover
-from forebay.changes import step
+from forebay import ForebayDataLayer, Settings, SettingsError, TransientError
 from forebay.cli import main
-from forebay.drain import Drain
-from forebay.metrics import Metrics
-from forebay.store import Store
+from forebay.database.store import Store
+from forebay.model.changes import step
+from forebay.pipeline import external_writer
+from forebay.pipeline.drain import Drain
+from forebay.telemetry.collector import Metrics
 from tests.faults.test_late import a_step, count_of, gone, leave_behind
 from tests.integration.contract import accounted_for, until
 from tests.support.chainlit_server import free_port
@@ -196,7 +197,7 @@ async def test_what_an_owner_left_is_written_out_by_the_daemon(
 async def test_without_a_daemon_writes_are_taken_and_reads_say_so(
     external: MakeLayer, migrated_sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handover, "_PATIENCE", 0.05)
+    monkeypatch.setattr(external_writer, "_PATIENCE", 0.05)
     layer, thread_id = external(migrated_sqlite_url, close_timeout=0.2), str(uuid.uuid4())
     await layer.create_step(a_step(thread_id))
     with pytest.raises(TransientError, match=r"forebay drain .* --watch"):

@@ -15,11 +15,11 @@ import pytest
 from chainlit.context import ChainlitContext
 
 from forebay import ForebayDataLayer, QueueFull, Settings, TransientError
-from forebay.changes import step
-from forebay.dead_letters import DeadLetters
 from forebay.errors import JournalError
-from forebay.journal import Journal, adopt
-from forebay.segments import About, Log, Reader, segments_of
+from forebay.journal.dead_letters import DeadLetters
+from forebay.journal.journal import Journal, adopt
+from forebay.journal.log import About, Log, Reader, segments_of
+from forebay.model.changes import step
 from tests.support.postgres import PostgresServer
 
 MakeLayer = Callable[..., ForebayDataLayer]

@@ -14,11 +14,12 @@ import pytest
 from chainlit.context import ChainlitContext
 from click.testing import CliRunner, Result
 
-from forebay import ForebayDataLayer, Settings, recovery
-from forebay.changes import Change, Delete, step, thread
+from forebay import ForebayDataLayer, Settings
 from forebay.cli import main
-from forebay.dead_letters import DeadLetters
-from forebay.journal import Journal
+from forebay.journal.dead_letters import DeadLetters
+from forebay.journal.journal import Journal
+from forebay.model.changes import Change, Delete, step, thread
+from forebay.pipeline import recovery
 from tests.integration.contract import accounted_for
 
 MakeLayer = Callable[..., ForebayDataLayer]

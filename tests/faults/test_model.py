@@ -31,15 +31,18 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from forebay import Settings, changes, documents, journal
-from forebay.changes import Change, Delete, Upsert
-from forebay.engine import Engine
+from forebay import Settings
+from forebay.database.store import Checkpoint, Store
 from forebay.errors import LayerClosed, QueueFull, RowError, TransientError
-from forebay.inbox import Inbox
-from forebay.journal import Journal
-from forebay.metrics import Metrics
+from forebay.journal import journal
+from forebay.journal.journal import Journal
+from forebay.layer import dicts
+from forebay.model import changes
+from forebay.model.changes import Change, Delete, Upsert
+from forebay.pipeline.pipeline import Engine
+from forebay.pipeline.queue import Inbox
 from forebay.settings import Durability
-from forebay.store import Checkpoint, Store
+from forebay.telemetry.collector import Metrics
 from tests.support.stepped_loop import SteppedLoop
 
 _T = TypeVar("_T")
@@ -130,7 +133,7 @@ def _viewed(document: dict[str, Any] | None) -> Any:
     """The same of what the database gives."""
     if document is None:
         return None
-    thread = documents.thread(document)
+    thread = dicts.thread(document)
     steps = {
         step["id"]: (step["output"], step["name"], step["feedback"] and step["feedback"]["value"])
         for step in thread["steps"]

@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 from chainlit.types import Feedback
 
-from forebay import ForebayDataLayer, changes
-from forebay.changes import Upsert
-from forebay.dead_letters import DeadLetters, Letter
+from forebay import ForebayDataLayer
 from forebay.errors import RowError
+from forebay.journal.dead_letters import DeadLetters, Letter
+from forebay.model import changes
+from forebay.model.changes import Upsert
 from tests.faults.conftest import MakeLayer
 from tests.faults.load import LONG, a_seed, versioned
 from tests.integration.contract import accounted_for, rows

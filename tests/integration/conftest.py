@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from chainlit.context import ChainlitContext
 
-from forebay import ForebayDataLayer, engine, schema
+from forebay import ForebayDataLayer
+from forebay.model import schema
+from forebay.pipeline import pipeline
 from tests.integration.chat import Chat
 from tests.integration.contract import accounted_for
 from tests.support.postgres import PostgresServer, name_of
@@ -29,7 +31,7 @@ async def make_layer(
     storage: MemoryStorage, chainlit_context: ChainlitContext, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> AsyncIterator[MakeLayer]:
     """Makes layers, with the storage client unless told otherwise, and closes them."""
-    monkeypatch.setattr(engine, "_QUIET_SPELL", 0.001)  # no handler goes on here while a layer closes
+    monkeypatch.setattr(pipeline, "_QUIET_SPELL", 0.001)  # no handler goes on here while a layer closes
     monkeypatch.setenv("FOREBAY_JOURNAL_DIR", str(tmp_path / "journals"))
     monkeypatch.setenv("FOREBAY_FETCH_PRIVATE", "true")  # the tests' web servers are on this machine
     made: list[ForebayDataLayer] = []

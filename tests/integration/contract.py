@@ -16,7 +16,7 @@ from chainlit.types import ThreadDict
 from chainlit.user import PersistedUser, User
 
 from forebay import ForebayDataLayer
-from forebay.urls import parse_url
+from forebay.database.urls import parse_url
 
 UNREACHABLE = "postgresql://nobody@127.0.0.1:1/nowhere"
 

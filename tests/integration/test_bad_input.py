@@ -26,10 +26,10 @@ from forebay import (
     SettingsError,
     StatementError,
     TransientError,
-    migrations,
 )
-from forebay.cleaning import MAX_DEPTH
-from forebay.urls import parse_url
+from forebay.database import migrations
+from forebay.database.urls import parse_url
+from forebay.model.cleaning import MAX_DEPTH
 from tests.integration.conftest import MakeLayer
 from tests.integration.contract import (
     UNREACHABLE,

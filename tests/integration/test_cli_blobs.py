@@ -80,7 +80,7 @@ def test_what_no_row_names_is_found_and_deleted(migrated_url: str, tmp_path: Pat
 
 
 def test_what_waits_for_its_upload_is_no_orphan(migrated_sqlite_url: str, tmp_path: Path) -> None:
-    from forebay.secured import Note, Secured
+    from forebay.attachments.spool import Note, Secured
 
     key = f"unknown/{new_id()}/waits"
     _store(key)

@@ -11,8 +11,8 @@ import pytest
 from asyncpg.exceptions import InternalClientError
 
 from forebay import AccessError, ForebayDataLayer, RowError, Settings, TransientError
+from forebay.database.store import Store
 from forebay.errors import DatabaseError
-from forebay.store import Store
 from tests.integration.conftest import MakeLayer
 from tests.integration.contract import a_step, a_thread, a_user, at, new_id, rows, stored_thread
 from tests.support.certificates import authority, secure

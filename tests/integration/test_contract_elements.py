@@ -11,7 +11,8 @@ import pytest
 from aiohttp import web
 from chainlit.element import Audio, CustomElement, Element, ElementDict, Pdf, Text, Video
 
-from forebay import ForebayDataLayer, Settings, TransientError, blobs
+from forebay import ForebayDataLayer, Settings, TransientError
+from forebay.attachments import blobs
 from tests.integration.conftest import MakeLayer
 from tests.integration.contract import (
     UNREACHABLE,

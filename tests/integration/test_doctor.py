@@ -14,15 +14,15 @@ import pytest
 from click.testing import CliRunner, Result
 
 from forebay import RowError
-from forebay.changes import step
 from forebay.cli import main
-from forebay.counts import Counts
-from forebay.dead_letters import DeadLetters
 from forebay.doctor.surroundings import check_storage
-from forebay.inbox import Inbox
-from forebay.journal import Journal
-from forebay.metrics import Metrics
-from forebay.server import Listener
+from forebay.journal.dead_letters import DeadLetters
+from forebay.journal.journal import Journal
+from forebay.model.changes import step
+from forebay.pipeline.queue import Inbox
+from forebay.telemetry.collector import Metrics
+from forebay.telemetry.counters import Counts
+from forebay.telemetry.listener import Listener
 from tests.integration.contract import UNREACHABLE
 from tests.support.certificates import authority, secure
 from tests.support.chainlit_server import free_port

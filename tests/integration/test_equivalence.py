@@ -20,7 +20,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from forebay import ForebayDataLayer, Settings
-from forebay.urls import parse_url
+from forebay.database.urls import parse_url
 from tests.support.storage import MemoryStorage
 
 Document = dict[str, Any]

@@ -17,9 +17,10 @@ import sqlalchemy as sa
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from forebay import Settings, changes, cleaning, schema
-from forebay.changes import Upsert
-from forebay.store import Store
+from forebay import Settings
+from forebay.database.store import Store
+from forebay.model import changes, cleaning, schema
+from forebay.model.changes import Upsert
 
 Values = dict[str, Any]
 

@@ -13,7 +13,8 @@ import pytest
 from chainlit.types import Feedback
 from sqlalchemy.pool import QueuePool
 
-from forebay import ForebayDataLayer, LayerClosed, QueueFull, Settings, WrongLoop, engine
+from forebay import ForebayDataLayer, LayerClosed, QueueFull, Settings, WrongLoop
+from forebay.pipeline import pipeline
 from tests.integration.conftest import MakeLayer
 from tests.integration.contract import (
     UNREACHABLE,
@@ -90,7 +91,7 @@ async def test_what_is_written_while_it_closes_is_written(
 ) -> None:
     """A message's handler goes on for a moment after SIGTERM."""
     layer = make_layer(emptied_url)
-    monkeypatch.setattr(engine, "_QUIET_SPELL", 0.1)
+    monkeypatch.setattr(pipeline, "_QUIET_SPELL", 0.1)
     await a_thread(layer)
     closing = asyncio.create_task(layer.close())
     late = [a_step(new_id()) for _ in range(10)]

@@ -15,11 +15,12 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from forebay import migrations, schema
+from forebay.database import migrations
+from forebay.database.migrations import activity, runner, work
+from forebay.database.migrations.shape import read_shape
+from forebay.database.migrations.todo import decide
 from forebay.errors import AccessError, SchemaError, TransientError
-from forebay.migrations import activity, runner, work
-from forebay.migrations.shape import read_shape
-from forebay.migrations.todo import decide
+from forebay.model import schema
 from tests.integration.old_schemas import (
     LATEST,
     NEWEST_STEPS,

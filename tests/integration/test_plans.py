@@ -16,10 +16,11 @@ import sqlalchemy as sa
 from chainlit.types import Pagination, ThreadFilter
 from chainlit.user import User
 
-from forebay import ForebayDataLayer, Settings, changes, schema
-from forebay.dialects import SQLITE_FUNCTIONS
-from forebay.statements import Documents, Statement, Statements, documents
-from forebay.store import Store
+from forebay import ForebayDataLayer, Settings
+from forebay.database.sql.dialects import SQLITE_FUNCTIONS
+from forebay.database.sql.statements import Documents, Statement, Statements, documents
+from forebay.database.store import Store
+from forebay.model import changes, schema
 from tests.support.postgres import PostgresServer, run_apart
 from tests.support.proxy import Proxy
 

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from forebay import ForebayDataLayer, RowError, Settings, SettingsError, replica
+from forebay import ForebayDataLayer, RowError, Settings, SettingsError
+from forebay.database import replica
+from forebay.database.store import Store
 from forebay.doctor.database import Target, check_database
-from forebay.drain import Drain
-from forebay.metrics import Metrics
-from forebay.store import Store
+from forebay.pipeline.drain import Drain
+from forebay.telemetry.collector import Metrics
 from tests.integration.conftest import MakeLayer
 from tests.integration.contract import a_step, a_thread, a_user, new_id, stored_thread, until
 from tests.support.pgbouncer import Pgbouncer

@@ -15,7 +15,8 @@ from chainlit.data.storage_clients.s3 import S3StorageClient
 from chainlit.element import File
 from moto.server import ThreadedMotoServer
 
-from forebay import ForebayDataLayer, cloud
+from forebay import ForebayDataLayer
+from forebay.attachments import providers
 from tests.integration.conftest import MakeLayer
 from tests.integration.contract import a_thread, new_id, stored_elements
 from tests.integration.test_uploads import until
@@ -96,4 +97,4 @@ async def test_a_bucket_that_is_made_later_gets_what_was_attached_before(
 
 
 def test_a_file_is_streamed_to_it(bucket: Any) -> None:
-    assert cloud.takes_files(S3StorageClient(_BUCKET, region_name="us-east-1"))
+    assert providers.takes_files(S3StorageClient(_BUCKET, region_name="us-east-1"))

@@ -15,8 +15,9 @@ from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_plain
 
-from forebay import ForebayDataLayer, Settings, operations
-from forebay.server import Listener
+from forebay import ForebayDataLayer, Settings
+from forebay.layer import monitor
+from forebay.telemetry.listener import Listener
 from tests.integration.conftest import MakeLayer
 from tests.integration.contract import UNREACHABLE, a_step, a_thread, new_id, until
 from tests.support.postgres import PostgresServer
@@ -206,7 +207,7 @@ async def test_the_probes_change_through_an_outage(
     http: aiohttp.ClientSession,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(operations, "_ASK_INTERVAL", 0.05)
+    monkeypatch.setattr(monitor, "_ASK_INTERVAL", 0.05)
     settings = Settings(metrics_address=_FREE, ready_grace=0.2, auto_migrate=True)
     layer = make_layer(own_postgres_server.create_database(), settings=settings)
     thread_id = await a_thread(layer)
@@ -232,7 +233,7 @@ async def test_an_outage_of_an_idle_database_is_seen_too(
     make_layer: MakeLayer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(operations, "_ASK_INTERVAL", 0.05)
+    monkeypatch.setattr(monitor, "_ASK_INTERVAL", 0.05)
     settings = Settings(metrics_address=_FREE, ready_grace=0.2, auto_migrate=True)
     layer = make_layer(own_postgres_server.create_database(), settings=settings)
     await layer.get_user("nobody")

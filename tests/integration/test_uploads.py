@@ -15,7 +15,8 @@ from aiohttp import web
 from chainlit.config import FILES_DIRECTORY
 from chainlit.element import Audio, CustomElement, Dataframe, Element, File, Image, Pdf, Plotly, Text, Video
 
-from forebay import ForebayDataLayer, LocalStorageClient, Settings, uploads
+from forebay import ForebayDataLayer, LocalStorageClient, Settings
+from forebay.attachments import uploads
 from tests.integration.conftest import MakeLayer
 from tests.integration.contract import a_step, a_thread, new_id, rows, stored_elements
 from tests.support.storage import MemoryStorage

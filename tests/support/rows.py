@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from forebay.urls import parse_url
+from forebay.database.urls import parse_url
 
 
 async def rows(url: str, query: str) -> list[Any]:

@@ -12,12 +12,12 @@ from typing import Any
 import asyncpg
 from sqlalchemy.dialects import postgresql
 
-from forebay import changes, schema
 from forebay.bench.plan import Load, Subject
 from forebay.bench.workload import new_id, turn
-from forebay.changes import Upsert
+from forebay.database.sql.statements import Documents, Statements, documents
+from forebay.model import changes, schema
+from forebay.model.changes import Upsert
 from forebay.settings import Settings
-from forebay.statements import Documents, Statements, documents
 
 _STATEMENTS = Statements(postgresql.asyncpg.dialect())  # type: ignore[no-untyped-call]
 

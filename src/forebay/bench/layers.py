@@ -12,9 +12,9 @@ from chainlit.data.chainlit_data_layer import ChainlitDataLayer
 from chainlit.data.sql_alchemy import SQLAlchemyDataLayer
 
 from forebay.bench.plan import Kind, Subject
-from forebay.data_layer import ForebayDataLayer
+from forebay.database.store import Store
+from forebay.layer.data_layer import ForebayDataLayer
 from forebay.settings import Settings
-from forebay.store import Store
 
 _STEP_TYPES = (
     *("assistant_message", "embedding", "llm", "retrieval", "rerank", "run", "system_message", "tool"),

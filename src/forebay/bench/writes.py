@@ -30,7 +30,7 @@ from forebay.bench.gauges import (
 from forebay.bench.plan import Load, Subject
 from forebay.bench.reads import NothingRead
 from forebay.bench.workload import ROWS_A_TURN, Session, Written, converse, keep_pace
-from forebay.data_layer import ForebayDataLayer
+from forebay.layer.data_layer import ForebayDataLayer
 
 Result = dict[str, float | None]
 _DAEMON_TIMEOUT = 30.0  # seconds

@@ -18,9 +18,9 @@ from forebay.errors import StorageError
 if TYPE_CHECKING:
     from chainlit.data.storage_clients.base import BaseStorageClient
 
-    from forebay.cloud import Listed
+    from forebay.attachments.providers import Listed
+    from forebay.database.store import Store
     from forebay.settings import Settings
-    from forebay.store import Store
 
 _BATCH = 1000
 _HOUR = 3600.0
@@ -99,10 +99,10 @@ def orphans(database_url: str | None, older_than: float, delete: bool, as_json: 
 
 
 async def _run(url: str | None, age: float, *, delete: bool) -> tuple[list[Listed], int]:
-    from forebay.cloud import configured_storage
+    from forebay.attachments.folder import LocalStorageClient
+    from forebay.attachments.providers import configured_storage
+    from forebay.database.store import Store
     from forebay.settings import Settings
-    from forebay.storage import LocalStorageClient
-    from forebay.store import Store
 
     settings = Settings()
     client = configured_storage(settings)
@@ -125,8 +125,8 @@ async def _run(url: str | None, age: float, *, delete: bool) -> tuple[list[Liste
 async def _orphans(
     store: Store, client: BaseStorageClient, settings: Settings, before: float
 ) -> AsyncIterator[Listed]:
-    from forebay.cloud import listed
-    from forebay.secured import waiting_keys
+    from forebay.attachments.providers import listed
+    from forebay.attachments.spool import waiting_keys
 
     waiting = waiting_keys(settings.journal_dir)
     candidates = (
@@ -157,7 +157,7 @@ def _is_an_elements(object_key: str) -> bool:
 
 async def _known(store: Store, keys: list[str]) -> set[str]:
     """Those that a row names."""
-    from forebay.urls import is_postgres
+    from forebay.database.urls import is_postgres
 
     if is_postgres(store.url):
         rows = await store.execute_sql(

@@ -17,8 +17,8 @@ from rich.table import Table
 from forebay.cli import options
 
 if TYPE_CHECKING:
-    from forebay.dead_letters import DeadLetters, Letter
-    from forebay.store import Store
+    from forebay.database.store import Store
+    from forebay.journal.dead_letters import DeadLetters, Letter
 
 _as_json = click.option(
     "--json",
@@ -123,7 +123,7 @@ def discard(ids: tuple[int, ...], every: bool, journal_dir: Path | None, as_json
 
 
 def _letters(journal_dir: Path | None) -> DeadLetters:
-    from forebay.dead_letters import DeadLetters
+    from forebay.journal.dead_letters import DeadLetters
 
     return DeadLetters(options.folder_of(journal_dir))
 
@@ -140,8 +140,8 @@ def _find(letters: DeadLetters, ids: Sequence[int], *, every: bool) -> list[Lett
 
 
 async def _retry(letters: DeadLetters, found: Sequence[Letter], url: str | None) -> dict[str, list[int]]:
+    from forebay.database.store import Store
     from forebay.settings import Settings
-    from forebay.store import Store
 
     store = Store(url, Settings())
     done: dict[str, list[int]] = {"written": [], "thread_deleted": [], "refused": []}
@@ -192,7 +192,7 @@ def _summary(letter: Letter) -> dict[str, Any]:
 
 
 def _content(letter: Letter) -> dict[str, Any]:
-    from forebay.changes import Upsert, encode
+    from forebay.model.changes import Upsert, encode
 
     if not isinstance(letter.change, Upsert):
         return {"change": "delete"}

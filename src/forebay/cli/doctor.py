@@ -138,8 +138,8 @@ def _of_app(app: Path, url: str | None) -> tuple[Target, Any]:
     """How the data layer that an app makes reaches its database, and its storage client."""
     from chainlit.config import config, load_module
 
-    from forebay.data_layer import ForebayDataLayer
     from forebay.doctor.database import Target
+    from forebay.layer.data_layer import ForebayDataLayer
 
     try:
         load_module(str(app))

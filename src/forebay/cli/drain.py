@@ -14,10 +14,10 @@ import click
 from rich.console import Console
 
 from forebay.cli import options
-from forebay.logs import limit_repeats
+from forebay.telemetry.logs import limit_repeats
 
 if TYPE_CHECKING:
-    from forebay.drain import Drain
+    from forebay.pipeline.drain import Drain
 
 
 @click.command()
@@ -100,12 +100,12 @@ def _told(done: dict[str, Any]) -> str:
 async def _run(
     folder: Path, url: str | None, *, watch: bool, timeout: float | None, any_database: bool
 ) -> dict[str, Any]:
-    from forebay.drain import Drain
-    from forebay.health import Health
-    from forebay.metrics import Metrics
-    from forebay.server import Listener
+    from forebay.database.store import Store
+    from forebay.pipeline.drain import Drain
     from forebay.settings import Settings
-    from forebay.store import Store
+    from forebay.telemetry.collector import Metrics
+    from forebay.telemetry.health import Health
+    from forebay.telemetry.listener import Listener
 
     settings, metrics = Settings(), Metrics()
     draining = Drain(folder, Store(url, settings), settings, metrics, any_database=any_database)

@@ -13,7 +13,7 @@ from rich.console import Console
 from forebay.cli import options
 
 if TYPE_CHECKING:
-    from forebay.store import Store
+    from forebay.database.store import Store
 
 
 @click.command()
@@ -56,8 +56,8 @@ def migrate(database_url: str | None, dry_run: bool, as_json: bool) -> None:
 
 
 async def _run(url: str | None, *, dry_run: bool) -> str | list[str]:
+    from forebay.database.store import Store
     from forebay.settings import Settings
-    from forebay.store import Store
 
     store = Store(url, Settings())
     if dry_run and _would_make_a_file(store):
@@ -70,7 +70,7 @@ async def _run(url: str | None, *, dry_run: bool) -> str | list[str]:
 
 def _would_make_a_file(store: Store) -> bool:
     """Whether connecting alone would make the SQLite file. Where it can't be made, the error is welcome."""
-    from forebay.urls import in_memory, is_postgres
+    from forebay.database.urls import in_memory, is_postgres
 
     name = store.url.database or ""
     if is_postgres(store.url) or in_memory(store.url) or name.startswith("file:"):

@@ -14,17 +14,18 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.schema import CreateIndex
 
-from forebay import migrations, schema
+from forebay.database import migrations
+from forebay.database.migrations.failures import translated
+from forebay.database.migrations.shape import Shape, read_shape
+from forebay.database.migrations.todo import decide
+from forebay.database.store import Store
+from forebay.database.urls import in_memory, is_postgres
 from forebay.doctor.disk import check_file_system
 from forebay.doctor.findings import Finding, error, note, ok, warning
 from forebay.doctor.standby import check_standby
 from forebay.errors import AccessError, DatabaseError, ForebayError, SchemaError, SettingsError
-from forebay.migrations.failures import translated
-from forebay.migrations.shape import Shape, read_shape
-from forebay.migrations.todo import decide
+from forebay.model import schema
 from forebay.settings import Settings
-from forebay.store import Store
-from forebay.urls import in_memory, is_postgres
 
 _OLDEST_POSTGRES = (12, 0)
 _OLDEST_SQLITE = (3, 35)

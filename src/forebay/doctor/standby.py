@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 import anyio
 import sqlalchemy as sa
 
+from forebay.database.migrations.failures import translated
+from forebay.database.store import Store
 from forebay.doctor.findings import Finding, error, ok, warning
 from forebay.errors import DatabaseError
-from forebay.migrations.failures import translated
-from forebay.store import Store
 
 _LAG_BYTES, _LAG_SECONDS = 64 * 1024 * 1024, 30.0
 _SAME = (

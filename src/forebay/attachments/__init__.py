@@ -1,0 +1,1 @@
+"""An element's content: spooled, fetched, uploaded, signed, served, deleted."""

@@ -1,0 +1,1 @@
+"""Two databases behind one door: connections, SQL, errors, the standby, migrations."""

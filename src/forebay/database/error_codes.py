@@ -1,0 +1,106 @@
+"""Which of the databases' errors is which.
+
+The codes are PostgreSQL's SQLSTATEs (appendix A of its manual) and SQLite's result codes (its C interface's
+"Result and Error Codes"). No message here repeats the database's own, which may quote a row.
+"""
+
+from __future__ import annotations
+
+from forebay.errors import AccessError, DatabaseError, RowError, SchemaError, StatementError, TransientError
+
+_POOLER = (
+    "a prepared statement is not the connection's, as behind a pooler in transaction mode; add ?statement_cache_size=0"
+    " to the URL"
+)
+_MIGRATE = "run `forebay migrate`, or set FOREBAY_AUTO_MIGRATE=true"
+
+# By the longest prefix of the SQLSTATE that is listed.
+_SQLSTATES: dict[str, tuple[type[DatabaseError], str]] = {
+    "08": (TransientError, "the connection to the database is lost"),
+    "21": (RowError, "two changes meet in one row"),
+    "22": (RowError, "a value does not fit its column"),
+    "22P02": (RowError, "a value does not fit its column; ids must be UUIDs in the PostgreSQL tables"),
+    "23": (RowError, "a constraint refuses the row"),
+    "23502": (RowError, "a required column has no value"),
+    "23503": (RowError, "the row refers to one that does not exist"),
+    "23505": (RowError, "the row's unique value is taken"),
+    "25006": (TransientError, "the database is read-only; it may be a standby that takes over"),
+    "26000": (TransientError, _POOLER),
+    "28": (AccessError, "the database refuses the login; check the user and the password in the URL"),
+    "3D000": (AccessError, "there is no such database; check the name in the URL"),
+    "3F000": (SchemaError, f"there is no such schema; check search_path, then {_MIGRATE}"),
+    "40": (TransientError, "the database rolled the transaction back"),
+    "42": (StatementError, "the database does not understand the statement"),
+    "42501": (AccessError, "the database user may not do this; grant it the rights on the tables"),
+    "42703": (SchemaError, f"a column is missing in the tables; {_MIGRATE}"),
+    "42804": (SchemaError, f"a column has another type in the tables; {_MIGRATE}"),
+    "42P01": (SchemaError, f"a table is missing; {_MIGRATE}"),
+    "42P05": (TransientError, _POOLER),
+    "42P10": (SchemaError, f"a unique index is missing in the tables; {_MIGRATE}"),
+    "53": (TransientError, "the database is out of a resource"),
+    "53300": (
+        TransientError,
+        "the database has no connection left; lower FOREBAY_POOL_SIZE or raise max_connections",
+    ),
+    "54": (RowError, "the row is beyond one of the database's limits"),
+    "55": (TransientError, "the database object is in use"),
+    "57": (TransientError, "the database ended the statement or is shutting down"),
+    "58": (TransientError, "the database's own system failed"),
+    "P0001": (RowError, "a trigger refuses the row"),
+    "XX": (TransientError, "the database reports an error of its own"),
+}
+
+_SQLITE_CODES: dict[str, tuple[type[DatabaseError], str]] = {
+    "SQLITE_AUTH": (AccessError, "SQLite refuses access"),
+    "SQLITE_BUSY": (TransientError, "another process holds the SQLite file"),
+    "SQLITE_CANTOPEN": (
+        AccessError,
+        "the SQLite file can't be opened; its folder must exist and be writable",
+    ),
+    "SQLITE_CONSTRAINT": (RowError, "a constraint refuses the row"),
+    "SQLITE_CONSTRAINT_NOTNULL": (RowError, "a required column has no value"),
+    "SQLITE_CORRUPT": (AccessError, "the SQLite file is damaged; restore it from a copy"),
+    "SQLITE_FULL": (TransientError, "the disk that holds the SQLite file is full"),
+    "SQLITE_INTERRUPT": (TransientError, "the statement was interrupted"),
+    "SQLITE_IOERR": (TransientError, "the disk that holds the SQLite file fails"),
+    "SQLITE_LOCKED": (TransientError, "the SQLite table is in use"),
+    "SQLITE_MISMATCH": (RowError, "a value does not fit its column"),
+    "SQLITE_NOMEM": (TransientError, "SQLite is out of memory"),
+    "SQLITE_NOTADB": (AccessError, "the file is not a SQLite database; check the path in the URL"),
+    "SQLITE_PERM": (AccessError, "the SQLite file's permissions forbid this"),
+    "SQLITE_PROTOCOL": (TransientError, "the SQLite file's locks are in disorder"),
+    "SQLITE_RANGE": (StatementError, "a parameter is missing"),
+    "SQLITE_READONLY": (AccessError, "the SQLite file or its folder is read-only; make both writable"),
+    "SQLITE_TOOBIG": (RowError, "the row is beyond SQLite's size limit"),
+}
+# SQLite has one code for whatever is wrong with a statement; its message tells these from bad JSON.
+_SQLITE_SCHEMA_WORDS = (
+    "no such table",
+    "no such column",
+    "has no column named",
+    "ON CONFLICT clause does not match",
+)
+
+
+def from_sqlstate(sqlstate: str) -> DatabaseError:
+    """The error for a SQLSTATE. An unknown one is taken as transient, so that nothing is lost by it."""
+    for length in (5, 2):
+        if known := _SQLSTATES.get(sqlstate[:length]):
+            kind, message = known
+            return kind(f"{message} (SQLSTATE {sqlstate})", sqlstate=sqlstate)
+    return TransientError(f"the database reports SQLSTATE {sqlstate}", sqlstate=sqlstate)
+
+
+def from_sqlite(code: str, message: str) -> DatabaseError:
+    """The error for a SQLite result code's name; `message` is SQLite's and only looked at."""
+    if code == "SQLITE_ERROR":
+        if any(words in message for words in _SQLITE_SCHEMA_WORDS):
+            return SchemaError(f"a table or column is missing; {_MIGRATE}", sqlstate=code)
+        return RowError("SQLite can't read the row", sqlstate=code)
+    name = code
+    while name:
+        if known := _SQLITE_CODES.get(name):
+            kind, said = known
+            return kind(f"{said} ({code})", sqlstate=code)
+        name = name.rpartition("_")[0]
+    return TransientError(f"SQLite reports {code}", sqlstate=code)

@@ -1,0 +1,1 @@
+"""The statements, in both databases' SQL, built from the model's tables."""

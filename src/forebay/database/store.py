@@ -1,0 +1,424 @@
+"""The database: its connections, a batch, a read.
+
+SQLAlchemy opens and pools the connections; the compiled statements run on the driver's own connection, which
+costs half as much a statement. Every driver error leaves here as one of `forebay.errors`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from itertools import groupby
+from typing import Any, NamedTuple, cast
+from weakref import WeakSet
+
+import anyio
+import anyio.to_thread
+import asyncpg
+import orjson
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool, StaticPool
+
+from forebay.database import migrations
+from forebay.database.drivers import (
+    Connections,
+    Driver,
+    driver_of,
+    forget,
+    open_file,
+    prepare_sqlite,
+    translated,
+)
+from forebay.database.replica import WRITTEN, Replica
+from forebay.database.sql.statements import Statement, documents, statements_of
+from forebay.database.urls import in_memory, is_postgres, location_of, parse_url, tls_context
+from forebay.errors import SchemaError, SettingsError
+from forebay.model.changes import Change, Delete, Upsert
+from forebay.settings import Settings
+
+logger = logging.getLogger("forebay.store")
+
+# A change that comes later than this, in a journal or as a dead letter, brings its deleted thread back. 90 days.
+_TOMBSTONES_KEPT_US = 90 * 24 * 3600 * 1_000_000
+
+
+class Checkpoint(NamedTuple):
+    """How far a journal is in the database."""
+
+    journal_id: str
+    applied_seq: int
+
+
+class Store:
+    """A database of either kind, reached with a bounded number of connections.
+
+    `connect_args` go to the driver. Raises SettingsError for a URL that can't be used.
+    """
+
+    def __init__(
+        self,
+        url: str | None,
+        settings: Settings,
+        *,
+        connect_args: Mapping[str, Any] | None = None,
+        ssl_require: bool = False,
+    ) -> None:
+        self.url, from_url = parse_url(url)
+        self._settings = settings
+        self._postgres = is_postgres(self.url)
+        arguments = dict(connect_args or {})
+        if ssl_require:
+            if not self._postgres:
+                raise SettingsError("ssl_require: a SQLite file has no connection to secure")
+            arguments["ssl"] = tls_context(verify=settings.tls_verify)
+        self.location = location_of(self.url)  # where the database is, without the password
+        self.engine = self._create_engine({**from_url, **arguments})
+        self._connections = Connections(self.engine, self.location, settings.pool_size, _patience(settings))
+        self.replica = self._create_replica(settings.read_url, arguments)
+        self.statements = statements_of(self.engine.dialect)
+        self.statements.compile_writes()
+        self._exclusive = anyio.Lock() if in_memory(self.url) else None
+        self._preparing = anyio.Lock()
+        self._prepared = False
+        self._writer: AsyncConnection | None = None
+        self._files: WeakSet[Any] = WeakSet()
+
+    def __repr__(self) -> str:
+        return f"<Store {self.location}>"
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the database ends with the process."""
+        return in_memory(self.url)
+
+    def valid_id(self, key: str) -> bool:
+        """Whether a row could have this id; the PostgreSQL tables take UUIDs only."""
+        return _is_uuid(key) if self._postgres else "\x00" not in key
+
+    def _create_engine(self, arguments: dict[str, Any]) -> AsyncEngine:
+        if in_memory(self.url):
+            engine = create_async_engine(self.url, connect_args=arguments, poolclass=StaticPool)
+        else:
+            engine = self._pooled(self.url, arguments, self._settings.pool_size)
+        if not self._postgres:
+            sa.event.listen(engine.sync_engine, "connect", self._prepare_sqlite)
+        return engine
+
+    def _pooled(self, url: sa.URL, arguments: dict[str, Any], size: int) -> AsyncEngine:
+        if is_postgres(url):
+            arguments.setdefault("timeout", self._settings.connect_timeout)
+        return create_async_engine(
+            url,
+            connect_args=arguments,
+            poolclass=AsyncAdaptedQueuePool,  # early releases of SQLAlchemy 2.0 give SQLite none
+            pool_size=size,
+            max_overflow=0,
+            pool_timeout=_patience(self._settings),
+        )
+
+    def _create_replica(self, text: str | None, connect_args: Mapping[str, Any]) -> Replica | None:
+        """The standby of FOREBAY_READ_URL, reached as the primary is, for the readers of the pool."""
+        if not text:
+            return None
+        url, from_url = parse_url(text, "FOREBAY_READ_URL")
+        if not (self._postgres and is_postgres(url)):
+            raise SettingsError("FOREBAY_READ_URL: only a PostgreSQL database has a standby; unset it")
+        arguments = {**from_url, **connect_args}
+        engine = self._pooled(url, arguments, self._settings.pool_size - 1)
+        return Replica(
+            url, engine, self._settings.statement_timeout, self._log_position, self._settings.pool_size - 1
+        )
+
+    async def _log_position(self) -> int:
+        with translated(self.location, sends_rows=False):
+            async with asyncio.timeout(self._settings.statement_timeout), self._reader() as driver:
+                return int((await driver.fetch(WRITTEN, {}))[0][0])
+        raise AssertionError("unreachable")
+
+    def _prepare_sqlite(self, connection: Any, _record: Any) -> None:
+        self._files.add(connection.driver_connection)
+        prepare_sqlite(connection)
+
+    async def prepare(self) -> None:
+        """Make sure once that the tables are forebay's, migrating them if the settings say so.
+
+        Raises SchemaError when they are not, TransientError or AccessError when that can't be told.
+        """
+        if self._prepared:
+            return
+        async with self._preparing:
+            if not self._prepared:
+                with translated(self.location, sends_rows=False):
+                    await self._check_schema()
+                self._prepared = True
+
+    async def _open_file(self) -> None:
+        """Fail here where a SQLite file can't be opened: aiosqlite's thread would outlive its event loop."""
+        if not self._postgres and not in_memory(self.url):
+            await anyio.to_thread.run_sync(open_file, self.url)
+
+    async def _check_schema(self) -> None:
+        await self._connections.release()
+        await self._open_file()
+        automatic = self._settings.auto_migrate
+        if automatic or (automatic is None and not self._postgres):
+            await migrations.upgrade(self.engine)
+        elif not await migrations.is_current(self.engine):
+            raise SchemaError(
+                f"the tables of {self.location} are not forebay's yet: run `forebay migrate`,"
+                " or set FOREBAY_AUTO_MIGRATE=true"
+            )
+
+    async def migrate(self) -> list[str]:
+        """Bring the tables to forebay's; what was done, a line each. Raises a DatabaseError."""
+        with translated(self.location, sends_rows=False):
+            await self._open_file()
+            return await migrations.upgrade(self.engine)
+
+    async def migration_plan(self) -> str:
+        """The SQL that `migrate` would run. Raises a DatabaseError."""
+        with translated(self.location, sends_rows=False):
+            await self._open_file()
+            return await migrations.plan(self.engine)
+
+    @contextmanager
+    def _rechecking(self) -> Iterator[None]:
+        """Look at the tables again after somebody has changed them, so that a migration mends it."""
+        try:
+            yield
+        except SchemaError:
+            self._prepared = False
+            raise
+
+    async def read(self, statement: Statement, **parameters: Any) -> Any:
+        """Run a statement that returns one JSON document, and parse it. None when there is no row."""
+        await self.prepare()
+        if self.replica is not None and not self._needs_primary(statement):
+            rows = await self.replica.fetch(statement, parameters)
+            if rows is not None:
+                return statement.document(rows)
+        return await self._one_document(statement, parameters)
+
+    def _needs_primary(self, statement: Statement) -> bool:
+        """What decides over a login, over objects to delete, or over what a journal has still to write."""
+        known = self.statements
+        return any(statement is one for one in (known.user, known.garbage, known.contents, known.applied_seq))
+
+    async def write(self, statement: Statement, **parameters: Any) -> Any:
+        """Run one statement in a transaction of its own; its JSON document, as in `read`."""
+        await self.prepare()
+        return await self._one_document(statement, parameters, writes=True)
+
+    async def _one_document(
+        self,
+        statement: Statement,
+        parameters: Mapping[str, Any],
+        *,
+        writes: bool = False,
+    ) -> Any:
+        with self._rechecking(), translated(self.location):
+            async with asyncio.timeout(self._settings.statement_timeout), self._reader() as driver:
+                rows = await (self._write if writes else _fetch)(driver, statement, parameters)
+        return statement.document(rows)
+
+    async def _write(self, driver: Driver, statement: Statement, parameters: Mapping[str, Any]) -> list[Any]:
+        async with self._committing(driver):
+            if self._postgres:  # a single statement is a transaction; SQLite's driver would leave one open
+                return await driver.fetch(statement, parameters)
+            async with driver.transaction():
+                return await driver.fetch(statement, parameters)
+
+    async def execute_sql(self, query: str, parameters: Mapping[str, Any]) -> list[dict[str, Any]] | int:
+        """Run a statement of the caller's own: its rows, or how many it changed.
+
+        Raises a DatabaseError; StatementError when the statement itself is wrong.
+        """
+        await self.prepare()
+        with translated(self.location, own_statement=True):
+            async with (
+                self._shared(),
+                self._connections.connection() as connection,
+                self._committing(await driver_of(connection)),
+                connection.begin(),
+            ):
+                result = await connection.execute(sa.text(query), dict(parameters))
+                if result.returns_rows:
+                    return [dict(row) for row in result.mappings()]
+                return result.rowcount
+
+    async def apply(
+        self, changes: Sequence[Change], checkpoint: Checkpoint | None = None, *, late: bool = False
+    ) -> frozenset[str]:
+        """Write changes in their order, all in one transaction or none, and the journal's checkpoint with them.
+
+        Nothing is written when the checkpoint was reached before: then this has happened already.
+        `late`: rows may have been written since the changes were made; what is newer stays. What belongs to a
+        thread that was deleted is left out; returns the ids of those threads. Raises a DatabaseError.
+        """
+        await self.prepare()
+        with self._rechecking(), translated(self.location):
+            async with (
+                asyncio.timeout(self._settings.statement_timeout),
+                self._shared(),
+                self._writing() as driver,
+                self._committing(driver),
+            ):
+                if self._postgres and not any(isinstance(change, Delete) for change in changes):
+                    return await self._upsert_run(
+                        driver, cast("Sequence[Upsert]", changes), late=late, checkpoint=checkpoint
+                    )
+                async with driver.transaction():
+                    # First, since it holds back the same batch of another connection until this one is in.
+                    if checkpoint is not None and not await driver.fetch(
+                        self.statements.checkpoint, checkpoint._asdict()
+                    ):
+                        return frozenset()
+                    return await self._apply_runs(driver, changes, late=late)
+
+    async def applied_seq(self, journal_id: str) -> int:
+        """Up to where a journal is in the database; 0 for nothing of it. Raises a DatabaseError."""
+        found = await self.read(self.statements.applied_seq, journal_id=journal_id)
+        return int(found["applied_seq"]) if found else 0
+
+    async def _apply_runs(self, driver: Driver, changes: Sequence[Change], *, late: bool) -> frozenset[str]:
+        dead: frozenset[str] = frozenset()
+        for is_upsert, run in groupby(changes, lambda change: isinstance(change, Upsert)):
+            if is_upsert:
+                dead |= await self._upsert_run(driver, cast("list[Upsert]", list(run)), late=late)
+            else:
+                for change in run:
+                    await self._delete(driver, change)
+        return dead
+
+    async def forget_journal(self, journal_id: str) -> None:
+        """Delete the checkpoint of a journal that is gone. Raises a DatabaseError."""
+        await self.write(self.statements.forget_journal, journal_id=journal_id)
+
+    async def _upsert_run(
+        self, driver: Driver, upserts: Sequence[Upsert], *, late: bool, checkpoint: Checkpoint | None = None
+    ) -> frozenset[str]:
+        if self._postgres:
+            batch = documents(upserts)
+            statement = self.statements.batch(
+                partial=batch.partial, late=late, checkpoint=checkpoint is not None
+            )
+            parameters = {**batch.parameters, **(checkpoint._asdict() if checkpoint else {})}
+            dead = {uuid.UUID(row[0]) for row in await driver.fetch(statement, parameters)}
+            # As the changes spell them, which need not be PostgreSQL's way.
+            ids = {upsert.thread_id for upsert in upserts if upsert.thread_id} if dead else ()
+            return frozenset(thread_id for thread_id in ids if uuid.UUID(thread_id) in dead)
+        gone = await self._dead_threads(driver, upserts)
+        batch = documents([upsert for upsert in upserts if upsert.thread_id not in gone])
+        for table in batch.tables:
+            await driver.fetch(
+                self.statements.upsert(table, partial=batch.partial, late=late), batch.parameters
+            )
+        return gone
+
+    async def _dead_threads(self, driver: Driver, upserts: Sequence[Upsert]) -> frozenset[str]:
+        ids = list({upsert.thread_id for upsert in upserts if upsert.thread_id is not None})
+        rows = await driver.fetch(self.statements.dead_threads, {"ids": orjson.dumps(ids).decode()})
+        return frozenset(row[0] for row in rows)
+
+    async def _delete(self, driver: Driver, change: Change) -> None:
+        now = time.time_ns() // 1000
+        parameters = {"id": change.key, "now_us": now, "old_us": now - _TOMBSTONES_KEPT_US}
+        for statement in self.statements.delete(change.table):
+            await driver.fetch(statement, parameters)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._drop_writer()
+        await self._connections.close()
+        if self.replica is not None:
+            await self.replica.close()
+
+    def forget_connections(self) -> None:
+        """Drop connections whose event loop is gone; PostgreSQL's can't be closed any more."""
+        for connection in self._files:
+            if hasattr(connection, "stop"):  # since aiosqlite 0.22; it needs no event loop
+                connection.stop()
+        if self._writer is not None:
+            forget(self._writer)
+            self._writer = None
+        self._connections = self._connections.renewed()
+        if self.replica is not None:
+            self.replica.forget_connections()
+
+    def committed_elsewhere(self) -> None:
+        """Another process has written what this one accepted."""
+        if self.replica is not None:
+            self.replica.committed_elsewhere()
+
+    @asynccontextmanager
+    async def _committing(self, driver: Driver) -> AsyncIterator[None]:
+        """Around what commits: a replica must have it before it answers a read."""
+        try:
+            yield
+        except BaseException:
+            self.committed_elsewhere()  # it may have been committed all the same
+            raise
+        if self.replica is not None:
+            await self.replica.committed(driver)
+
+    @asynccontextmanager
+    async def _shared(self) -> AsyncIterator[None]:
+        """One at a time where all share one connection."""
+        if self._exclusive is None:
+            yield
+        else:
+            async with self._exclusive:
+                yield
+
+    @asynccontextmanager
+    async def _reader(self) -> AsyncIterator[Driver]:
+        async with self._shared(), self._connections.reader() as driver:
+            yield driver
+
+    @asynccontextmanager
+    async def _writing(self) -> AsyncIterator[Driver]:
+        if self._writer is None:
+            self._writer = await self._connections.take()
+        try:
+            yield await self._connections.driver(self._writer)
+        except (asyncpg.PostgresError, sqlite3.Error):
+            raise  # it was answered and rolled back, so the connection is good, or says itself that it is lost
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self._drop_writer()
+            raise
+
+    async def _drop_writer(self) -> None:
+        if self._writer is not None:
+            writer, self._writer = self._writer, None
+            try:
+                if self._postgres:
+                    await writer.invalidate()
+            finally:
+                await self._connections.drop(writer)
+
+
+def _patience(settings: Settings) -> float:
+    """How long a reader waits for a connection, in seconds: the statement itself has to get its turn too."""
+    return settings.statement_timeout / 2
+
+
+async def _fetch(driver: Driver, statement: Statement, parameters: Mapping[str, Any]) -> list[Any]:
+    return await driver.fetch(statement, parameters)
+
+
+def _is_uuid(text: str) -> bool:
+    digits = text.replace("-", "").strip("{}")
+    if len(digits) != 32:
+        return False
+    try:
+        int(digits, 16)
+    except ValueError:
+        return False
+    return "_" not in digits and digits.isalnum()

@@ -1,0 +1,1 @@
+"""What was acknowledged, kept until the database has it; and what the database refused."""

@@ -1,0 +1,122 @@
+"""The dead letters: the changes that a database refused, kept beside the journals until somebody decides.
+
+One SQLite file a folder, which all processes on it share. A letter that comes again, as after a crash
+between the letter and the checkpoint, is the same letter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from forebay.errors import ForebayError, JournalError
+from forebay.model import changes
+from forebay.model.changes import Change
+
+FILE_NAME = "dead-letters.db"
+_TABLE = """
+CREATE TABLE IF NOT EXISTS letters (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, made_at REAL NOT NULL, database TEXT NOT NULL, row_table TEXT NOT NULL,
+    row_id TEXT NOT NULL, sqlstate TEXT, error TEXT NOT NULL, change BLOB NOT NULL,
+    UNIQUE (database, row_table, row_id, change));
+"""
+_COLUMNS = "id, made_at, database, row_table, row_id, sqlstate, error, change"
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A refused change. `made_at`: when it was refused, in seconds since 1970; `database`: where, without a password.
+
+    `error` never quotes the row; the change does hold its content.
+    """
+
+    id: int
+    made_at: float
+    database: str
+    table: str
+    row_id: str
+    sqlstate: str | None
+    error: str
+    change: Change
+
+
+class DeadLetters:
+    """The letters in a folder. Its calls block, and raise JournalError where the file can't be used."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / FILE_NAME
+
+    def __repr__(self) -> str:
+        return f"<DeadLetters {self.path}>"
+
+    def keep(self, database: str, change: Change, error: ForebayError) -> None:
+        """Write a refused change to the disk; returns when it is synced."""
+        values = (
+            time.time(),
+            database,
+            change.table,
+            change.key,
+            getattr(error, "sqlstate", None),
+            str(error),
+            changes.encode([change]),
+        )
+        with self._opened() as connection:
+            connection.execute(
+                "INSERT INTO letters (made_at, database, row_table, row_id, sqlstate, error, change)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                values,
+            )
+
+    def count(self) -> int:
+        """How many there are."""
+        if not self.path.exists():
+            return 0
+        with self._opened() as connection:
+            return int(connection.execute("SELECT count(*) FROM letters").fetchone()[0])
+
+    def find(self, ids: Sequence[int] | None = None) -> list[Letter]:
+        """These letters, or all, the oldest first."""
+        if not self.path.exists():
+            return []
+        with self._opened() as connection:
+            rows = connection.execute(f"SELECT {_COLUMNS} FROM letters ORDER BY id").fetchall()  # noqa: S608
+        letters = (Letter(*row[:-1], *changes.decode(row[-1])) for row in rows)
+        return [letter for letter in letters if ids is None or letter.id in ids]
+
+    def refused_again(self, letter_id: int, error: ForebayError) -> None:
+        """Note why a letter was refused now."""
+        with self._opened() as connection:
+            connection.execute(
+                "UPDATE letters SET error = ?, sqlstate = ? WHERE id = ?",
+                (str(error), getattr(error, "sqlstate", None), letter_id),
+            )
+
+    def remove(self, letter_id: int) -> None:
+        """Forget a letter."""
+        with self._opened() as connection:
+            connection.execute("DELETE FROM letters WHERE id = ?", (letter_id,))
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[sqlite3.Connection]:
+        try:
+            self._create()
+            with contextlib.closing(sqlite3.connect(self.path, timeout=10)) as connection, connection:
+                connection.execute("PRAGMA synchronous = FULL")
+                connection.execute(_TABLE)
+                yield connection
+        except (sqlite3.Error, OSError) as error:
+            reason = getattr(error, "sqlite_errorname", None) or type(error).__name__
+            raise JournalError(
+                f"the dead letters in {self.path} can't be used ({reason}); make room, or set FOREBAY_JOURNAL_DIR to"
+                " a folder that this process may write to"
+            ) from None
+
+    def _create(self) -> None:
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))

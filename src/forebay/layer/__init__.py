@@ -1,0 +1,1 @@
+"""Chainlit's face: its methods come in, its dicts go out; the start and the end of all the rest."""

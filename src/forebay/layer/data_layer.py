@@ -1,0 +1,571 @@
+"""The data layer itself: Chainlit's methods, each a few lines on the engine.
+
+It has the parameters, the helpers and the tables of `chainlit.data.sql_alchemy.SQLAlchemyDataLayer`.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import asdict
+from functools import partial, wraps
+from typing import Any, ParamSpec, TypeVar, cast
+
+from chainlit.data.base import BaseDataLayer
+from chainlit.data.storage_clients.base import BaseStorageClient
+from chainlit.data.utils import queue_until_user_message
+from chainlit.element import Element, ElementDict
+from chainlit.step import StepDict
+from chainlit.types import Feedback, PageInfo, PaginatedResponse, Pagination, ThreadDict, ThreadFilter
+from chainlit.user import PersistedUser, User
+from prometheus_client import CollectorRegistry
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
+
+from forebay.attachments.blobs import Blobs
+from forebay.attachments.providers import configured_storage
+from forebay.attachments.uploads import Content, Uploads
+from forebay.database.store import Store
+from forebay.database.urls import is_postgres
+from forebay.errors import DatabaseError, RowError
+from forebay.layer import dicts
+from forebay.layer.monitor import Operations
+from forebay.model import changes, cleaning
+from forebay.model.changes import Delete, Upsert
+from forebay.model.schema import EXTRA
+from forebay.pipeline.pipeline import Engine
+from forebay.settings import Settings
+from forebay.telemetry.collector import Metrics
+from forebay.telemetry.logs import limit_repeats
+
+logger = logging.getLogger("forebay")
+
+_GARBAGE_AT_ONCE = 1000
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def _queued(method: Callable[_P, Awaitable[_T]]) -> Callable[_P, Coroutine[Any, Any, _T]]:
+    """Chainlit's decorator of the methods that wait for a session's first message; its wrapper has no types.
+
+    The wrapper is a coroutine function, whatever awaitable the method returns.
+    """
+    return cast("Callable[_P, Coroutine[Any, Any, _T]]", queue_until_user_message()(method))
+
+
+def _timed(method: _Method) -> _Method:
+    """A read whose duration is measured, under its name."""
+
+    @wraps(method)
+    async def timed(self: ForebayDataLayer, *arguments: Any, **named: Any) -> Any:
+        with self._metrics.reading(method.__name__):
+            return await method(self, *arguments, **named)
+
+    return cast("_Method", timed)
+
+
+_OWNERS = 10_000  # threads whose owners are remembered while their elements are stored
+_STEPS_BELOW = """
+WITH RECURSIVE below AS (
+    SELECT id FROM steps WHERE id = {id}
+    UNION SELECT steps.id FROM steps JOIN below ON steps."parentId" = below.id)
+SELECT CAST(id AS TEXT) AS id FROM below
+"""
+
+
+class _Positions:
+    """Where the last threads of recent pages stood.
+
+    A page goes on from there, also when the thread has been deleted or has moved up since. After a restart,
+    and in another process, the thread's present place counts.
+    """
+
+    _MOST = 10_000
+
+    def __init__(self) -> None:
+        self._activities: OrderedDict[tuple[str, str | None], str] = OrderedDict()
+
+    def remember(self, cursor: tuple[str, str | None], activity: str) -> None:
+        self._activities[cursor] = activity
+        self._activities.move_to_end(cursor)
+        if len(self._activities) > self._MOST:
+            self._activities.popitem(last=False)
+
+    def of(self, cursor: tuple[str, str | None]) -> str | None:
+        return self._activities.get(cursor)
+
+
+class ForebayDataLayer(BaseDataLayer):
+    """A Chainlit data layer whose writes are batched and whose reads are one statement each.
+
+    `conninfo` is a PostgreSQL or SQLite URL, `connect_args` go to the driver, `ssl_require` demands TLS with a
+    verified certificate, `storage_provider` keeps elements' content (None: the storage that is configured, or
+    else a folder), `user_thread_limit` caps a page of threads (None: no cap), `show_logger` logs each call's
+    name. `settings` default to the environment's, and metrics go to `registry`. Raises SettingsError for what
+    can't be used.
+    """
+
+    def __init__(
+        self,
+        conninfo: str,
+        connect_args: dict[str, Any] | None = None,
+        ssl_require: bool = False,
+        storage_provider: BaseStorageClient | None = None,
+        user_thread_limit: int | None = 1000,
+        show_logger: bool | None = False,
+        *,
+        settings: Settings | None = None,
+        registry: CollectorRegistry | None = None,
+    ) -> None:
+        limit_repeats()
+        self.settings = settings if settings is not None else Settings()
+        self.user_thread_limit = user_thread_limit
+        self.show_logger = show_logger
+        self.conninfo, self.connect_args, self.ssl_require = conninfo, connect_args, ssl_require
+        self._store = Store(conninfo, self.settings, connect_args=connect_args, ssl_require=ssl_require)
+        self._metrics = Metrics(registry)
+        self._engine = Engine(self.settings, self._store, self._metrics)
+        self._operations = Operations(self.settings, self._engine, self._metrics)
+        self._statements = self._store.statements
+        self._positions = _Positions()
+        client = storage_provider if storage_provider is not None else configured_storage(self.settings)
+        counts = self._engine.counts
+        self._blobs = Blobs(client, counts)
+        self._uploads = (
+            Uploads(client, self._blobs, self.settings, counts, self._metrics, self._engine.write)
+            if client is not None
+            else None
+        )
+        if self._uploads is not None:
+            self._engine.on_start.append(self._uploads.start)
+        self._owners: OrderedDict[str, str] = OrderedDict()
+        self.async_session = async_sessionmaker(self.engine, expire_on_commit=False)
+
+    @classmethod
+    def from_env(
+        cls, *, storage_provider: BaseStorageClient | None = None, registry: CollectorRegistry | None = None
+    ) -> ForebayDataLayer:
+        """A layer on FOREBAY_DATABASE_URL, or else DATABASE_URL, with the environment's settings."""
+        settings = Settings()
+        return cls(
+            settings.database_url or "",
+            storage_provider=storage_provider,
+            settings=settings,
+            registry=registry,
+        )
+
+    def __repr__(self) -> str:
+        return f"<ForebayDataLayer {self._store.location}, {self._engine!r}>"
+
+    @property
+    def engine(self) -> AsyncEngine:
+        """SQLAlchemy's engine, for statements of the application's own."""
+        return self._store.engine
+
+    @property
+    def storage_provider(self) -> BaseStorageClient | None:
+        """The storage client of elements' content."""
+        return self._blobs.client
+
+    @property
+    def registry(self) -> CollectorRegistry:
+        """Where the metrics are."""
+        return self._metrics.registry
+
+    @property
+    def metrics_url(self) -> str | None:
+        """Where /metrics, /healthz and /readyz are served, as in `http://127.0.0.1:9464`; None while nowhere."""
+        return self._operations.listener.url
+
+    # ---- life
+
+    async def start(self) -> None:
+        """Start now instead of at the first use, for probes and for journals that a process before has left.
+
+        Returns at once, and raises nothing for a database that can't be reached.
+        """
+        self._engine.start()
+
+    async def flush(self) -> None:
+        """Return when everything that was accepted is in the database, however long that takes."""
+        await self._engine.flush()
+
+    async def close(self) -> None:
+        """Write out what is queued, within `close_timeout`, and disconnect. A second call does nothing."""
+        if self._engine.is_forked:  # all that runs is the parent's
+            await self._engine.close()
+            return
+        await self._operations.closing()
+        if self._uploads is not None:
+            await self._uploads.drain(self.settings.close_timeout / 2)
+        await self._engine.close()
+        if self._uploads is not None:
+            await self._uploads.close()
+        await self._blobs.close()
+        await self._operations.close()
+
+    async def build_debug_url(self) -> str:
+        """There is no debugger to link to: an empty string, as in Chainlit's layer."""
+        return ""
+
+    # ---- helpers that subclasses of Chainlit's layer use
+
+    async def execute_sql(self, query: str, parameters: Mapping[str, Any]) -> list[dict[str, Any]] | int:
+        """Run a statement after everything that is queued: its rows, or how many rows it changed.
+
+        Raises a DatabaseError, where Chainlit's layer logs the parameters and returns None.
+        """
+        await self._engine.settle(None)
+        result = await self._store.execute_sql(query, parameters)
+        return cast("list[dict[str, Any]] | int", self.clean_result(result))
+
+    async def get_current_timestamp(self) -> str:
+        """The present time: UTC, ISO 8601, with a `Z`."""
+        return cleaning.now()
+
+    def clean_result(self, obj: Any) -> Any:
+        """`obj` with every UUID in its dicts and lists as text."""
+        if isinstance(obj, dict):
+            return {key: self.clean_result(value) for key, value in obj.items()}
+        if isinstance(obj, list):
+            return [self.clean_result(item) for item in obj]
+        return str(obj) if isinstance(obj, uuid.UUID) else obj
+
+    # ---- users
+
+    @_timed
+    async def get_user(self, identifier: str) -> PersistedUser | None:
+        """The user with this login name, or None."""
+        self._log_call("get_user")
+        found = await self._engine.read(self._statements.user, identifier=cleaning.text(identifier))
+        return dicts.user(found) if found else None
+
+    async def create_user(self, user: User) -> PersistedUser | None:
+        """Store a user, or replace the metadata of the one with this identifier; the stored user."""
+        self._log_call("create_user")
+        stored = await self._engine.write_now(
+            self._statements.create_user,
+            id=str(uuid.uuid4()),
+            identifier=cleaning.text(user.identifier),
+            metadata=cleaning.json(user.metadata or {}).decode(),
+            createdAt=cleaning.now(),
+        )
+        return dicts.user(stored)
+
+    # ---- threads
+
+    async def update_thread(
+        self,
+        thread_id: str,
+        name: str | None = None,
+        user_id: str | None = None,
+        metadata: dict[Any, Any] | None = None,
+        tags: list[str] | None = None,
+    ) -> None:
+        """Create or change a thread. None leaves a field alone; `metadata` is merged, None deletes a key."""
+        self._log_call("update_thread")
+        if user_id is not None:
+            self._owners.pop(thread_id, None)
+        await self._engine.write(self._made(changes.thread, thread_id, name, user_id, metadata, tags))
+
+    @_timed
+    async def get_thread(self, thread_id: str) -> ThreadDict | None:
+        """The thread with its steps by time, their feedback, and its elements with fresh URLs; or None."""
+        self._log_call("get_thread")
+        if not self._store.valid_id(thread_id):
+            return None
+        await self._settle_uploads(thread_id)
+        await self._engine.settle(thread_id)
+        found = await self._engine.read(self._statements.thread, id=thread_id)
+        return (await self._signed([found]))[0] if found else None
+
+    async def _signed(self, found: list[dicts.Document]) -> list[ThreadDict]:
+        threads = [dicts.thread(document) for document in found]
+        await self._blobs.sign([element for thread in threads for element in thread["elements"] or ()])
+        return threads
+
+    @_timed
+    async def get_thread_author(self, thread_id: str) -> str:
+        """The owner's identifier; empty for a thread that is unknown or nobody's."""
+        self._log_call("get_thread_author")
+        if not self._store.valid_id(thread_id):
+            return ""
+        owner = await self._owner(thread_id)
+        return owner.get("userIdentifier") or ""
+
+    async def _owner(self, thread_id: str) -> dict[str, Any]:
+        await self._engine.settle(thread_id)
+        return await self._engine.read(self._statements.thread_author, id=thread_id) or {}
+
+    async def delete_thread(self, thread_id: str) -> None:
+        """Delete a thread and all that is in it, then its elements' content. Later writes to it are dropped."""
+        self._log_call("delete_thread")
+        if self._uploads is not None:
+            await self._uploads.drop(thread_id=cleaning.text(thread_id))
+        await self._delete("threads", thread_id, thread_id)
+
+    @_timed
+    async def list_threads(
+        self, pagination: Pagination, filters: ThreadFilter
+    ) -> PaginatedResponse[ThreadDict]:
+        """A page of a user's threads, newest activity first, which stands in their `createdAt`.
+
+        The cursor is the last thread's id; an unknown one gives an empty page. `search` looks, in whatever
+        case, into names, inputs and outputs; `feedback` keeps threads with a step so rated. Raises ValueError
+        without `userId`.
+        """
+        self._log_call("list_threads")
+        if not filters.userId:
+            raise ValueError("userId is required")
+        first = max(0, pagination.first)
+        if self.user_thread_limit is not None:
+            first = min(first, self.user_thread_limit)
+        found = await self._page(filters, pagination.cursor, first + 1, self.settings.list_include_steps)
+        page = found[:first]
+        info = PageInfo(
+            hasNextPage=len(found) > first,
+            startCursor=page[0]["id"] if page else None,
+            endCursor=page[-1]["id"] if page else None,
+        )
+        if page:
+            self._positions.remember((filters.userId, page[-1]["id"]), page[-1]["activity"])
+        for thread in page:
+            # Chainlit's page sorts and groups by this: a chat that goes on would stand where it began.
+            thread["createdAt"] = thread["activity"] or thread["createdAt"]
+        return PaginatedResponse(pageInfo=info, data=await self._signed(page))
+
+    async def _page(
+        self, filters: ThreadFilter, cursor: str | None, first: int, with_steps: bool
+    ) -> list[dicts.Document]:
+        ids = (filters.userId or "", *((cursor,) if cursor else ()))
+        if not all(self._store.valid_id(key) for key in ids):
+            return []
+        if with_steps:
+            await self._settle_uploads(None)
+        await self._engine.settle(None)
+        statement = self._statements.page(
+            after=bool(cursor),
+            search=bool(filters.search),
+            feedback=filters.feedback is not None,
+            with_steps=with_steps,
+        )
+        found = await self._engine.read(
+            statement,
+            user_id=filters.userId,
+            cursor=cursor,
+            position=self._positions.of((filters.userId or "", cursor)),
+            first=first,
+            value=filters.feedback,
+            needle=self._statements.needle(cleaning.text(filters.search or "")),
+        )
+        return cast("list[dicts.Document]", found)
+
+    async def get_all_user_threads(
+        self, user_id: str | None = None, thread_id: str | None = None
+    ) -> list[ThreadDict] | None:
+        """A user's threads up to `user_thread_limit`, or one thread, with steps and elements."""
+        self._log_call("get_all_user_threads")
+        if thread_id is not None:
+            thread = await self.get_thread(thread_id)
+            return [thread] if thread else []
+        limit = self.user_thread_limit if self.user_thread_limit is not None else 2**31 - 1
+        threads = (
+            await self._page(ThreadFilter(userId=user_id), None, limit, with_steps=True) if user_id else []
+        )
+        return await self._signed(threads)
+
+    # ---- steps
+
+    @_queued
+    def create_step(self, step_dict: StepDict) -> Awaitable[None]:
+        """Create or change a step; what `step_dict` leaves out or has as None stays as it is."""
+        self._log_call("create_step")
+        return self._engine.submit(self._made(changes.step, step_dict))
+
+    @_queued
+    def update_step(self, step_dict: StepDict) -> Awaitable[None]:
+        """The same as `create_step`: whichever comes first creates the row."""
+        self._log_call("update_step")
+        return self._engine.submit(self._made(changes.step, step_dict))
+
+    @_queued
+    async def delete_step(self, step_id: str) -> None:
+        """Delete a step, its descendants, their feedback and elements, then the elements' content."""
+        self._log_call("delete_step")
+        await self._drop_uploads_below(step_id)
+        await self._delete("steps", step_id)
+
+    @_timed
+    async def get_step(self, step_id: str) -> StepDict | None:
+        """The step with its feedback, or None."""
+        self._log_call("get_step")
+        if not self._store.valid_id(step_id):
+            return None
+        await self._engine.settle(None)
+        found = await self._engine.read(self._statements.step, id=step_id)
+        return dicts.step(found) if found else None
+
+    @_timed
+    async def get_favorite_steps(self, user_id: str) -> list[StepDict]:
+        """The steps of the user's threads whose metadata says `favorite`, newest first."""
+        self._log_call("get_favorite_steps")
+        if not self._store.valid_id(user_id):
+            return []
+        await self._engine.settle(None)
+        found = await self._engine.read(self._statements.favorite_steps, user_id=user_id)
+        return [dicts.step(document) for document in found]
+
+    async def set_step_favorite(self, step_dict: StepDict, favorite: bool) -> StepDict:
+        """Mark a step as a favourite, or no longer; the step as it is then."""
+        step_dict["metadata"] = {**(step_dict.get("metadata") or {}), "favorite": favorite}
+        await self.update_step(step_dict)
+        return step_dict
+
+    # ---- feedback
+
+    async def upsert_feedback(self, feedback: Feedback) -> str:
+        """Store a feedback and return its id. Its thread is the step's where it names none.
+
+        Raises RowError when it names no thread and the step is unknown.
+        """
+        self._log_call("upsert_feedback")
+        values = {**asdict(feedback), "id": feedback.id or str(uuid.uuid4())}
+        if not values["threadId"]:
+            step = await self.get_step(feedback.forId)
+            if step is None:
+                raise RowError("feedbacks: the feedback names no thread, and its step is unknown")
+            values["threadId"] = step["threadId"]
+        await self._engine.write(self._made(changes.feedback, values))
+        feedback.id = values["id"]
+        return str(values["id"])
+
+    async def delete_feedback(self, feedback_id: str) -> bool:
+        """Delete a feedback, if it is there."""
+        self._log_call("delete_feedback")
+        await self._delete("feedbacks", feedback_id)
+        return True
+
+    # ---- elements
+
+    @_queued
+    async def create_element(self, element: Element) -> None:
+        """Store an element's content, then its row. Without `for_id`: nothing.
+
+        Returns when both are done or, where the storage fails, when the content is on this machine's disk, from where
+        it is tried again.
+        """
+        self._log_call("create_element")
+        if not element.for_id:
+            return
+        # At once: Chainlit changes the element afterwards.
+        change = self._made(changes.element, element.to_dict())
+        if self._uploads is None:
+            await self._engine.write(change)
+            return
+        await self._uploads.store(Content.of(element), change, partial(self._owner_id, element.thread_id))
+
+    async def _drop_uploads_below(self, step_id: str) -> None:
+        """Of a step's elements, and of those of its descendants, what is not written yet."""
+        if self._uploads is None or not self._uploads.steps or not self._store.valid_id(step_id):
+            return
+        key = cleaning.text(step_id)
+        try:
+            typed = "CAST(:id AS UUID)" if is_postgres(self._store.url) else ":id"
+            found = await self.execute_sql(_STEPS_BELOW.format(id=typed), {"id": key})
+        except DatabaseError:  # the delete itself will wait for the database; its own elements are known
+            found = []
+        below = [row["id"] for row in found] if isinstance(found, list) else []
+        await self._uploads.drop(steps={key, *below})
+
+    async def _owner_id(self, thread_id: str) -> str | None:
+        """Whose an element's content is; None also while the database can't tell, which must not cost it."""
+        if not self._store.valid_id(thread_id):
+            return None
+        if thread_id in self._owners:
+            return self._owners[thread_id]
+        try:
+            owner: str | None = (await self._owner(thread_id)).get("userId")
+        except DatabaseError:
+            return None
+        if owner is not None:  # it only names the content, so one that another process changes does no harm
+            self._owners[thread_id] = owner
+            if len(self._owners) > _OWNERS:
+                self._owners.popitem(last=False)
+        return owner
+
+    @_timed
+    async def get_element(self, thread_id: str, element_id: str) -> ElementDict | None:
+        """The element with a fresh URL, or None."""
+        self._log_call("get_element")
+        if not (self._store.valid_id(thread_id) and self._store.valid_id(element_id)):
+            return None
+        await self._settle_uploads(thread_id)
+        await self._engine.settle(thread_id)
+        found = await self._engine.read(self._statements.element, id=element_id, thread_id=thread_id)
+        if not found:
+            return None
+        element = dicts.element(found)
+        await self._blobs.sign([element])
+        return element
+
+    @_queued
+    async def delete_element(self, element_id: str, thread_id: str | None = None) -> None:
+        """Delete an element's row, then its content."""
+        self._log_call("delete_element")
+        if self._uploads is not None:
+            await self._uploads.drop(element_id=cleaning.text(element_id))
+        await self._delete("elements", element_id, thread_id)
+
+    # ---- what they share
+
+    def _made(self, make: Callable[..., Upsert], *arguments: Any) -> Upsert:
+        try:
+            change = make(*arguments)
+        except RowError as error:
+            self._engine.refuse(error)
+            raise
+        if EXTRA in change.row:
+            self._engine.counts.unknown_keys[change.table] += len(change.row[EXTRA])
+        return change
+
+    async def _delete(self, table: str, key: str, thread_id: str | None = None) -> None:
+        if not self._store.valid_id(key):
+            return  # no row can have it
+        await self._engine.write(Delete(table, cleaning.text(key), thread_id), committed=True)
+        if self._blobs.client is not None and table != "feedbacks":
+            await self._blobs.surely("garbage", self._collect_garbage)
+
+    async def _collect_garbage(self) -> bool:
+        """Delete contents whose elements are gone, here or by another process. False: some could not be."""
+        object_keys = set(await self._engine.read(self._statements.garbage, first=_GARBAGE_AT_ONCE))
+        if not object_keys:
+            return True
+        # An element that is made anew has the same key. What is on its way may be over before its row is looked for.
+        on_their_way = self._on_their_way(object_keys)
+        in_use = await self._in_use(object_keys)
+        on_their_way |= self._on_their_way(object_keys)
+        deleted = await self._blobs.delete(object_keys - in_use - on_their_way)
+        for object_key in (*deleted, *in_use):
+            await self._engine.write_now(self._statements.forget_garbage, object_key=object_key)
+        return len(deleted) + len(in_use) == len(object_keys)
+
+    async def _in_use(self, object_keys: set[str]) -> set[str]:
+        """Those that an element names again; its id is part of its key."""
+        await self._engine.settle(None)
+        ids = {part for key in object_keys for part in key.split("/") if self._store.valid_id(part)}
+        like = cleaning.json([{"id": key} for key in ids]).decode()
+        return object_keys.intersection(await self._engine.read(self._statements.contents, elements=like))
+
+    def _on_their_way(self, object_keys: set[str]) -> set[str]:
+        return self._uploads.among(object_keys) if self._uploads is not None else set()
+
+    async def _settle_uploads(self, thread_id: str | None) -> None:
+        if self._uploads is not None:
+            await self._uploads.settle(thread_id)
+
+    def _log_call(self, method: str) -> None:
+        if self.show_logger:
+            logger.info("call method=%s", method)

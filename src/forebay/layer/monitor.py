@@ -1,0 +1,103 @@
+"""What runs beside an engine for its operator: the listener, a look at the idle database, the loop's lag."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from typing import NoReturn
+
+import anyio
+
+from forebay.errors import DatabaseError
+from forebay.pipeline.pipeline import Engine
+from forebay.settings import Settings
+from forebay.telemetry import app_route
+from forebay.telemetry.collector import Metrics
+from forebay.telemetry.health import Pulse
+from forebay.telemetry.listener import Listener
+
+# How often a database that nobody writes to is asked whether it is there, in seconds.
+_ASK_INTERVAL = 5.0
+
+
+class Operations:
+    """Starts with the engine, in its loop. A layer that is never used opens no port."""
+
+    def __init__(self, settings: Settings, engine: Engine, metrics: Metrics) -> None:
+        self.listener = Listener(
+            settings.metrics_address, metrics.registry, engine.health.reason, lambda: _ended(engine)
+        )
+        self._settings = settings
+        self._is_off = settings.metrics_address.strip().lower() == "off"
+        self._engine = engine
+        self._metrics = metrics
+        self._pulse = Pulse(self._beat)
+        self._serving: asyncio.Task[None] | None = None
+        self._asking: asyncio.Task[None] | None = None
+        engine.on_start.append(self.start)
+        if settings.metrics_in_app:
+            app_route.publish(metrics.registry)
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin, in this loop; once more where the engine moves to another one."""
+        self._pulse.start(loop)
+        if self._settings.metrics_in_app:  # the Chainlit app may have come after the layer
+            app_route.publish(self._metrics.registry)
+        if self._is_off:
+            return
+        self.listener.abandon()
+        self._engine.health.answered = self._engine.health.answered or False
+        # An empty context, as the writer's: the caller's would keep its session alive.
+        context = contextvars.Context()
+        self._serving = loop.create_task(self._serve(), name="forebay-listener", context=context)
+        self._asking = loop.create_task(self._ask(), name="forebay-probe", context=context)
+
+    async def closing(self) -> None:
+        """Not ready from now on, and no word to the database any more; the probes go on answering."""
+        self._engine.health.closing = True
+        asking, self._asking = self._asking, None
+        await _end(asking)
+
+    async def close(self) -> None:
+        """End it all."""
+        self._pulse.stop()
+        serving, self._serving = self._serving, None
+        await _end(serving)
+
+    def _beat(self, lag: float) -> None:
+        self._metrics.event_loop_lag.observe(lag)
+        self._engine.health.look()
+
+    async def _serve(self) -> None:
+        async with self.listener:
+            await anyio.sleep_forever()
+
+    async def _ask(self) -> NoReturn:
+        """Where batches are written, they tell how the database is; else it is asked."""
+        seen = -1
+        while True:
+            written = self._engine.counts.written.total()
+            if written == seen or seen < 0 or self._engine.health.failure is not None:
+                await self._ask_once()
+            seen = written
+            await anyio.sleep(_ASK_INTERVAL)
+
+    async def _ask_once(self) -> None:
+        try:
+            await self._engine.store.applied_seq("")
+        except DatabaseError as error:
+            self._engine.health.note(error)
+        else:
+            self._engine.health.note(None)
+
+
+async def _end(task: asyncio.Task[None] | None) -> None:
+    if task is not None:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+def _ended(engine: Engine) -> str | None:
+    return (
+        "the writer has ended, nothing is written any more; start the process again" if engine.ended else None
+    )

@@ -1,0 +1,219 @@
+"""Chainlit's dicts -> changes, and what two changes of one row are together.
+
+A change is frozen the moment it is made: Chainlit shares and mutates the dicts that it passes, so whatever
+can change is turned into JSON at once. A row holds no None: a missing column leaves the stored value alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from forebay.errors import RowError
+from forebay.model import cleaning, schema
+from forebay.model.rows import Row, clean, size_of
+from forebay.model.schema import EXTRA, WRITTEN_AT, Kind, Merge
+
+# What a queued change costs beside its text: the objects that hold it. Measured with tracemalloc.
+OVERHEAD_BYTES = 600
+_NAME_MAX_CHARS = 255
+_NO_KEYS: frozenset[str] = frozenset()
+
+
+@dataclass(slots=True)  # nobody changes it; `frozen` would take twice as long to make it
+class Upsert:
+    """One row's new values.
+
+    `row` holds cleaned values by column, `removed` the keys that leave the row's merged object, `thread_id`
+    the thread whose readers must see it, `size` its bytes in memory, about.
+    """
+
+    table: str
+    key: str
+    row: Row
+    thread_id: str | None
+    size: int
+    removed: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """A row's removal, with all that hangs on it."""
+
+    table: str
+    key: str
+    thread_id: str | None = None
+    size: int = OVERHEAD_BYTES
+
+
+Change = Upsert | Delete
+
+
+def step(values: Mapping[str, Any]) -> Upsert:
+    """A `StepDict`, whole or in part; `id` is required. Raises RowError without one."""
+    row, extra, size = clean("steps", values)
+    if "showInput" in row:
+        row["showInput"] = row["showInput"].lower()
+    if extra:
+        row[EXTRA] = extra
+        size = size_of(row)
+    return _upsert("steps", row, row.get("threadId"), size)
+
+
+def element(values: Mapping[str, Any]) -> Upsert:
+    """An `ElementDict`; `id` is required. Raises RowError without one."""
+    row, extra, size = clean("elements", values)
+    if extra:
+        row[EXTRA] = extra
+        size = size_of(row)
+    return _upsert("elements", row, row.get("threadId"), size)
+
+
+def feedback(values: Mapping[str, Any]) -> Upsert:
+    """A `Feedback`'s fields; `id`, `forId`, `threadId` and `value` are required. Raises RowError without them."""
+    row, _, size = clean("feedbacks", values)
+    for name in ("forId", "threadId", "value"):
+        if name not in row:
+            raise RowError(f"feedbacks: {name} is missing or of the wrong type")
+    return _upsert("feedbacks", row, row["threadId"], size)
+
+
+def thread(
+    thread_id: str,
+    name: str | None = None,
+    user_id: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    tags: list[str] | None = None,
+) -> Upsert:
+    """`update_thread`'s arguments. None leaves a field alone; a None within `metadata` removes its key."""
+    given = metadata or {}
+    if name is None:
+        name = given.get("name")
+    values = {"id": thread_id, "name": name, "userId": user_id, "tags": tags, "createdAt": cleaning.now()}
+    row, _, _ = clean("threads", values)
+    if "name" in row:
+        row["name"] = row["name"][:_NAME_MAX_CHARS]
+    kept = _keys(given)
+    if kept:
+        row["metadata"] = kept
+    # Two keys may be one when they are cleaned; then the one with a value counts, here and in a fold.
+    removed = frozenset(cleaning.text(key) for key, value in given.items() if value is None) - kept.keys()
+    return _upsert("threads", row, row.get("id"), size_of(row), removed)
+
+
+def thread_stub(thread_id: str, newest_step: str | None, now: str) -> Row:
+    """The row that a thread gets for the sake of what is written into it. `newest_step`: its createdAt."""
+    stub: Row = {"id": thread_id, "createdAt": now}
+    if newest_step is not None:
+        stub["updatedAt"] = newest_step
+    return stub
+
+
+def _upsert(
+    table: str, row: Row, thread_id: str | None, size: int, removed: frozenset[str] = _NO_KEYS
+) -> Upsert:
+    key = row.get("id")
+    if key is None:
+        raise RowError(f"{table}: a row without an id can't be written")
+    row[WRITTEN_AT] = _next_moment()
+    return Upsert(table, key, row, thread_id, OVERHEAD_BYTES + size, removed)
+
+
+_last_moment = 0
+
+
+def _next_moment() -> int:
+    """Microseconds since 1970, later than any before in this process, also when its clock is set back."""
+    global _last_moment
+    _last_moment = max(_last_moment + 1, time.time_ns() // 1000)
+    return _last_moment
+
+
+def _keys(values: Mapping[str, Any]) -> dict[str, bytes]:
+    return {cleaning.text(key): cleaning.json(value) for key, value in values.items() if value is not None}
+
+
+_FOLDED: dict[str, tuple[tuple[str, Merge], ...]] = {
+    name: tuple(
+        (column.name, schema.merge_of(column))
+        for column in table.columns
+        if column.info.get("merge", Merge.LAST) is not Merge.LAST
+    )
+    for name, table in schema.TABLES.items()
+    if name != "users"
+}
+
+_MEET: dict[Merge, Callable[[Any, Any], Any]] = {
+    Merge.FIRST: lambda older, newer: older,
+    Merge.MAX: max,
+    Merge.KEYS: lambda older, newer: {**older, **newer},
+}
+
+
+def fold(older: Upsert, newer: Upsert) -> Upsert:
+    """One change that does what the two do one after the other. They are of one row."""
+    row = {**older.row, **newer.row}
+    for name, rule in _FOLDED[older.table]:
+        if name in older.row and name in newer.row:
+            row[name] = _MEET[rule](older.row[name], newer.row[name])
+    removed = _fold_removed(older, newer, row)
+    thread_id = newer.thread_id if newer.thread_id is not None else older.thread_id
+    return Upsert(older.table, older.key, row, thread_id, OVERHEAD_BYTES + size_of(row), removed)
+
+
+def _fold_removed(older: Upsert, newer: Upsert, row: Row) -> frozenset[str]:
+    """The keys that leave the stored object; `row` loses those that only the older change set."""
+    if not older.removed and not newer.removed:
+        return frozenset()
+    if newer.removed and "metadata" in row:
+        row["metadata"] = {key: value for key, value in row["metadata"].items() if key not in newer.removed}
+    set_again: frozenset[str] = frozenset(newer.row.get("metadata", ()))
+    return (older.removed - set_again) | newer.removed
+
+
+def encode(changes: Sequence[Change]) -> bytes:
+    """Changes as a line of JSON, for the journal."""
+    return orjson.dumps([_parts(change) for change in changes], orjson.Fragment, orjson.OPT_APPEND_NEWLINE)
+
+
+def _parts(change: Change) -> list[Any]:
+    if isinstance(change, Delete):
+        return [change.table, change.key, change.thread_id]
+    # JSON within the row is held as bytes.
+    removed = sorted(change.removed) if change.removed else ()
+    return [change.table, change.key, change.thread_id, change.row, removed]
+
+
+def _dump_values(value: dict[str, Any]) -> dict[str, bytes]:
+    return {key: orjson.dumps(item) for key, item in value.items()}
+
+
+def decode(encoded: bytes) -> list[Change]:
+    """What `encode` was given, from one line or from several."""
+    return [_change(*parts) for line in encoded.splitlines() for parts in orjson.loads(line)]
+
+
+def _change(
+    table: str, key: str, thread_id: str | None, row: Row | None = None, removed: Iterable[str] = ()
+) -> Change:
+    if row is None:
+        return Delete(table, key, thread_id)
+    for name, form in _JSON_COLUMNS[table]:
+        if name in row:
+            row[name] = form(row[name])
+    return Upsert(table, key, row, thread_id, OVERHEAD_BYTES + size_of(row), frozenset(removed))
+
+
+_JSON_COLUMNS: dict[str, tuple[tuple[str, Callable[[Any], Any]], ...]] = {
+    name: tuple(
+        (column.name, _dump_values if schema.merge_of(column) is Merge.KEYS else orjson.dumps)
+        for column in table.columns
+        if schema.kind_of(column) is Kind.OBJECT
+    )
+    for name, table in schema.TABLES.items()
+    if name != "users"
+}

@@ -1,0 +1,250 @@
+"""Getting a batch into the database, whatever it answers.
+
+A transient error repeats the same batch, for ever and with backoff: nothing overtakes it. A row that the
+database refuses is found by halving the batch in order, and only that row is given up, to the dead letters.
+When nearly every row is refused, something else is wrong: then there is a pause before each further one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol, TypeVar
+
+import anyio
+
+from forebay.database.store import Checkpoint
+from forebay.errors import DatabaseError, JournalError, RowError, TransientError
+from forebay.model.changes import Change, Upsert
+from forebay.pipeline.queue import Batch, Op
+from forebay.primitives.backoff import Backoff
+from forebay.telemetry.counters import Counts
+
+logger = logging.getLogger("forebay.writer")
+
+_Answer = TypeVar("_Answer")
+
+# An outage is told when it begins and ends, and this often in between, in seconds.
+_REMINDER = 30.0
+# Refused rows make a pause when they are at least so many, and such a share of the recent ones.
+_REFUSED_MIN = 100
+_REFUSED_SHARE = 0.9
+_RECENT_ROWS = 200
+PAUSE = 10.0  # seconds
+
+
+class Applies(Protocol):
+    """What the writer needs of a store."""
+
+    async def apply(
+        self, changes: Sequence[Change], checkpoint: Checkpoint | None, *, late: bool = False
+    ) -> frozenset[str]:
+        """Write changes in order, all or none; the ids of the deleted threads, whose rows are left out."""
+
+
+class Observer(Protocol):
+    """Who is told how it goes."""
+
+    def batch_written(self, batch: Batch, seconds: float) -> None:
+        """An attempt succeeded."""
+
+    def batch_failed(self, error: DatabaseError) -> None:
+        """An attempt failed and will be repeated."""
+
+    def op_settled(self, op: Op, error: DatabaseError | None) -> None:
+        """A row is written, or given up with an error."""
+
+    def threads_deleted(self, thread_ids: frozenset[str]) -> None:
+        """These threads had been deleted, so their rows were left out."""
+
+
+Keep = Callable[[Change, RowError], Awaitable[None]]
+
+
+class Writer:
+    """Writes batches, one at a time. `failure` is why it can't at present, None while it works.
+
+    `keep` stores a refused change and raises JournalError where it can't; `keep_is_vital`: then the change
+    must not be let go. `pending` tells the log how much waits.
+    """
+
+    def __init__(
+        self,
+        store: Applies,
+        observer: Observer,
+        counts: Counts,
+        clock: Callable[[], float],
+        *,
+        keep: Keep,
+        keep_is_vital: bool = False,
+        pending: Callable[[], int],
+        backoff: Backoff | None = None,
+        pause: float = PAUSE,
+    ) -> None:
+        self.failure: DatabaseError | JournalError | None = None
+        self._store = store
+        self._observer = observer
+        self._counts = counts
+        self._clock = clock
+        self._keep = keep
+        self._keep_is_vital = keep_is_vital
+        self._pending = pending
+        self._backoff = backoff or Backoff()
+        self._pause = pause
+        self.attempted_at = 0.0  # when the present attempt began, on the clock
+        self._refusals = _Refusals()
+        self._failing_since = 0.0
+        self._reminded = 0.0
+
+    def __repr__(self) -> str:
+        return f"<Writer {'failing' if self.failure else 'working'}>"
+
+    async def write(self, batch: Batch, journal_id: str | None, *, late: bool = False) -> None:
+        """Write a batch, however long it takes, and give up the rows that the database refuses.
+
+        `journal_id`: whose checkpoint goes with it; `late`: what is newer in the database stays.
+        """
+        try:
+            dead = await self._apply(batch, journal_id, late)
+        except RowError as error:
+            await self._isolate(batch, error, journal_id, late)
+            return
+        self._settle(batch, dead)
+
+    def _settle(self, batch: Batch, dead: frozenset[str]) -> None:
+        self._refusals.note_accepted(len(batch.ops))
+        if dead:
+            self._observer.threads_deleted(dead)
+        for op in batch.ops:
+            if op.change.thread_id in dead and isinstance(op.change, Upsert):
+                self._counts.dropped["deleted_thread"] += 1
+            else:
+                self._counts.written[op.change.table] += 1
+            self._observer.op_settled(op, None)
+
+    async def _isolate(self, batch: Batch, error: RowError, journal_id: str | None, late: bool) -> None:
+        if len(batch.ops) > 1:
+            for half in batch.halves():
+                await self.write(half, journal_id, late=late)
+            return
+        if self._refusals.are_nearly_all:
+            await self._wait_out(error)
+            try:
+                dead = await self._apply(batch, journal_id, late)
+            except RowError as again:
+                error = again
+            else:
+                self._settle(batch, dead)
+                return
+        self._refusals.note_refused()
+        await self._give_up(batch.ops[0], error)
+
+    async def _wait_out(self, error: RowError) -> None:
+        """Give the operator time, rather than empty the queue into the dead letters."""
+        refused = TransientError(
+            f"nearly every row is refused, so there are {self._pause:g} s between two tries: {error}",
+            sqlstate=error.sqlstate,
+        )
+        self._fail(refused)
+        self._counts.paused = True
+        try:
+            await anyio.sleep(self._pause)
+        finally:
+            self._counts.paused = False
+
+    async def _give_up(self, op: Op, error: RowError) -> None:
+        async def attempt() -> None:
+            await self._keep(op.change, error)
+
+        reason = error.sqlstate or "encoding"
+        try:
+            await (self.until_answered(attempt) if self._keep_is_vital else attempt())
+        except JournalError as lost:
+            self._counts.dropped["no_dead_letter"] += 1
+            logger.error("row lost table=%s refused_for=%s reason=%s", op.change.table, reason, lost)
+        else:
+            self._counts.dead_lettered[op.change.table, reason] += 1
+            logger.error("row refused table=%s reason=%s", op.change.table, error)
+        self._observer.op_settled(op, error)
+
+    async def _apply(self, batch: Batch, journal_id: str | None, late: bool) -> frozenset[str]:
+        """Try until the database answers yes, or no to a row. Raises RowError for the latter."""
+        checkpoint = Checkpoint(journal_id, batch.last_seq) if journal_id and batch.last_seq else None
+
+        async def attempt() -> frozenset[str]:
+            started = self._clock()
+            dead = await self._store.apply([op.change for op in batch.ops], checkpoint, late=late)
+            self._observer.batch_written(batch, self._clock() - started)
+            return dead
+
+        return await self.until_answered(attempt)
+
+    async def until_answered(self, attempt: Callable[[], Awaitable[_Answer]]) -> _Answer:
+        """Repeat an attempt for as long as there is no answer. Raises RowError."""
+        while True:
+            self.attempted_at = self._clock()
+            try:
+                answer = await attempt()
+            except RowError:
+                self._recovered()
+                raise
+            except (DatabaseError, JournalError) as error:
+                self._fail(error)
+                await anyio.sleep(self._backoff.next_delay())
+                continue
+            self._recovered()
+            return answer
+
+    def _fail(self, error: DatabaseError | JournalError) -> None:
+        now = self._clock()
+        begins = self.failure is None
+        if begins:
+            self._failing_since = now
+        self.failure = error
+        self._counts.retries[type(error).__name__] += 1
+        self._observer.batch_failed(error if isinstance(error, DatabaseError) else TransientError(str(error)))
+        if begins or now - self._reminded >= _REMINDER:
+            self._reminded = now
+            logger.error(
+                "writes deferred pending=%d for=%.0fs reason=%s",
+                self._pending(),
+                now - self._failing_since,
+                error,
+            )
+
+    def _recovered(self) -> None:
+        if self.failure is None:
+            return
+        if not self._refusals.are_nearly_all:
+            logger.warning("writes resumed after=%.1fs", self._clock() - self._failing_since)
+        self.failure = None
+        self._backoff.reset()
+
+
+class _Refusals:
+    """How many of the recent rows the database has refused."""
+
+    def __init__(self) -> None:
+        self._accepted = 0.0
+        self._refused = 0.0
+
+    @property
+    def are_nearly_all(self) -> bool:
+        return self._refused >= _REFUSED_MIN and self._refused >= _REFUSED_SHARE * (
+            self._accepted + self._refused
+        )
+
+    def note_accepted(self, rows: int) -> None:
+        self._accepted += rows
+        self._fade()
+
+    def note_refused(self) -> None:
+        self._refused += 1
+        self._fade()
+
+    def _fade(self) -> None:
+        """What is long ago counts less."""
+        total = self._accepted + self._refused
+        if total > _RECENT_ROWS:
+            self._accepted *= _RECENT_ROWS / total
+            self._refused *= _RECENT_ROWS / total

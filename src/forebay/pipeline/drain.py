@@ -1,0 +1,251 @@
+"""Writing out the journals in a folder from outside: what `forebay drain` does, once or as a daemon.
+
+Journals of processes that are gone are written out and removed. With `watch`, those of living processes with
+`writer=external` are followed as well, and their owners see how far it has come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from forebay.database.store import Store
+from forebay.errors import DatabaseError, JournalError, RowError
+from forebay.journal.dead_letters import DeadLetters
+from forebay.journal.journal import Orphan, Record, adopt, journal_paths, let_go
+from forebay.model.changes import Change
+from forebay.pipeline.batch_writer import Writer
+from forebay.pipeline.queue import Batch, Op
+from forebay.settings import Settings
+from forebay.telemetry.collector import Metrics
+from forebay.telemetry.counters import Counts
+
+logger = logging.getLogger("forebay.drain")
+
+# Seconds between two looks: at the journals that are followed, and for new ones.
+_POLL_BUSY, _POLL_IDLE = 0.002, 0.01
+_BUSY_FOR = 5.0
+_LOOK_FOR_JOURNALS = 0.25
+_LOOK_FOR_OWNER = 0.5
+
+
+@dataclass(slots=True)
+class _Followed:
+    """A journal that this process writes out. `late`: its owner was gone before, so other writers may be newer."""
+
+    journal: Orphan
+    applied_seq: int
+    late: bool
+    owned: bool
+    looked: float = 0.0
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there may be something to read."""
+        progress = self.journal.progress
+        return not self.owned or progress is None or progress.durable > self.applied_seq
+
+
+class Drain:
+    """Writes the journals in `folder` to the store's database.
+
+    `any_database`: also those that were made for another one. `journals` and `changes` count what it has
+    written out; `failure` is why it can't at present.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        store: Store,
+        settings: Settings,
+        metrics: Metrics,
+        *,
+        any_database: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.journals = 0
+        self.changes = 0
+        self.counts = Counts()
+        self._folder = folder
+        self._store = store
+        self._batch_bytes = settings.batch_max_bytes
+        self._location = None if any_database else store.location
+        self._letters = DeadLetters(folder)
+        self._clock = clock
+        self._metrics = metrics
+        self._followed: dict[str, _Followed] = {}
+        self._in_flight: Batch | None = None
+        self._writer = Writer(
+            store,
+            self,
+            self.counts,
+            clock,
+            keep=self._keep_letter,
+            keep_is_vital=True,
+            pending=lambda: self.pending,
+        )
+        metrics.observe(self.counts, self, lambda: self.failure is None, clock)
+
+    @property
+    def failure(self) -> DatabaseError | JournalError | None:
+        """Why nothing is written at present; None while it is."""
+        return self._writer.failure
+
+    async def run(self, stop: asyncio.Event | None = None) -> None:
+        """Return when nothing is left that could be written out.
+
+        With `stop`, watch the folder until that is set and the processes that are followed have ended. Raises a
+        DatabaseError when the database can't be used at the start.
+        """
+        await self._store.prepare()
+        try:
+            await (self._once() if stop is None else self._watch(stop))
+        finally:
+            for followed in self._followed.values():
+                followed.journal.release()
+            self._followed.clear()
+
+    async def _once(self) -> None:
+        while await self._adopt_all(owned=False):
+            while self._followed:
+                for followed in list(self._followed.values()):
+                    await self._advance(followed)
+
+    async def _watch(self, stop: asyncio.Event) -> None:
+        looked = worked = 0.0
+        while self._followed or not stop.is_set():
+            now = self._clock()
+            if now - looked >= _LOOK_FOR_JOURNALS:
+                await self._adopt_all(owned=True)
+                looked = now
+            wrote = [await self._advance(followed) for followed in list(self._followed.values())]
+            if any(wrote):
+                worked = self._clock()
+            else:
+                await asyncio.sleep(_POLL_BUSY if now - worked < _BUSY_FOR else _POLL_IDLE)
+
+    async def _adopt_all(self, *, owned: bool) -> bool:
+        """Take every journal that nobody writes out; whether there was one."""
+        found = False
+        while True:
+            held = tuple(self._followed)
+            try:
+                journal = await asyncio.to_thread(adopt, self._folder, self._location, owned=owned, but=held)
+            except OSError as error:
+                logger.error("journals not looked for in=%s reason=%s", self._folder, error.strerror)
+                return found
+            if journal is None:
+                return found
+            found = True
+            await self._follow(journal)
+
+    async def _follow(self, journal: Orphan) -> None:
+        applied_seq = await self._writer.until_answered(lambda: self._store.applied_seq(journal.id))
+        is_owned = journal.owned
+        self._followed[journal.id] = _Followed(journal, applied_seq, late=not is_owned, owned=is_owned)
+        if journal.progress is not None:
+            journal.progress.applied = applied_seq
+            journal.progress.failing = False
+        logger.info("journal adopted journal=%s owned=%s", journal.id, is_owned)
+
+    async def _advance(self, followed: _Followed) -> bool:
+        """Write one batch of a journal, if there is one; whether there was."""
+        if not followed.has_more:
+            self._look_for_owner(followed)
+            return False
+        records = await asyncio.to_thread(followed.journal.read, followed.applied_seq, self._batch_bytes)
+        if records:
+            await self._write(followed, records)
+        elif not followed.owned:
+            await self._finish(followed)
+        return bool(records)
+
+    async def _write(self, followed: _Followed, records: list[Record]) -> None:
+        batch = self._in_flight = Batch(self._clock())
+        for seq, change in records:
+            self.counts.accepted[change.table] += 1
+            batch.add(seq, change, None, self.counts)
+        await self._writer.write(batch, followed.journal.id, late=followed.late)
+        self._in_flight = None
+        followed.applied_seq = batch.last_seq
+        if followed.journal.progress is not None:
+            followed.journal.progress.applied = batch.last_seq
+        self.changes += len(records)
+        if followed.late:
+            self.counts.replayed += len(records)
+
+    def _look_for_owner(self, followed: _Followed) -> None:
+        now = self._clock()
+        if now - followed.looked < _LOOK_FOR_OWNER:
+            return
+        followed.looked = now
+        if not followed.journal.exists:  # closed in good order, with nothing left
+            followed.journal.release()
+            del self._followed[followed.journal.id]
+            self.journals += 1
+        else:
+            followed.owned = followed.journal.owned
+
+    async def _finish(self, followed: _Followed) -> None:
+        journal_id = followed.journal.id
+        del self._followed[journal_id]
+        if not let_go(followed.journal):
+            return
+        self.journals += 1
+        await self._writer.until_answered(lambda: self._store.forget_journal(journal_id))
+        logger.warning("journal written out journal=%s", journal_id)
+
+    def left(self) -> list[Path]:
+        """The journals that are still in the folder, in use or not, and those that were damaged."""
+        return [*journal_paths(self._folder), *sorted(self._folder.glob("*.damaged"))]
+
+    # ---- what the metrics read, as off an inbox
+
+    size = 0
+    max_bytes = 0
+
+    @property
+    def pending(self) -> int:
+        """Rows that are being written."""
+        return len(self._in_flight.ops) if self._in_flight is not None else 0
+
+    def oldest(self) -> float | None:
+        """When the oldest of them was read."""
+        return self._in_flight.oldest if self._in_flight is not None else None
+
+    # ---- what the writer tells
+
+    def batch_written(self, batch: Batch, seconds: float) -> None:
+        """See `batch_writer.Observer`."""
+        age = self._clock() - batch.oldest
+        self._metrics.batch_written(len(batch.ops), batch.size, seconds, age)
+        self._tell_owners(failing=False)
+
+    def batch_failed(self, error: DatabaseError) -> None:
+        """See `batch_writer.Observer`."""
+        self._metrics.flush_duration.observe(self._clock() - self._writer.attempted_at, "failed")
+        self._tell_owners(failing=True)
+
+    def op_settled(self, op: Op, error: DatabaseError | None) -> None:
+        """See `batch_writer.Observer`."""
+
+    def threads_deleted(self, thread_ids: frozenset[str]) -> None:
+        """See `batch_writer.Observer`."""
+
+    def _tell_owners(self, *, failing: bool) -> None:
+        for followed in self._followed.values():
+            if followed.journal.progress is not None:
+                followed.journal.progress.failing = failing
+
+    async def _keep_letter(self, change: Change, error: RowError) -> None:
+        await asyncio.to_thread(self._letters.keep, self._store.location, change, error)
+
+    async def close(self) -> None:
+        """Disconnect."""
+        with contextlib.suppress(DatabaseError):
+            await self._store.close()

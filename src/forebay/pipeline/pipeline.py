@@ -1,0 +1,651 @@
+"""Inbox, journal, writer and store put together: submit a change, settle before a read, flush, close.
+
+Everything up to the queue is synchronous, so that the order of the calls is the order of the writes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import gc
+import heapq
+import itertools
+import logging
+import os
+import time
+import uuid
+import weakref
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Generator, Iterable
+from functools import cache
+from threading import get_ident
+from typing import Any
+
+import anyio
+
+from forebay.database.sql.statements import Statement
+from forebay.database.store import Store
+from forebay.errors import (
+    DatabaseError,
+    ForebayError,
+    JournalError,
+    LayerClosed,
+    LayerForked,
+    QueueFull,
+    RowError,
+    TransientError,
+    WrongLoop,
+)
+from forebay.journal.dead_letters import DeadLetters
+from forebay.journal.journal import Journal
+from forebay.model.changes import Change, Delete
+from forebay.pipeline.batch_writer import Writer
+from forebay.pipeline.external_writer import Handover
+from forebay.pipeline.queue import Batch, Inbox, Op
+from forebay.pipeline.recovery import Recovery
+from forebay.pipeline.write_loop import Worker
+from forebay.settings import Settings
+from forebay.telemetry.collector import JournalView, Metrics
+from forebay.telemetry.counters import Counts
+from forebay.telemetry.health import Health
+
+logger = logging.getLogger("forebay.engine")
+
+# Handlers go on for a moment after SIGTERM; when nothing was written for this long, they are done. Seconds.
+_QUIET_SPELL = 0.1
+_TOMBSTONES = 100_000
+# How long the first reads wait for what a process before this one has left in its journal. Seconds.
+_RECOVERY_PATIENCE = 5.0
+
+_COLLECT_AFTER = 50_000  # new objects; a few thousand writes
+_FORGET_TIMEOUT = 1.0  # seconds
+_NEVER = 2**63  # no change has this number
+
+_Durable = asyncio.Future[None] | None  # None: there is nothing to wait for
+
+
+class Engine:
+    """One process's writes and reads. It starts itself at its first use, in the loop that runs then."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.settings = settings
+        self.store = store
+        self.counts = Counts()
+        if store.replica is not None:
+            self.counts.replica_reads = store.replica.reads
+        self.inbox = Inbox(
+            max_bytes=settings.queue_max_bytes,
+            batch_max_rows=settings.batch_max_rows,
+            batch_max_bytes=settings.batch_max_bytes,
+            linger=settings.linger,
+            counts=self.counts,
+        )
+        self.letters = DeadLetters(settings.journal_dir)
+        # What is in memory alone ends with the process; there is nothing to keep it for.
+        self._journals = settings.durability == "journal" and not store.in_memory
+        self._external = self._journals and settings.writer == "external"
+        self.writer = Writer(
+            store,
+            self,
+            self.counts,
+            clock,
+            keep=self._keep_letter,
+            keep_is_vital=self._journals,
+            pending=lambda: self.inbox.pending,
+        )
+        self.recovery = self._make_recovery(clock)
+        self._worker: Worker | Handover = (
+            Handover(self.inbox, self, clock)
+            if self._external
+            else Worker(self.inbox, self.writer, self.recovery, self, clock)
+        )
+        self.closed = False
+        self.health = Health(
+            lambda: self.failure, lambda: self.counts.written.total() > 0, settings.ready_grace, clock
+        )
+        # Called with the loop that the engine starts in.
+        self.on_start: list[Callable[[asyncio.AbstractEventLoop], None]] = []
+        self.journal: Journal | None = None
+        self._id = uuid.uuid4().hex  # whose the checkpoints are where there is no journal
+        self._metrics = metrics
+        self._clock = clock
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread_id = 0
+        self._task: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self.is_forked = False
+        self._readers = _Waiters()
+        self._flushes = _Waiters()
+        self._spilled_tickets: dict[int, Any] = {}
+        self._tombstones: OrderedDict[str, None] = OrderedDict()
+        _engines.add(self)
+        metrics.observe(
+            self.counts, self.inbox, lambda: self.health.reason() is None, clock, self._journal_view()
+        )
+
+    def __repr__(self) -> str:
+        return f"<Engine {'closed' if self.closed else 'open'}, {self.inbox!r}, {self.writer!r}>"
+
+    def _journal_view(self) -> JournalView | None:
+        if not self._journals:
+            return None
+        return JournalView(
+            size=lambda: self.journal.size if self.journal is not None else 0,
+            capacity=self.settings.journal_max_bytes,
+            spilled=lambda: self.inbox.spilled,
+        )
+
+    def _make_recovery(self, clock: Callable[[], float]) -> Recovery | None:
+        if self.store.in_memory or self._external:
+            return None
+        return Recovery(
+            self.settings.journal_dir, self.store.location, self.writer, self.store, self.counts, clock
+        )
+
+    @property
+    def failure(self) -> ForebayError | None:
+        """Why nothing is written at present; None while it is."""
+        return self._worker.failure if isinstance(self._worker, Handover) else self.writer.failure
+
+    @property
+    def ended(self) -> bool:
+        """Whether the writer has ended by itself, by a fault of forebay's own."""
+        return self._task is not None and self._task.done() and not self._task.cancelled()
+
+    # ---- writing
+
+    async def write(self, change: Change, *, committed: bool = False) -> bool:
+        """Queue a change; its place is fixed before the first await. False: its thread was deleted before.
+
+        Returns when it is as durable as the settings say, or, with `committed`, when its transaction has
+        committed. Raises QueueFull, JournalError, and with `committed` or `durability=commit` the RowError of
+        a row that the database refuses.
+        """
+        loop = self._ensure_running()
+        if self._is_dead(change):
+            return False
+        ticket = None
+        if committed or self.settings.durability == "commit":
+            ticket = _quiet_future(loop)
+        await self._enter(change, ticket, now=committed)
+        if ticket is not None:
+            # The change stays queued whatever becomes of the caller.
+            await asyncio.shield(ticket)
+        return True
+
+    def submit(self, change: Change) -> Awaitable[None]:
+        """As `write`, with the place fixed when this returns; the caller awaits it at once, and gets None.
+
+        What waits for the journal is then the caller alone. Each coroutine more has to be fetched from memory
+        when it goes on, which costs as much as to queue the change.
+        """
+        if self.settings.durability == "commit":
+            return self._commit(change)
+        self._ensure_running()
+        return _DONE if self._is_dead(change) else self._enter(change)
+
+    async def _commit(self, change: Change) -> None:
+        await self.write(change)
+
+    def _enter(self, change: Change, ticket: Any = None, *, now: bool = False) -> Awaitable[None]:
+        """Queue a change, at once; to be awaited until it is as durable as the settings say, but for `commit`."""
+        started = self._clock()
+        taken, durable = self._accept(change, started, ticket)
+        if not taken:
+            return self._enter_late(change, ticket, started, now=now)
+        self._entered(change, started, now=now)
+        return durable if durable is not None else _DONE
+
+    async def _enter_late(self, change: Change, ticket: Any, started: float, *, now: bool) -> None:
+        durable = await self._wait_for_room(change, ticket)
+        self._entered(change, started, now=now)
+        if durable is not None:
+            await durable
+
+    def _entered(self, change: Change, started: float, *, now: bool) -> None:
+        self._metrics.enqueue_duration.observe(self._clock() - started)
+        if isinstance(change, Delete) and change.table == "threads":
+            self._bury(change.key)
+        self._notify(now=now)
+
+    def _accept(self, change: Change, now: float, ticket: Any) -> tuple[bool, _Durable]:
+        """Take a change, if there is room: whether it is taken, and the future of its being durable."""
+        journal = (self.journal or self._own_journal()) if self._journals else None
+        if not self._external:
+            seq = self.inbox.offer(change, now, ticket)
+            if seq is not None:
+                return True, journal.append(seq, change) if journal is not None else None
+        if journal is None or self.inbox.waiting or not self._may_spill(change):
+            return False, None
+        return True, self._spilled(self.inbox.spill(change), change, ticket)
+
+    def _spilled(self, seq: int, change: Change, ticket: Any) -> _Durable:
+        """Keep a change in the journal alone, until `refill` or until another process has written it."""
+        assert self.journal is not None
+        if not self._external:
+            self.counts.spilled += 1
+        if ticket is not None:
+            self._spilled_tickets[seq] = ticket
+        return self.journal.append(seq, change)
+
+    def _lose(self, first_seq: int, last_seq: int) -> None:
+        """The journal could not take these: what is not in the inbox too is lost, and its callers are told."""
+        for seq in range(max(first_seq, self.inbox.queued_seq + 1), last_seq + 1):
+            self._spilled_tickets.pop(seq, None)
+            self.inbox.lose(seq)
+        self._reached()
+
+    def _may_spill(self, change: Change) -> bool:
+        journal = self.journal
+        return journal is not None and journal.size + change.size <= self.settings.journal_max_bytes
+
+    def _own_journal(self) -> Journal:
+        """This process's journal, created at its first write. Raises JournalError."""
+        if self.journal is None:
+            try:
+                self.journal = Journal(
+                    self.settings.journal_dir,
+                    asyncio.get_running_loop(),
+                    self.store.location,
+                    external=self._external,
+                    on_commit=self._metrics.journal_commit_duration.observe,
+                    on_failure=self._lose,
+                )
+            except JournalError as error:
+                self.refuse(error)
+                raise
+        return self.journal
+
+    def _is_dead(self, change: Change) -> bool:
+        """Whether its thread was deleted and must stay so; it is counted then. A delete is carried out again."""
+        if change.thread_id not in self._tombstones or isinstance(change, Delete):
+            return False
+        self.counts.accepted[change.table] += 1
+        self.counts.dropped["deleted_thread"] += 1
+        return True
+
+    def _bury(self, thread_id: str) -> None:
+        self._tombstones[thread_id] = None
+        self._tombstones.move_to_end(thread_id)
+        if len(self._tombstones) > _TOMBSTONES:
+            self._tombstones.popitem(last=False)
+
+    async def _wait_for_room(self, change: Change, ticket: Any) -> _Durable:
+        token = self._ensure_running().create_future()
+        try:
+            waiting = self.inbox.wait(change, ticket, token)
+        except QueueFull as error:
+            raise self._refusal(change, error) from None
+        try:
+            with anyio.fail_after(self.settings.queue_timeout):
+                durable: _Durable = await token
+        except TimeoutError:
+            self.inbox.give_up(waiting)
+            raise self._refusal(
+                change, QueueFull("the queue stayed full; the database is too slow or unreachable")
+            ) from None
+        except asyncio.CancelledError:
+            if waiting.seq is None:
+                self.inbox.give_up(waiting)
+                self.counts.refused["cancelled"] += 1
+            raise
+        return durable
+
+    def refuse(self, error: ForebayError) -> None:
+        """Count and log a change that could not be made or journaled."""
+        self.counts.refused[type(error).__name__] += 1
+        logger.error("change refused reason=%s", error)
+
+    def _refusal(self, change: Change, error: QueueFull) -> QueueFull:
+        self.counts.refused["queue_full"] += 1
+        logger.error("change refused table=%s reason=%s", change.table, error)
+        return error
+
+    def _notify(self, *, now: bool) -> None:
+        if now:
+            self.inbox.hurry()
+        self._worker.notice(now=now or self.inbox.has_ready_batch)
+
+    # ---- reading
+
+    async def settle(self, thread_id: str | None) -> None:
+        """Return when everything that was queued for the thread (None: for any) is in the database.
+
+        Raises TransientError at once while the database can't be written to.
+        """
+        self._ensure_running()
+        if self.recovery is not None and not self.recovery.done_once.is_set():
+            await self._wait_for_recovery()
+        seq = self.inbox.ticket_for(thread_id)
+        if seq is None:
+            return
+        if self.failure is not None:
+            raise _unreadable(self.failure)
+        started = self._clock()
+        await self._applied(seq, self._readers)
+        self._metrics.settle_duration.observe(self._clock() - started)
+
+    async def _wait_for_recovery(self) -> None:
+        """What a process before this one has acknowledged should be seen, but a long journal must not block."""
+        assert self.recovery is not None
+        if self.writer.failure is not None:
+            raise _unreadable(self.writer.failure)
+        recovered = asyncio.ensure_future(self.recovery.done_once.wait())
+        failed = self._readers.add(_NEVER, self._ensure_running())
+        try:
+            await asyncio.wait(
+                (recovered, failed), timeout=_RECOVERY_PATIENCE, return_when=asyncio.FIRST_COMPLETED
+            )
+            if failed.done():
+                failed.result()
+        finally:
+            recovered.cancel()
+            failed.cancel()
+
+    async def read(self, statement: Statement, **parameters: Any) -> Any:
+        """Run a read. Raises a DatabaseError."""
+        self._ensure_running()
+        return await self.store.read(statement, **parameters)
+
+    async def write_now(self, statement: Statement, **parameters: Any) -> Any:
+        """Run a write that nothing queued depends on, and that returns what it stored."""
+        self._ensure_running()
+        return await self.store.write(statement, **parameters)
+
+    async def _applied(self, seq: int, waiters: _Waiters) -> None:
+        done = waiters.add(seq, self._ensure_running())
+        self._notify(now=True)
+        await done
+
+    async def flush(self) -> None:
+        """Return when everything that was accepted is in the database, or given up as a refused row."""
+        self._ensure_running()
+        if self.inbox.applied_seq < self.inbox.accepted_seq:
+            await self._applied(self.inbox.accepted_seq, self._flushes)
+
+    # ---- what the writer tells
+
+    def batch_written(self, batch: Batch, seconds: float) -> None:
+        """See `batch_writer.Observer`."""
+        age = self._clock() - batch.oldest
+        self._metrics.batch_written(len(batch.ops), batch.size, seconds, age)
+
+    def batch_failed(self, error: DatabaseError) -> None:
+        """Readers fail at once; `flush` goes on waiting. See `batch_writer.Observer`."""
+        self._metrics.flush_duration.observe(self._clock() - self.writer.attempted_at, "failed")
+        self._readers.fail(_unreadable(error))
+
+    def op_settled(self, op: Op, error: DatabaseError | None) -> None:
+        """See `batch_writer.Observer`."""
+        for ticket in op.tickets:
+            _settle(ticket, error)
+
+    def threads_deleted(self, thread_ids: Iterable[str]) -> None:
+        """Another process has deleted them. See `batch_writer.Observer`."""
+        for thread_id in thread_ids:
+            self._bury(thread_id)
+
+    async def _keep_letter(self, change: Change, error: RowError) -> None:
+        await asyncio.to_thread(self.letters.keep, self.store.location, change, error)
+
+    # ---- what the worker tells
+
+    def batch_settled(self) -> None:
+        """See `write_loop.Owner`."""
+        if self.journal is not None:
+            self.journal.trim(self.inbox.applied_seq)
+        if self.inbox.waiting:
+            self._admit()
+        self._reached()
+
+    def _admit(self) -> None:
+        for waiting in self.inbox.admit(self._clock(), self._may_spill, spill_only=self._external):
+            assert waiting.seq is not None
+            durable: _Durable = None
+            if waiting.spilled:
+                durable = self._spilled(waiting.seq, waiting.change, waiting.ticket)
+            elif self.journal is not None:
+                durable = self.journal.append(waiting.seq, waiting.change)
+            if not waiting.token.done():
+                # A future as the result of a future: what the caller waits for next.
+                waiting.token.set_result(durable)
+
+    def handover_failed(self, error: TransientError) -> None:
+        """See `external_writer.Owner`."""
+        self._readers.fail(_unreadable(error))
+
+    def _reached(self) -> None:
+        applied_seq = self.inbox.applied_seq
+        self._readers.reached(applied_seq)
+        self._flushes.reached(applied_seq)
+        if self._external:
+            for seq in [seq for seq in self._spilled_tickets if seq <= applied_seq]:
+                _settle(self._spilled_tickets.pop(seq), None)
+
+    @property
+    def journal_id(self) -> str:
+        """See `write_loop.Owner`."""
+        return self.journal.id if self.journal is not None else self._id
+
+    async def refill(self) -> None:
+        """See `write_loop.Owner`."""
+        assert self.journal is not None
+        # A little at a time: in memory a change takes up several times what it does on the disk.
+        room = max(1, (self.settings.queue_max_bytes - self.inbox.size) // 8)
+        durable_seq = self.journal.durable_seq
+        records = await self.journal.read(self.inbox.queued_seq, room)
+        for seq, change in records:
+            self._lose_unreadable(seq - 1)
+            self.inbox.refill(seq, change, self._clock(), self._spilled_tickets.pop(seq, None))
+        if not records:
+            self._lose_unreadable(durable_seq)
+            self.inbox.queued_seq = max(self.inbox.queued_seq, durable_seq)
+            await self.journal.synced()  # what is spilled is on its way to the disk
+
+    def _lose_unreadable(self, last_seq: int) -> None:
+        """The disk does not give back what was spilled up to here."""
+        first_seq = self.inbox.queued_seq + 1
+        missing = [seq for seq in range(first_seq, last_seq + 1) if not self.inbox.is_lost(seq)]
+        if missing:
+            logger.critical(
+                "journal damaged changes=%d; see the disk that holds FOREBAY_JOURNAL_DIR", len(missing)
+            )
+        for seq in missing:
+            self._lose(seq, seq)
+
+    # ---- life
+
+    def start(self) -> None:
+        """Start in the running loop, unless it has."""
+        self._ensure_running()
+
+    def _ensure_running(self) -> asyncio.AbstractEventLoop:
+        loop = self._loop
+        # A thread runs one loop at a time. Before Python 3.12, asking for it asks the system for the process's id.
+        if loop is not None and loop.is_running() and self._thread_id == get_ident() and not self.closed:
+            return loop
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop or self.closed:
+            self._start(loop)
+        return loop
+
+    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self.closed:
+            raise LayerClosed("the data layer is closed; create a new one")
+        if self.is_forked:
+            raise LayerForked(
+                "this process was forked off the one that the data layer runs in; create a new one"
+            )
+        if self._loop is not None and not self._loop.is_closed():
+            raise WrongLoop("the data layer runs in another event loop; create one layer for each loop")
+        if self._loop is not None:
+            self.store.forget_connections()
+            if self.journal is not None:
+                self.journal.rebind(loop)
+        self._loop, self._thread_id = loop, get_ident()
+        if self.settings.gc_tuning:
+            _tune_collector()
+        # An empty context: the first caller's would keep its Chainlit session alive as long as the worker.
+        self._task = loop.create_task(
+            self._worker.run(), name="forebay-writer", context=contextvars.Context()
+        )
+        self._task.add_done_callback(_report_end)
+        for start in self.on_start:
+            start(loop)
+
+    def forked(self) -> None:
+        """In a forked child: what is queued and journaled is the parent's."""
+        if self._loop is not None:
+            self._loop, self.is_forked = None, True
+
+    async def close(self) -> None:
+        """Write out the queue within `close_timeout`, taking writes until a quiet spell, and disconnect."""
+        if self.is_forked:
+            self.closed = True  # there is nothing of its own to close
+        if self.closed and self._closing is None:
+            return
+        # A task of its own, so that a caller who is cancelled leaves no half-closed layer to the next.
+        if self._closing is None or self._closing.cancelled():
+            self._closing = asyncio.get_running_loop().create_task(self._close(), name="forebay-close")
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        self.health.closing = True
+        with anyio.move_on_after(self.settings.close_timeout):
+            await self._drain()
+        self.closed = True
+        await self._stop_worker()
+        self._fail_waiters()
+        await self._close_journal()
+        await self.store.close()
+
+    async def _drain(self) -> None:
+        while self._loop is not None and not self.closed:
+            seen = self.inbox.accepted_seq
+            await self.flush()
+            await anyio.sleep(_QUIET_SPELL)
+            if self.inbox.accepted_seq == seen and not self.inbox.waiting:
+                return
+
+    async def _stop_worker(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        if self.recovery is not None:
+            self.recovery.release()
+        if self.inbox.pending or self.inbox.waiting:
+            logger.error(
+                "closed with unwritten changes rows=%d waiting=%d kept_in=%s reason=%s",
+                self.inbox.pending,
+                self.inbox.waiting,
+                self.journal.path if self.journal is not None else "nowhere",
+                self.failure or "close_timeout",
+            )
+
+    async def _close_journal(self) -> None:
+        finished = not self.inbox.pending
+        if self.journal is not None:
+            await self.journal.close(remove=finished)
+        if finished and self.inbox.accepted_seq:
+            # A checkpoint without a journal does no harm.
+            with contextlib.suppress(DatabaseError), anyio.move_on_after(_FORGET_TIMEOUT):
+                await self.store.forget_journal(self.journal_id)
+
+    def _fail_waiters(self) -> None:
+        closed = LayerClosed("the data layer was closed before the change was written")
+        self._readers.fail(closed)
+        self._flushes.fail(closed)
+        for future in (*self.inbox.abandon(), *self._spilled_tickets.values()):
+            _fail(future, closed)
+
+
+class _Done:
+    """What there is nothing to wait for. It may be awaited again and again."""
+
+    def __await__(self) -> Generator[Any, None, None]:
+        yield from ()
+
+
+_DONE = _Done()
+
+
+class _Waiters:
+    """Futures that are done when everything up to their `seq` is settled."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._number = itertools.count()  # tells entries of one seq apart, which futures can't be
+
+    def add(self, seq: int, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
+        done = _quiet_future(loop)
+        heapq.heappush(self._heap, (seq, next(self._number), done))
+        return done
+
+    def reached(self, seq: int) -> None:
+        while self._heap and self._heap[0][0] <= seq:
+            _, _, done = heapq.heappop(self._heap)
+            if not done.done():
+                done.set_result(None)
+
+    def fail(self, error: Exception) -> None:
+        for _, _, done in self._heap:
+            _fail(done, error)
+        self._heap.clear()
+
+
+@cache
+def _tune_collector() -> None:
+    """Once a process. Of a threshold that somebody has chosen, the greater counts."""
+    gc.freeze()
+    youngest, *older = gc.get_threshold()
+    gc.set_threshold(max(youngest, _COLLECT_AFTER) if youngest else 0, *older)
+
+
+def _report_end(task: asyncio.Task[None]) -> None:
+    """The writer runs until it is cancelled; any other end is a fault of forebay's own."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.critical(
+            "writer ended, nothing is written any more reason=%s", type(error).__name__, exc_info=error
+        )
+
+
+def _unreadable(error: ForebayError) -> TransientError:
+    return TransientError(f"what was written before can't be read yet: {error}")
+
+
+def _settle(ticket: asyncio.Future[None], error: DatabaseError | None) -> None:
+    if error is not None:
+        _fail(ticket, error)
+    elif not ticket.done():
+        ticket.set_result(None)
+
+
+def _fail(future: asyncio.Future[Any], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
+
+
+def _quiet_future(loop: asyncio.AbstractEventLoop) -> asyncio.Future[Any]:
+    """A future whose error is not reported when its caller has gone: the writer reports it already."""
+    future = loop.create_future()
+    future.add_done_callback(lambda done: None if done.cancelled() else done.exception())
+    return future
+
+
+# A child that is forked off must not write what is the parent's.
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for engine in list(_engines):
+        engine.forked()
+
+
+os.register_at_fork(after_in_child=_after_fork)

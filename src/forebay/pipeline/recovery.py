@@ -1,0 +1,114 @@
+"""Writing out the journals of processes that are gone, each change once, in order, and beneath what is newer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from forebay.journal.journal import Orphan, adopt, let_go
+from forebay.pipeline.batch_writer import Writer
+from forebay.pipeline.queue import Batch
+from forebay.telemetry.counters import Counts
+
+logger = logging.getLogger("forebay.recovery")
+
+INTERVAL = 10.0  # seconds between two looks into the folder
+# Small, since new changes wait while one is written.
+_BATCH_BYTES = 256 * 1024
+
+
+class Database(Protocol):
+    """What recovery needs of a store."""
+
+    async def applied_seq(self, journal_id: str) -> int:
+        """Up to where a journal is in the database."""
+
+    async def forget_journal(self, journal_id: str) -> None:
+        """A journal is gone."""
+
+
+class Recovery:
+    """Adopts the journals for `database` in `folder` that nobody holds, and has `writer` write them.
+
+    `location` names the database that they must be for.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        location: str,
+        writer: Writer,
+        database: Database,
+        counts: Counts,
+        clock: Callable[[], float],
+    ) -> None:
+        self.due = 0.0  # when to look again, on the clock
+        self.done_once = asyncio.Event()
+        self._folder = folder
+        self._location = location
+        self._writer = writer
+        self._database = database
+        self._counts = counts
+        self._clock = clock
+        self._orphan: Orphan | None = None
+        self._applied_seq = 0
+        self._replayed = 0
+
+    def __repr__(self) -> str:
+        return f"<Recovery in {self._folder}, {'working' if self._orphan else 'idle'}>"
+
+    async def advance(self) -> bool:
+        """Write one batch of what was left behind. False when there is nothing to do before `due`."""
+        if self._orphan is None and self._clock() < self.due:
+            return False
+        if self._orphan is None:
+            await self._adopt_next()
+        if self._orphan is None:
+            if not self.done_once.is_set():
+                self.done_once.set()
+            self.due = self._clock() + INTERVAL
+            return False
+        await self._write_some(self._orphan)
+        return True
+
+    async def _adopt_next(self) -> None:
+        try:
+            self._orphan = await asyncio.to_thread(adopt, self._folder, self._location)
+        except OSError as error:
+            logger.error("journals not looked for in=%s reason=%s", self._folder, error.strerror)
+            return
+        if self._orphan is not None:
+            journal_id, self._replayed = self._orphan.id, 0
+            self._applied_seq = await self._writer.until_answered(
+                lambda: self._database.applied_seq(journal_id)
+            )
+
+    async def _write_some(self, orphan: Orphan) -> None:
+        records = await asyncio.to_thread(orphan.read, self._applied_seq, _BATCH_BYTES)
+        if not records:
+            await self._finish(orphan)
+            return
+        batch = Batch(self._clock())
+        for seq, change in records:
+            self._counts.accepted[change.table] += 1
+            batch.add(seq, change, None, self._counts)
+        await self._writer.write(batch, orphan.id, late=True)
+        self._applied_seq = batch.last_seq
+        self._replayed += len(records)
+        self._counts.replayed += len(records)
+
+    async def _finish(self, orphan: Orphan) -> None:
+        self._orphan = None
+        if not let_go(orphan):
+            return
+        await self._writer.until_answered(lambda: self._database.forget_journal(orphan.id))
+        logger.warning("journal recovered changes=%d journal=%s", self._replayed, orphan.id)
+
+    def release(self) -> None:
+        """Let go of the journal that is being written out; another process may go on with it."""
+        if self._orphan is not None:
+            self._orphan.release()
+            self._orphan = None

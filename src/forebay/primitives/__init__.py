@@ -1,0 +1,1 @@
+"""Small mechanisms that know nothing of chats. There is no door: import the module."""

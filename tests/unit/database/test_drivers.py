@@ -1,0 +1,110 @@
+"""The connections that readers share, on SQLite files."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+
+from forebay.database.drivers import Connections
+from forebay.errors import DatabaseError, TransientError
+
+
+@pytest.fixture
+async def connections(tmp_path: Path) -> AsyncIterator[Connections]:
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'file.db'}")
+    connections = Connections(engine, "there", most=2, patience=0.2)
+    yield connections
+    assert connections.lent == 0
+    await connections.close()
+
+
+async def _waiting(connections: Connections, number: int) -> list[asyncio.Task[AsyncConnection]]:
+    waiting = [asyncio.create_task(connections.take()) for _ in range(number)]
+    await asyncio.sleep(0)
+    return waiting
+
+
+async def test_who_waits_gets_it_in_the_loops_next_turn(connections: Connections) -> None:
+    """In order. With a busy loop each turn takes long."""
+    first, second = await connections.take(), await connections.take()
+    earlier, later = await _waiting(connections, 2)
+    await connections.give(second)
+    await asyncio.sleep(0)
+    assert earlier.done()
+    assert not later.done()
+    assert earlier.result() is second
+    await connections.give(first)
+    assert await later is first
+    await connections.give(first)
+    await connections.give(second)
+
+
+async def test_who_does_not_wait_any_more_gets_none(connections: Connections) -> None:
+    first, second = await connections.take(), await connections.take()
+    cancelled, patient = await _waiting(connections, 2)
+    cancelled.cancel()
+    await connections.give(first)
+    assert await patient is first
+    await connections.give(first)
+    await connections.give(second)
+
+
+async def test_what_somebody_got_who_is_cancelled_at_that_moment_goes_on(connections: Connections) -> None:
+    first, second = await connections.take(), await connections.take()
+    cancelled, patient = await _waiting(connections, 2)
+    await connections.give(first)
+    cancelled.cancel()
+    assert await patient is first
+    await connections.drop(first)
+    (late,) = await _waiting(connections, 1)
+    opened = await late
+    (cancelled, patient) = await _waiting(connections, 2)
+    await connections.drop(second)
+    cancelled.cancel()
+    await connections.give(await patient)
+    await connections.give(opened)
+
+
+async def test_a_dropped_one_leaves_room_for_another(connections: Connections) -> None:
+    first, second = await connections.take(), await connections.take()
+    (waiting,) = await _waiting(connections, 1)
+    await connections.drop(first)
+    another = await waiting
+    assert another is not first
+    await connections.give(another)
+    await connections.give(second)
+
+
+async def test_one_that_can_not_be_opened_leaves_room(tmp_path: Path) -> None:
+    folder = tmp_path / "later"
+    engine = create_async_engine(f"sqlite+aiosqlite:///{folder / 'file.db'}")
+    connections = Connections(engine, "there", most=2, patience=0.2)
+    for _ in range(3):
+        with pytest.raises(DatabaseError):
+            await connections.take()
+    folder.mkdir()
+    await connections.give(await connections.take())
+    assert connections.lent == 0
+    await connections.close()
+
+
+async def test_patience_ends(connections: Connections) -> None:
+    first, second = await connections.take(), await connections.take()
+    with pytest.raises(TransientError, match="FOREBAY_POOL_SIZE"):
+        await connections.take()
+    await connections.give(first)
+    await connections.give(second)
+
+
+async def test_of_those_that_nobody_needs_one_is_kept(connections: Connections) -> None:
+    first, second = await connections.take(), await connections.take()
+    await connections.give(first)
+    await connections.give(second)
+    assert second.closed
+    assert not first.closed
+    assert await connections.take() is first
+    await connections.give(first)

@@ -1,0 +1,93 @@
+"""Database URLs of every style, and what is wrong with others, without their passwords."""
+
+from __future__ import annotations
+
+import ssl
+
+import pytest
+
+from forebay.database.urls import in_memory, is_postgres, parse_url, tls_context
+from forebay.errors import SettingsError
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [
+        ("postgresql://me:pw@host:5433/chat", "postgresql+asyncpg://me:pw@host:5433/chat"),
+        ("postgres://host/chat", "postgresql+asyncpg://host/chat"),
+        ("postgresql+asyncpg://host/chat", "postgresql+asyncpg://host/chat"),
+        ("sqlite:///relative.db", "sqlite+aiosqlite:///relative.db"),
+        ("sqlite:////absolute.db", "sqlite+aiosqlite:////absolute.db"),
+        ("sqlite+aiosqlite:///x.db", "sqlite+aiosqlite:///x.db"),
+        ("sqlite://", "sqlite+aiosqlite://"),
+    ],
+)
+def test_each_style_becomes_the_drivers(text: str, parsed: str) -> None:
+    url, arguments = parse_url(text)
+    assert (url.render_as_string(hide_password=False), arguments) == (parsed, {})
+    assert is_postgres(url) == text.startswith("postgres")
+
+
+@pytest.mark.parametrize(
+    ("query", "arguments"),
+    [
+        ("sslmode=verify-full", {"ssl": "verify-full"}),
+        ("application_name=chat", {"server_settings": {"application_name": "chat"}}),
+        ("search_path=chat", {"server_settings": {"search_path": "chat"}}),
+        (
+            "command_timeout=2.5&statement_cache_size=100",
+            {"command_timeout": 2.5, "statement_cache_size": 100},
+        ),
+    ],
+)
+def test_libpqs_parameters_become_the_drivers(query: str, arguments: dict[str, object]) -> None:
+    url, found = parse_url(f"postgresql://host/chat?{query}")
+    assert (dict(url.query), found) == ({}, arguments)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "is not set"),
+        ("", "is not set"),
+        ("hunter2", "is not a URL"),
+        ("mysql://me:hunter2@host/chat", "mysql is not supported"),
+        ("postgresql+psycopg2://me:hunter2@host/chat", r"postgresql\+psycopg2 is not supported"),
+        ("postgresql://me:hunter2@host/chat?sslmod=x&b=1", "unknown parameter b, sslmod"),
+        ("postgresql://me:hunter2@host:port/chat", "is not a URL"),
+        ("postgresql://me:hunter2@host/chat?sslmode=bogus", "sslmode takes one of disable, allow"),
+        ("postgresql://me:hunter2@host/chat?statement_cache_size=no", "statement_cache_size takes a number"),
+        ("postgresql://me:hunter2@host/chat?sslrootcert=x", "sslrootcert needs sslmode=verify-ca or"),
+        ("postgresql://me:hunter2@host/chat?sslmode=verify-ca&sslrootcert=/nowhere", "names no file"),
+    ],
+)
+def test_what_is_wrong_is_told_without_the_url(text: str | None, words: str) -> None:
+    with pytest.raises(SettingsError, match=words) as refused:
+        parse_url(text)
+    assert str(refused.value).startswith("FOREBAY_DATABASE_URL")
+    assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("sqlite://", True),
+        ("sqlite:///:memory:", True),
+        ("sqlite:///file:x?mode=memory&uri=true", True),
+        ("sqlite:///x.db", False),
+        ("postgresql://host/chat", False),
+    ],
+)
+def test_a_database_without_a_file_is_known(text: str, expected: bool) -> None:
+    assert in_memory(parse_url(text)[0]) is expected
+
+
+def test_tls_is_verified_unless_told_otherwise() -> None:
+    assert (tls_context(verify=True).verify_mode, tls_context(verify=True).check_hostname) == (
+        ssl.CERT_REQUIRED,
+        True,
+    )
+    assert (tls_context(verify=False).verify_mode, tls_context(verify=False).check_hostname) == (
+        ssl.CERT_NONE,
+        False,
+    )

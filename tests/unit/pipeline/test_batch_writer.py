@@ -1,0 +1,448 @@
+"""The writer: one batch after the other, through outages and past rows that the database refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import pytest
+
+from forebay.database.store import Checkpoint
+from forebay.errors import DatabaseError, JournalError, RowError, SchemaError, TransientError
+from forebay.model.changes import Change, Delete, Upsert
+from forebay.pipeline.batch_writer import Writer
+from forebay.pipeline.queue import Batch, Inbox, Op
+from forebay.pipeline.write_loop import Worker
+from forebay.primitives.backoff import Backoff
+from forebay.telemetry.counters import Counts
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class FakeStore:
+    """Commits what it is given, unless it is told to fail; `bad` rows are refused as a database refuses them."""
+
+    def __init__(self) -> None:
+        self.committed: list[str] = []
+        self.attempts: list[list[str]] = []
+        self.checkpoints: dict[str, int] = {}
+        self.late: list[bool] = []
+        self.dead: frozenset[str] = frozenset()
+        self.bad: set[str] = set()
+        self.fails: list[BaseException] = []
+        self.fails_after_the_commit: list[BaseException] = []
+        self.open = asyncio.Event()
+        self.open.set()
+
+    async def apply(
+        self, changes: Sequence[Change], checkpoint: Checkpoint | None, *, late: bool = False
+    ) -> frozenset[str]:
+        self.late.append(late)
+        self.attempts.append([change.key for change in changes])
+        await self.open.wait()
+        if self.fails:
+            raise self.fails.pop(0)
+        if self.bad & {change.key for change in changes}:
+            raise RowError("a value does not fit its column", sqlstate="22001")
+        if (
+            checkpoint is not None
+            and self.checkpoints.get(checkpoint.journal_id, 0) >= checkpoint.applied_seq
+        ):
+            return frozenset()
+        self.committed += [change.key for change in changes]
+        if checkpoint is not None:
+            self.checkpoints[checkpoint.journal_id] = checkpoint.applied_seq
+        if self.fails_after_the_commit:
+            raise self.fails_after_the_commit.pop(0)
+        return self.dead
+
+
+@dataclass
+class FakeObserver:
+    """Notes what it is told."""
+
+    journal_id: str = "own"
+    written: list[int] = field(default_factory=list)
+    settled: int = 0
+    deleted: set[str] = field(default_factory=set)
+    ops: dict[str, Any] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+    refills: list[Callable[[], None]] = field(default_factory=list)
+
+    async def refill(self) -> None:
+        self.refills.pop(0)()
+
+    def batch_written(self, batch: Batch, seconds: float) -> None:
+        self.written.append(len(batch.ops))
+
+    def batch_settled(self) -> None:
+        self.settled += 1
+
+    def threads_deleted(self, thread_ids: frozenset[str]) -> None:
+        self.deleted |= thread_ids
+
+    def op_settled(self, op: Op, error: DatabaseError | None) -> None:
+        self.ops[op.change.key] = error
+
+    def batch_failed(self, error: DatabaseError) -> None:
+        self.failures.append(str(error))
+
+
+class Bench:
+    """A writer with all that is around it."""
+
+    def __init__(self, linger: float = 0.0) -> None:
+        self.clock, self.store, self.observer, self.counts = Clock(), FakeStore(), FakeObserver(), Counts()
+        self.inbox = Inbox(
+            max_bytes=10_000, batch_max_rows=100, batch_max_bytes=10_000, linger=linger, counts=self.counts
+        )
+        self.backoff = Backoff(base=0.0)
+        self.letters: list[str] = []
+        self.letters_fail: list[JournalError] = []
+        self.writer = self.make_writer()
+        self.worker = Worker(self.inbox, self.writer, None, self.observer, self.clock)
+
+    def make_writer(self, *, backoff: Backoff | None = None, keep_is_vital: bool = False) -> Writer:
+        return Writer(
+            self.store,
+            self.observer,
+            self.counts,
+            self.clock,
+            keep=self.keep,
+            keep_is_vital=keep_is_vital,
+            pending=lambda: self.inbox.pending,
+            backoff=backoff or self.backoff,
+            pause=10.0,
+        )
+
+    async def keep(self, change: Change, error: RowError) -> None:
+        if self.letters_fail:
+            raise self.letters_fail.pop(0)
+        self.letters.append(change.key)
+
+    def put(self, *keys: str, ticket: Any = None) -> None:
+        for key in keys:
+            assert self.inbox.offer(upsert(key), self.clock(), ticket) is not None
+        self.worker.notice(now=self.inbox.has_ready_batch)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        task = asyncio.create_task(self.worker.run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled(), task.exception()
+
+    async def until(self, true: Callable[[], bool]) -> None:
+        """Let everything go on that can, without any time going by."""
+        for _ in range(200):
+            if true():
+                return
+            await asyncio.sleep(0)
+        raise AssertionError("it does not happen")
+
+    async def settled(self) -> None:
+        await self.until(lambda: self.inbox.pending == 0 and self.observer.settled > 0)
+
+    def write(self, batch: Batch, journal_id: str | None = None) -> Awaitable[None]:
+        return self.writer.write(batch, journal_id)
+
+
+@pytest.fixture
+async def bench() -> Bench:
+    return Bench()
+
+
+def upsert(key: str) -> Upsert:
+    return Upsert("steps", key, {"id": key}, "t", 10)
+
+
+def a_batch(*keys: str, last_seq: int = 0) -> Batch:
+    return Batch(0.0, [Op(upsert(key)) for key in keys], last_seq)
+
+
+async def test_batches_leave_in_order_one_at_a_time(bench: Bench) -> None:
+    bench.store.open.clear()
+    bench.put("a", "b")
+    async with bench.running():
+        await bench.until(lambda: len(bench.store.attempts) == 1)
+        bench.put("c")
+        bench.put("d")
+        await asyncio.sleep(0)
+        assert bench.store.attempts == [["a", "b"]]
+        bench.store.open.set()
+        await bench.settled()
+    assert bench.store.attempts == [["a", "b"], ["c", "d"]]
+    assert bench.observer.settled == 2
+    assert bench.counts.written == {"steps": 4}
+
+
+async def test_a_notice_ends_the_wait_for_company() -> None:
+    bench = Bench(linger=10_000.0)
+    async with bench.running():
+        await asyncio.sleep(0)
+        bench.put("a")
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert bench.store.attempts == []
+        bench.inbox.hurry()
+        bench.worker.notice(now=True)
+        await bench.settled()
+    assert bench.store.committed == ["a"]
+
+
+async def test_spilled_changes_are_brought_back_when_there_is_room(bench: Bench) -> None:
+    bench.inbox.spill(upsert("a"))
+    bench.observer.refills = [lambda: bench.inbox.refill(1, upsert("a"), 0.0)]
+    async with bench.running():
+        await bench.settled()
+    assert bench.store.committed == ["a"]
+
+
+@pytest.mark.parametrize("error", [TransientError("gone"), SchemaError("no table")])
+async def test_the_same_batch_is_tried_until_it_is_in(bench: Bench, error: DatabaseError) -> None:
+    bench.store.fails = [error] * 3
+    bench.put("a")
+    async with bench.running():
+        await bench.until(lambda: bench.writer.failure is error)
+        assert repr(bench.writer) == "<Writer failing>"
+        bench.put("b")
+        await bench.settled()
+        assert repr(bench.writer) == "<Writer working>"
+    assert bench.store.attempts == [["a"]] * 4 + [["b"]]
+    assert bench.counts.retries == {type(error).__name__: 3}
+    assert bench.observer.failures == [str(error)] * 3
+    assert bench.observer.written == [1, 1]
+    assert bench.backoff.attempts == 0
+
+
+async def test_waits_come_from_the_backoff_and_begin_anew_after_a_success(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    class Numbered(Backoff):
+        def next_delay(self) -> float:
+            super().next_delay()
+            return float(self.attempts)
+
+    monkeypatch.setattr("forebay.pipeline.batch_writer.anyio.sleep", sleep)
+    bench.writer = bench.make_writer(backoff=Numbered())
+    for _ in range(2):
+        bench.store.fails = [TransientError("gone")] * 3
+        await bench.write(a_batch("a"))
+    assert waits == [1.0, 2.0, 3.0] * 2
+
+
+@pytest.mark.parametrize("bad", [{"a"}, {"c"}, {"e"}, {"b", "d"}, {"a", "b", "c", "d", "e"}, set()])
+async def test_only_the_bad_rows_are_given_up(bench: Bench, bad: set[str]) -> None:
+    bench.store.bad = bad
+    await bench.write(a_batch(*"abcde"))
+    good = [key for key in "abcde" if key not in bad]
+    assert bench.store.committed == good
+    assert bench.counts.written.total() == len(good)
+    assert bench.counts.dead_lettered.total() == len(bad)
+    assert set(bench.counts.dead_lettered) <= {("steps", "22001")}
+    assert {key for key, error in bench.observer.ops.items() if isinstance(error, RowError)} == bad
+    assert set(bench.letters) == bad
+
+
+async def test_an_outage_while_the_bad_row_is_looked_for_changes_nothing(bench: Bench) -> None:
+    bench.store.bad = {"c"}
+    bench.store.fails = [RowError("refused"), TransientError("gone"), TransientError("gone")]
+    await bench.write(a_batch(*"abcd"))
+    assert bench.store.committed == ["a", "b", "d"]
+    assert bench.counts.dead_lettered == {("steps", "22001"): 1}
+
+
+async def test_a_row_that_cant_be_sent_is_given_up_as_well(bench: Bench) -> None:
+    bench.store.fails = [RowError("a row can't be sent to the database (TypeError)")]
+    await bench.write(a_batch("a"))
+    assert bench.counts.dead_lettered == {("steps", "encoding"): 1}
+
+
+async def test_what_is_of_a_deleted_thread_is_dropped_and_told(bench: Bench) -> None:
+    bench.store.dead = frozenset("t")
+    await bench.write(Batch(0.0, [Op(upsert("a")), Op(Delete("steps", "b", "t"))]))
+    assert bench.observer.deleted == {"t"}
+    assert bench.counts.dropped == {"deleted_thread": 1}
+    assert bench.counts.written == {"steps": 1}, "the delete itself"
+
+
+async def test_a_letter_that_cant_be_kept_is_lost_and_counted(bench: Bench) -> None:
+    bench.store.bad, bench.letters_fail = {"a"}, [JournalError("read-only")]
+    await bench.write(a_batch("a", "b"))
+    assert bench.counts.dropped == {"no_dead_letter": 1}
+    assert bench.store.committed == ["b"]
+
+
+async def test_with_a_journal_the_row_waits_until_its_letter_is_kept(bench: Bench) -> None:
+    bench.writer = bench.make_writer(keep_is_vital=True)
+    bench.store.bad, bench.letters_fail = {"a"}, [JournalError("full"), JournalError("full")]
+    await bench.write(a_batch("a", "b"))
+    assert bench.letters == ["a"]
+    assert bench.counts.dead_lettered == {("steps", "22001"): 1}
+    assert bench.counts.retries == {"JournalError": 2}
+
+
+@pytest.fixture
+def pauses(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    made: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        made.append(seconds)
+
+    monkeypatch.setattr("forebay.pipeline.batch_writer.anyio.sleep", sleep)
+    return made
+
+
+async def test_when_nearly_every_row_is_refused_there_is_a_pause_before_each(
+    bench: Bench, pauses: list[float]
+) -> None:
+    keys = [str(number) for number in range(105)]
+    bench.store.bad = set(keys)
+    await bench.write(a_batch(*keys))
+    assert pauses == [10.0] * 5
+    assert len(bench.letters) == 105
+    assert any("nearly every row is refused" in failure for failure in bench.observer.failures)
+
+
+async def test_a_pause_is_seen_while_it_lasts(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+
+    async def look(_seconds: float) -> None:
+        seen.append(bench.counts.paused)
+
+    monkeypatch.setattr("forebay.pipeline.batch_writer.anyio.sleep", look)
+    keys = [str(number) for number in range(101)]
+    bench.store.bad = set(keys)
+    await bench.write(a_batch(*keys))
+    assert seen == [True]
+    assert not bench.counts.paused
+
+
+async def test_a_pause_ends_when_rows_are_taken_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def mend(_seconds: float) -> None:
+        bench.store.bad = set()
+
+    monkeypatch.setattr("forebay.pipeline.batch_writer.anyio.sleep", mend)
+    keys = [str(number) for number in range(300)]
+    bench.store.bad = set(keys)
+    await bench.write(a_batch(*keys))
+    assert len(bench.letters) == 100
+    assert len(bench.store.committed) == 200
+    assert bench.writer.failure is None
+
+
+async def test_one_bad_row_in_ten_good_ones_makes_no_pause(bench: Bench, pauses: list[float]) -> None:
+    for number in range(150):
+        bench.store.bad = {f"bad {number}"}
+        await bench.write(a_batch(*(f"{number} {good}" for good in range(10)), f"bad {number}"))
+    assert pauses == []
+    assert len(bench.letters) == 150
+
+
+async def test_a_journals_checkpoint_is_set_with_the_batch_alone(bench: Bench) -> None:
+    await bench.write(a_batch("a", last_seq=7), "journal")
+    assert bench.store.checkpoints == {"journal": 7}
+    await bench.write(a_batch("b"), "journal")
+    assert bench.store.checkpoints == {"journal": 7}
+
+
+async def test_a_checkpoint_waits_for_the_first_half_of_a_batch(bench: Bench) -> None:
+    bench.store.bad = {"a"}
+    checkpoints: list[dict[str, int]] = []
+    bench.observer.op_settled = lambda op, error: checkpoints.append({**bench.store.checkpoints})  # type: ignore[method-assign]
+    await bench.write(a_batch("a", "b", "c", last_seq=9), "journal")
+    assert checkpoints == [{}, {"journal": 9}, {"journal": 9}]
+
+
+async def test_a_commit_whose_answer_was_lost_is_not_repeated(bench: Bench) -> None:
+    bench.store.fails_after_the_commit = [TransientError("connection lost")]
+    await bench.write(a_batch("a", "b", last_seq=2), "journal")
+    assert bench.store.committed == ["a", "b"]
+    assert bench.counts.written == {"steps": 2}
+    assert bench.writer.failure is None
+
+
+async def test_an_outage_is_told_once_and_its_end_too(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    bench.store.fails = [TransientError("gone")] * 5
+    await bench.write(a_batch("a"))
+    assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"]
+    assert "gone" in caplog.messages[0]
+    assert "writes resumed" in caplog.messages[1]
+
+
+async def test_a_long_outage_is_told_now_and_then(
+    bench: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def sleep(seconds: float) -> None:
+        bench.clock.now += 10.0
+
+    monkeypatch.setattr("forebay.pipeline.batch_writer.anyio.sleep", sleep)
+    bench.store.fails = [TransientError("gone")] * 10
+    await bench.write(a_batch("a"))
+    told = [message for message in caplog.messages if "writes deferred" in message]
+    assert len(told) == 4  # at 0, 30, 60 and 90 seconds
+    assert "for=90s" in told[-1]
+
+
+async def test_a_refused_row_is_told_without_what_is_in_it(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.store.bad = {"secret"}
+    await bench.write(a_batch("secret"))
+    assert len(caplog.messages) == 1
+    assert "secret" not in caplog.text
+    assert "table=steps" in caplog.text
+
+
+async def test_it_can_be_cancelled_at_any_await(bench: Bench) -> None:
+    bench.store.open.clear()
+    bench.put("a")
+    async with bench.running():
+        await bench.until(lambda: bool(bench.store.attempts))
+    assert bench.store.committed == []
+    assert bench.inbox.pending == 1
+
+
+class _SlowRecovery:
+    """Looks around once, until it is let go; then it has nothing to do for ever."""
+
+    due = float("inf")
+
+    def __init__(self) -> None:
+        self.looks = asyncio.Event()
+        self.go_on = asyncio.Event()
+
+    async def advance(self) -> bool:
+        self.looks.set()
+        await self.go_on.wait()
+        return False
+
+
+async def test_what_comes_while_recovery_looks_around_is_written_at_once() -> None:
+    bench, recovery = Bench(), _SlowRecovery()
+    bench.worker = Worker(bench.inbox, bench.writer, cast("Any", recovery), bench.observer, bench.clock)
+    async with bench.running(), asyncio.timeout(5):
+        await recovery.looks.wait()
+        bench.put("1")
+        recovery.go_on.set()
+        while bench.store.committed != ["1"]:  # noqa: ASYNC110 - the writer tells nobody
+            await asyncio.sleep(0)
