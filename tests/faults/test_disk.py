@@ -20,8 +20,9 @@ import pytest
 
 from forebay.errors import JournalError
 from forebay.journal import log
-from forebay.journal.journal import Journal, adopt
-from forebay.journal.log import segments_of
+from forebay.journal.journal import Journal
+from forebay.journal.log_reader import segments_of
+from forebay.journal.orphan import adopt
 from forebay.model import changes
 from forebay.model.changes import Change, Upsert
 from tests.faults.conftest import MakeLayer

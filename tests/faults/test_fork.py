@@ -13,7 +13,7 @@ import pytest
 from chainlit.context import ChainlitContext
 
 from forebay import ForebayDataLayer, Settings
-from forebay.journal.journal import adopt
+from forebay.journal.orphan import adopt
 from tests.faults.fork_worker import THREAD
 
 _PATIENCE = 30.0

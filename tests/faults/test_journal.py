@@ -17,8 +17,11 @@ from chainlit.context import ChainlitContext
 from forebay import ForebayDataLayer, QueueFull, Settings, TransientError
 from forebay.errors import JournalError
 from forebay.journal.dead_letters import DeadLetters
-from forebay.journal.journal import Journal, adopt
-from forebay.journal.log import About, Log, Reader, segments_of
+from forebay.journal.journal import Journal
+from forebay.journal.log import Log
+from forebay.journal.log_format import About
+from forebay.journal.log_reader import Reader, segments_of
+from forebay.journal.orphan import adopt
 from forebay.model.changes import step
 from tests.support.postgres import PostgresServer
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from forebay.doctor.findings import Finding, error, note, ok, warning
 from forebay.errors import JournalError
 from forebay.journal.dead_letters import DeadLetters
-from forebay.journal.journal import is_owned, is_written_out, journal_paths
+from forebay.journal.orphan import journal_paths
+from forebay.journal.ownership import is_owned, is_written_out
 from forebay.settings import MIB, Settings
 
 # Locks and shared memory, which SQLite's write-ahead log needs, do not work on these, or only seem to.

@@ -4,8 +4,7 @@ SQLite served before. It writes each group twice and page by page, which costs t
 nothing of a file that was cut, and takes a flipped bit in its log for the log's end. Here a group is one
 record with a checksum of its own, and behind a damaged one the next intact one is found.
 
-A record is a header (magic, length, first and last `seq`, checksum) and the encoded changes. Each file, a
-segment, begins with a record that says whose it is. Old segments are removed as a whole.
+Old segments are removed as a whole. For the format see `log_format`.
 
 Room is reserved ahead of what is written, so the last segment ends in zeros. A sync that need not note a new
 length of the file takes half the CPU and a quarter of the time. The file is opened such that writing syncs:
@@ -15,45 +14,19 @@ after each system call the thread waits for the interpreter, which a busy event 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-import struct
 import zlib
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Sequence
 from pathlib import Path
 
 import orjson
 
-FORMAT = 4
+from forebay.journal.log_format import HEADER, MAGIC, PREFIX, SUFFIX, About, sync_folder
+
 SEGMENT_BYTES = 8 * 1024 * 1024
 _RESERVED_BYTES = 256 * 1024
-_SECTOR_BYTES = 512  # what a disk writes whole or not at all
-_SUFFIX = ".log"
-_MAGIC = b"\xf0FB\n"
-_HEADER = struct.Struct("<4sIQQI")  # magic, length of the body, first seq, last seq, checksum
-_PREFIX = struct.Struct("<IQQ")  # what the checksum covers behind the body
 _PARTS_AT_ONCE = 1024  # what Linux takes in one call
-
-
-@dataclass(frozen=True, slots=True)
-class About:
-    """Whose a log is: `database` is the location that its changes are for."""
-
-    format: int
-    journal_id: str
-    database: str
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Changes that were written together, encoded."""
-
-    first_seq: int
-    last_seq: int
-    body: bytes
 
 
 class Log:
@@ -92,9 +65,9 @@ class Log:
 
     def _write(self, first_seq: int, last_seq: int, body: Sequence[bytes], checksum: int) -> None:
         length = sum(map(len, body))
-        whole = zlib.crc32(_PREFIX.pack(length, first_seq, last_seq), checksum)
-        record = [_HEADER.pack(_MAGIC, length, first_seq, last_seq, whole), *body]
-        end = self._good + _HEADER.size + length
+        whole = zlib.crc32(PREFIX.pack(length, first_seq, last_seq), checksum)
+        record = [HEADER.pack(MAGIC, length, first_seq, last_seq, whole), *body]
+        end = self._good + HEADER.size + length
         if end > self._reserved:
             self._reserve(end)
         at = self._good
@@ -134,7 +107,7 @@ class Log:
 
     def _open(self) -> None:
         self._number += 1
-        self._path = self._folder / f"{self._number:08d}{_SUFFIX}"
+        self._path = self._folder / f"{self._number:08d}{SUFFIX}"
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_DSYNC
         self._file, self._good, self._reserved = os.open(self._path, flags, 0o600), 0, 0
         try:
@@ -164,177 +137,9 @@ class Log:
             self._file = -1
 
 
-class Reader:
-    """Reads a log from its beginning, also while it is being written.
-
-    `damaged` tells whether something could not be read; `torn` whether the last segment ends within a group,
-    which a crash leaves behind of one that was never acknowledged.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.damaged = False
-        self.torn = False
-        self._folder = folder
-        self._segment: Path | None = None
-        self._offset = 0
-        self._behind = -1
-
-    def read(self, after_seq: int, up_to_seq: int, max_bytes: int) -> list[Group]:
-        """The next groups with something behind `after_seq`, none behind `up_to_seq`: at least one, about so much."""
-        if after_seq < self._behind:
-            self._segment, self._offset = None, 0
-        self._behind = after_seq
-        groups: list[Group] = []
-        size = 0
-        for group, segment, end in self._groups(after_seq, up_to_seq):
-            groups.append(group)
-            self._segment, self._offset = segment, end
-            size += len(group.body)
-            if size >= max_bytes:
-                break
-        return groups
-
-    def _groups(self, after_seq: int, up_to_seq: int) -> Iterator[tuple[Group, Path, int]]:
-        segments = segments_of(self._folder)
-        self._check_for_gaps(segments)
-        for segment in segments:
-            if self._segment is not None and segment < self._segment:
-                continue
-            offset = self._offset if segment == self._segment else 0
-            is_last = segment == segments[-1]
-            for group, end in self._scan(segment, offset, is_last=is_last):
-                if group.last_seq > up_to_seq:
-                    return
-                if group.last_seq > after_seq:
-                    yield group, segment, end
-
-    def _check_for_gaps(self, segments: list[Path]) -> None:
-        """The oldest are removed when the database has them; one that is missing behind another is lost."""
-        numbers = [int(segment.stem) for segment in segments]
-        if numbers and numbers[-1] - numbers[0] >= len(numbers):
-            self.damaged = True
-
-    def _scan(self, segment: Path, offset: int, *, is_last: bool) -> Iterator[tuple[Group, int]]:
-        try:
-            content = _read_from(segment, offset)
-        except FileNotFoundError:  # trimmed in between
-            return
-        except OSError:  # a disk that can't read it back
-            self.damaged = True
-            return
-        at = 0
-        self.torn = self.torn or (is_last and offset == 0 and not content)
-        while at < len(content):
-            group = _group_at(content, at)
-            if group is None:
-                following = _next_intact(content, at + 1)
-                if following is None:
-                    self._note_end(content[at:], offset + at, is_last=is_last)
-                    return
-                self.damaged, at = True, following
-                continue
-            at += _HEADER.size + len(group.body)
-            if group.last_seq:  # not the record that says whose it is
-                yield group, offset + at
-
-    def _note_end(self, rest: bytes, offset: int, *, is_last: bool) -> None:
-        """What is left has no intact group in it: it is reserved, or written in part, or damaged."""
-        if is_last and not rest.strip(b"\0"):
-            return
-        if is_last and _is_partial(rest, offset):
-            self.torn = True
-        else:
-            self.damaged = True
-
-
-def read_about(folder: Path) -> About | None:
-    """Whose the log in the folder is; None where no segment says it."""
-    for segment in segments_of(folder):
-        try:
-            group = _group_at(_read_from(segment, 0, _HEADER.size + 64 * 1024), 0)
-            if group is not None and group.last_seq == 0:
-                return About(**orjson.loads(group.body))
-        except (OSError, TypeError, orjson.JSONDecodeError):
-            continue
-    return None
-
-
-def segments_of(folder: Path) -> list[Path]:
-    """The log's files, in order."""
-    return sorted(path for path in folder.glob(f"*{_SUFFIX}") if path.stem.isdecimal())
-
-
-def remove(folder: Path) -> None:
-    """Delete a log."""
-    for path in folder.iterdir() if folder.is_dir() else ():
-        path.unlink(missing_ok=True)
-    try:
-        folder.rmdir()
-    except OSError as error:
-        if error.errno != errno.ENOENT:
-            raise
-
-
-def sync_folder(folder: Path) -> None:
-    """Or a crash of the machine could forget a new file's name."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _from(parts: Sequence[bytes], offset: int) -> list[bytes]:
     """The parts without their first `offset` bytes; so many are hardly ever left over."""
     if not offset:
         return list(parts)
     rest = b"".join(parts)
     return [rest[offset:]]
-
-
-def _read_from(path: Path, offset: int, size: int = -1) -> bytes:
-    with path.open("rb") as file:
-        file.seek(offset)
-        return file.read(size)
-
-
-def _group_at(content: bytes, at: int) -> Group | None:
-    """The intact group that begins there."""
-    if len(content) - at < _HEADER.size or content[at : at + len(_MAGIC)] != _MAGIC:
-        return None
-    _, length, first_seq, last_seq, checksum = _HEADER.unpack_from(content, at)
-    begin = at + _HEADER.size
-    if begin + length > len(content):
-        return None
-    body = content[begin : begin + length]
-    if zlib.crc32(_PREFIX.pack(length, first_seq, last_seq), zlib.crc32(body)) != checksum:
-        return None
-    return Group(first_seq, last_seq, body)
-
-
-def _next_intact(content: bytes, at: int) -> int | None:
-    while (at := content.find(_MAGIC, at)) >= 0:
-        if _group_at(content, at) is not None:
-            return at
-        at += 1
-    return None
-
-
-def _is_partial(rest: bytes, offset: int) -> bool:
-    """Whether a group that begins at `offset` of its file was written in part: it lacks its end, or a sector."""
-    # JSON holds no zeros, and no damage that leaves a sector readable makes so many.
-    first = -offset % _SECTOR_BYTES or _SECTOR_BYTES
-    if not rest[:first].strip(b"\0"):
-        return True
-    if not _MAGIC.startswith(rest[: len(_MAGIC)].rstrip(b"\0")):
-        return False
-    if len(rest) < _HEADER.size:
-        return True
-    length: int = _HEADER.unpack_from(rest)[1]
-    end = _HEADER.size + length
-    sectors = pairwise([0, *range(first, end, _SECTOR_BYTES), end])
-    return (
-        end > len(rest)
-        or rest[end - 1] == 0
-        or any(not rest[begin:until].strip(b"\0") for begin, until in sectors)
-    )

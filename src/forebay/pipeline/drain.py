@@ -17,7 +17,7 @@ from pathlib import Path
 from forebay.database.store import Store
 from forebay.errors import DatabaseError, JournalError, RowError
 from forebay.journal.dead_letters import DeadLetters
-from forebay.journal.journal import Orphan, Record, adopt, journal_paths, let_go
+from forebay.journal.orphan import Orphan, Record, adopt, journal_paths, let_go
 from forebay.model.changes import Change
 from forebay.pipeline.batch_writer import Writer
 from forebay.pipeline.queue import Batch, Op

@@ -13,7 +13,8 @@ import anyio
 
 from forebay.database.store import Store
 from forebay.errors import TransientError
-from forebay.journal.journal import Journal, is_written_out
+from forebay.journal.journal import Journal
+from forebay.journal.ownership import is_written_out
 from forebay.pipeline.queue import Inbox
 
 # How often to look, in seconds: while a reader waits, and while nobody does.

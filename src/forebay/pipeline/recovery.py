@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from forebay.journal.journal import Orphan, adopt, let_go
+from forebay.journal.orphan import Orphan, adopt, let_go
 from forebay.pipeline.batch_writer import Writer
 from forebay.pipeline.queue import Batch
 from forebay.telemetry.counters import Counts

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from forebay.journal import log as log_module
-from forebay.journal.log import FORMAT, About, Log, Reader, segments_of
+from forebay.journal.log import Log
+from forebay.journal.log_format import FORMAT, MAGIC, About
+from forebay.journal.log_reader import Reader, segments_of
 
 _ABOUT = About(FORMAT, "j", "postgresql://localhost/chat")
 
@@ -62,7 +64,7 @@ def test_what_is_reserved_is_the_end(folder: Path) -> None:
 def test_a_group_whose_end_was_not_written_was_not_acknowledged(folder: Path, kept: int) -> None:
     _log(folder).close()
     path, written = _written(folder)
-    begin = written.rindex(log_module._MAGIC)
+    begin = written.rindex(MAGIC)
     path.write_bytes(written[: begin + kept] + bytes(100_000))
     assert _read(folder) == ([1, 2], True, False)
 
@@ -71,7 +73,7 @@ def test_neither_was_one_that_lacks_a_sector(folder: Path) -> None:
     """A disk that loses its power writes sectors in any order."""
     _log(folder).close()
     path, written = _written(folder)
-    begin = written.rindex(log_module._MAGIC)
+    begin = written.rindex(MAGIC)
     for sector in range(begin // 512 + 1, len(written) // 512):
         path.write_bytes(
             written[: sector * 512] + bytes(512) + written[sector * 512 + 512 :] + bytes(100_000)
@@ -86,7 +88,7 @@ def test_neither_was_one_that_lacks_a_sector(folder: Path) -> None:
 def test_one_that_was_changed_is_damaged(folder: Path, at: int) -> None:
     _log(folder).close()
     path, written = _written(folder)
-    place = written.rindex(log_module._MAGIC) + at
+    place = written.rindex(MAGIC) + at
     path.write_bytes(written[:place] + bytes([written[place] ^ 4]) + written[place + 1 :] + bytes(100_000))
     assert _read(folder) == ([1, 2], False, True)
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from forebay.database.sql import statements
-from forebay.journal.journal import _Group
+from forebay.journal.group import Group
 from forebay.model import changes
 from forebay.model.changes import Upsert
 from forebay.pipeline.queue import Batch, Inbox
@@ -94,7 +94,7 @@ def test_gathering_it_for_the_journal(upserts: list[Upsert]) -> None:
     done: Any = None  # nobody waits
 
     def gather() -> None:
-        group = _Group()
+        group = Group()
         for seq, upsert in enumerate(upserts, 1):
             group.add(seq, upsert, done)
 
