@@ -80,6 +80,17 @@ class Settings(BaseSettings):
         ge=MIB,
         description="The journal holds at most this many bytes; then callers wait.",
     )
+    journal_keep: float = Field(
+        default=60.0,
+        ge=0,
+        description="How long the journal keeps what the database has, in seconds: a failover or a restored backup may"
+        " take it back.",
+    )
+    journal_keep_bytes: int = Field(
+        default=256 * MIB,
+        ge=0,
+        description="What the database has and is kept is at most this many bytes, and a segment of 8 MiB.",
+    )
     close_timeout: float = Field(
         default=20.0, gt=0, description="How long close() may take to write out the queue, in seconds."
     )

@@ -29,6 +29,7 @@ from forebay.journal.log_format import FORMAT, About
 from forebay.journal.log_reader import Reader
 from forebay.journal.orphan import NO_LIMIT, Record, records_of
 from forebay.journal.ownership import JOURNAL, LOCK, OWNER, PROGRESS, lock, remove_files
+from forebay.journal.retention import Retention
 from forebay.journal.shared_progress import Progress
 from forebay.model.changes import Change
 
@@ -48,17 +49,14 @@ class _Read:
     done: asyncio.Future[list[Record]]
 
 
-class _Trim:
-    """Remove what the database has."""
-
-
 class Journal:
     """The journal of this process, in a log of its own in `folder`, for the database at `location`.
 
-    `external`: another process writes it to the database. `on_commit` is called in the journal's thread with
-    the seconds that a commit took, `on_failure` in the event loop with the first and last `seq` of changes that
-    could not be written. Raises JournalError when the folder can't be used. Its methods
-    are called in one event loop.
+    `external`: another process writes it to the database. What the database has is kept for `keep` seconds, at
+    most `keep_bytes` of it. `size` is what the database has not, `kept_size` what is kept, in bytes. `on_commit`
+    is called in the journal's thread with the seconds that a commit took, `on_failure` in the event loop with the
+    first and last `seq` of changes that could not be written. Raises JournalError when the folder can't be used.
+    Its methods are called in one event loop.
     """
 
     def __init__(
@@ -68,11 +66,15 @@ class Journal:
         location: str = "",
         *,
         external: bool = False,
+        keep: float = 0.0,
+        keep_bytes: int = 0,
         on_commit: Callable[[float], None] | None = None,
         on_failure: Callable[[int, int], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.id = uuid.uuid4().hex
         self.size = 0
+        self.kept_size = 0
         self.durable_seq = 0
         self.path = folder / f"{self.id}{JOURNAL}"
         self._loop = loop
@@ -83,10 +85,12 @@ class Journal:
         self._group = Group()  # what gathers
         self._committing = False
         self._will_seal = False
-        self._work: queue.SimpleQueue[Group | _Read | _Trim | None] = queue.SimpleQueue()
-        self._live: deque[tuple[int, int]] = deque()  # what is not trimmed yet: last seq, bytes
+        self._work: queue.SimpleQueue[Group | _Read | None] = queue.SimpleQueue()
+        # What the database has not, and what it has and is kept: last seq and bytes of each chunk.
+        self._live: deque[tuple[int, int]] = deque()
+        self._kept: deque[tuple[int, int]] = deque()
         self._applied_seq = 0
-        self._trimming = False
+        self._retention = Retention(self._log, keep, keep_bytes, clock)
         self._thread = threading.Thread(target=self._run, name="forebay-journal", daemon=True)
         self._thread.start()
         _held.add(self)
@@ -133,14 +137,41 @@ class Journal:
         self._seal()
 
     def trim(self, applied_seq: int) -> None:
-        """The database has everything up to here; it is taken off the disk a segment at a time."""
+        """The database has everything up to here; that is kept for a while, then taken off the disk.
+
+        A lower number than before says that the database has gone back. What is behind it and still there,
+        see `kept_seq`, is not taken off any more; whoever reads from there should look at `kept_seq` afterwards.
+        """
+        if applied_seq < self._applied_seq:
+            self._take_back(applied_seq)
         self._applied_seq = applied_seq
         while self._live and self._live[0][0] <= applied_seq:
-            self.size -= self._live.popleft()[1]
-        removable_seq = self._log.removable_seq
-        if removable_seq is not None and removable_seq <= applied_seq and not self._trimming:
-            self._trimming = True
-            self._work.put(_Trim())
+            seq, size = self._live.popleft()
+            self.size -= size
+            self._keep(seq, size)
+        self._forget_removed()
+
+    @property
+    def kept_seq(self) -> int:
+        """Everything behind it can still be read back, whether the database has it or not."""
+        return self._retention.kept_seq
+
+    def _take_back(self, applied_seq: int) -> None:
+        self._retention.went_back = True
+        while self._kept and self._kept[-1][0] > applied_seq:
+            seq, size = self._kept.pop()
+            self.kept_size -= size
+            self._live.appendleft((seq, size))
+            self.size += size
+
+    def _keep(self, seq: int, size: int) -> None:
+        self.kept_size += size
+        _add(self._kept, seq, size)
+
+    def _forget_removed(self) -> None:
+        kept_seq = self._retention.kept_seq
+        while self._kept and self._kept[0][0] <= kept_seq:
+            self.kept_size -= self._kept.popleft()[1]
 
     async def read(self, after_seq: int, max_bytes: int) -> list[Record]:
         """The next changes behind `after_seq` that are on disk and intact, at least one group, about `max_bytes`."""
@@ -175,13 +206,17 @@ class Journal:
 
     def _run(self) -> None:
         with contextlib.closing(self._log):
-            while (work := self._work.get()) is not None:
+            while (work := self._next_work()) is not None:
                 if isinstance(work, Group):
                     self._commit(work)
-                elif isinstance(work, _Read):
-                    self._answer(work)
                 else:
-                    self._remove_applied()
+                    self._answer(work)
+
+    def _next_work(self) -> Group | _Read | None:
+        while True:
+            self._retention.look(self._applied_seq)
+            with contextlib.suppress(queue.Empty):
+                return self._work.get(timeout=self._retention.wait)
 
     def _commit(self, group: Group) -> None:
         error = group.fault
@@ -208,11 +243,6 @@ class Journal:
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(tell)
 
-    def _remove_applied(self) -> None:
-        self._trimming = False
-        with contextlib.suppress(OSError):  # it is tried again
-            self._log.trim(self._applied_seq)
-
     # ---- back in the event loop
 
     def _committed(self, group: Group, error: JournalError | None) -> None:
@@ -238,10 +268,15 @@ class Journal:
         """Remember what is to be trimmed, in chunks: an entry for each group would fill the memory in an outage."""
         if seq <= self._applied_seq:
             self.size -= size
-            return
-        if self._live and self._live[-1][1] < _CHUNK_BYTES:
-            size += self._live.pop()[1]
-        self._live.append((seq, size))
+            self._keep(seq, size)
+        else:
+            _add(self._live, seq, size)
+
+
+def _add(chunks: deque[tuple[int, int]], seq: int, size: int) -> None:
+    if chunks and chunks[-1][1] < _CHUNK_BYTES:
+        size += chunks.pop()[1]
+    chunks.append((seq, size))
 
 
 def _create(folder: Path, path: Path, location: str, *, external: bool) -> tuple[Any, Progress | None, Log]:

@@ -18,6 +18,7 @@ import os
 import zlib
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
@@ -29,12 +30,23 @@ _RESERVED_BYTES = 256 * 1024
 _PARTS_AT_ONCE = 1024  # what Linux takes in one call
 
 
+@dataclass(slots=True)
+class Segment:
+    """A file that is full, with what it holds. `applied_at`: since when the database is known to have it whole."""
+
+    path: Path
+    last_seq: int
+    size: int
+    applied_at: float | None = None
+
+
 class Log:
     """Writes a log into `folder`, which must not exist. Every method may raise OSError."""
 
     def __init__(self, folder: Path, about: About) -> None:
         self._about = orjson.dumps(about)
-        self._closed: deque[tuple[Path, int]] = deque()  # segments that are full, and their last seq
+        self.closed: deque[Segment] = deque()  # the oldest first
+        self.first_seq = 0  # of the segment that is written to; 0 while it holds nothing
         self._number = 0
         self._path = folder
         self._file = -1
@@ -54,14 +66,17 @@ class Log:
 
         `body` is in parts, `checksum` is `zlib.crc32` over all of them.
         """
-        if self._file < 0 or self._good >= SEGMENT_BYTES:
-            self._rotate()
+        if self._good >= SEGMENT_BYTES:
+            self.end_segment()
+        if self._file < 0:
+            self._open()
         try:
             self._write(first_seq, last_seq, body, checksum)
         except OSError:
             self._undo()
             raise
         self._last_seq = last_seq
+        self.first_seq = self.first_seq or first_seq
 
     def _write(self, first_seq: int, last_seq: int, body: Sequence[bytes], checksum: int) -> None:
         length = sum(map(len, body))
@@ -86,49 +101,44 @@ class Log:
         try:
             self._cut()
         except OSError:
-            self._retire()
+            self.end_segment()
 
     def _cut(self) -> None:
         os.ftruncate(self._file, self._good)
         os.fsync(self._file)
         self._reserved = 0
 
-    def _rotate(self) -> None:
-        self._retire()
-        self._open()
-
-    def _retire(self) -> None:
+    def end_segment(self) -> None:
+        """Close the segment that is written to; the next group begins another."""
         if self._file >= 0:
             with contextlib.suppress(OSError):  # or what is reserved and unused would pass for damage
                 self._cut()
             os.close(self._file)
             self._file = -1
-            self._closed.append((self._path, self._last_seq))
+            self.closed.append(Segment(self._path, self._last_seq, self._good))
+            self.first_seq = self._good = 0
 
     def _open(self) -> None:
-        self._number += 1
-        self._path = self._folder / f"{self._number:08d}{SUFFIX}"
-        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_DSYNC
-        self._file, self._good, self._reserved = os.open(self._path, flags, 0o600), 0, 0
+        path = self._folder / f"{self._number + 1:08d}{SUFFIX}"
+        # What is there already is what could not be begun before, nor removed.
+        flags = os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC | os.O_DSYNC
+        self._file, self._good, self._reserved = os.open(path, flags, 0o600), 0, 0
         try:
             self._write(0, 0, [self._about], zlib.crc32(self._about))
             sync_folder(self._folder)
         except OSError:
             os.close(self._file)
             self._file = -1
-            self._path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink()
             raise
+        # Only now: a number that is missing means that a segment was lost.
+        self._number, self._path = self._number + 1, path
 
-    @property
-    def removable_seq(self) -> int | None:
-        """The `seq` up to which the database must be for `trim` to remove something; None while it can't."""
-        return self._closed[0][1] if self._closed else None
-
-    def trim(self, applied_seq: int) -> None:
-        """Remove the segments that hold nothing behind `applied_seq`."""
-        while self._closed and self._closed[0][1] <= applied_seq:
-            self._closed[0][0].unlink(missing_ok=True)
-            self._closed.popleft()
+    def remove_oldest(self) -> None:
+        """Delete the oldest segment that is closed."""
+        self.closed[0].path.unlink(missing_ok=True)
+        self.closed.popleft()
 
     def close(self) -> None:
         """Let go of the file."""

@@ -255,6 +255,8 @@ class Engine:
                     asyncio.get_running_loop(),
                     self.store.location,
                     external=self._external,
+                    keep=self.settings.journal_keep,
+                    keep_bytes=self.settings.journal_keep_bytes,
                     on_commit=self._metrics.journal_commit_duration.observe,
                     on_failure=self._lose,
                 )
