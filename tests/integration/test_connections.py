@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from forebay.database.store import Store
 from forebay.errors import DatabaseError
 from tests.integration.conftest import MakeLayer
 from tests.integration.contract import a_step, a_thread, a_user, at, new_id, rows, stored_thread
-from tests.support.certificates import authority, secure
 from tests.support.pgbouncer import Pgbouncer
 from tests.support.postgres import PostgresServer, name_of
+from tests.support.tls import TlsFront, authority
 
 # ---- pgbouncer
 
@@ -112,75 +113,78 @@ async def test_a_driver_in_disorder_refuses_no_row(
 # ---- TLS
 
 
+class _Secured:
+    """A server with TLS by way of a front, and the file of the authority of its certificate."""
+
+    def __init__(self, front: TlsFront, url: str, authority: Path) -> None:
+        self.url = front.url(url)
+        self.authority = authority
+        self._front = front
+
+    async def encrypts(self, query: str = "", **arguments: Any) -> bool:
+        """Whether the connections of such a store are encrypted, each of them."""
+        settings = Settings(**arguments.pop("settings", {}))
+        self._front.encrypted.clear()
+        store = Store(f"{self.url}{query}", settings, **arguments)
+        try:
+            assert await store.execute_sql("SELECT 1 AS one", {}) == [{"one": 1}]
+        finally:
+            await store.close()
+        (found,) = set(self._front.encrypted)
+        return found
+
+
 @pytest.fixture
-def secured(own_postgres_server: PostgresServer, tmp_path: Path) -> tuple[str, Path]:
-    """The URL of a database on a server with TLS, and the file of the authority of its certificate."""
+def secured(emptied_postgres_url: str, tmp_path: Path) -> Iterator[_Secured]:
+    """A server whose certificate is for this machine."""
     trusted, path = authority(tmp_path)
-    secure(own_postgres_server, trusted.issue_cert("127.0.0.1"))
-    return own_postgres_server.create_database(), path
-
-
-async def _tls_of(url: str, **arguments: Any) -> bool:
-    """Whether a connection is encrypted."""
-    settings = Settings(auto_migrate=True, **arguments.pop("settings", {}))
-    store = Store(url, settings, **arguments)
-    try:
-        found = await store.execute_sql(
-            "SELECT ssl FROM pg_catalog.pg_stat_ssl WHERE pid = pg_backend_pid()", {}
-        )
-        assert isinstance(found, list)
-        return bool(found[0]["ssl"])
-    finally:
-        await store.close()
+    with TlsFront.before(emptied_postgres_url, trusted.issue_cert("127.0.0.1")) as front:
+        yield _Secured(front, emptied_postgres_url, path)
 
 
 @pytest.mark.parametrize("mode", ["verify-full", "verify-ca"])
-async def test_a_certificate_of_the_authority_is_accepted(secured: tuple[str, Path], mode: str) -> None:
-    url, path = secured
-    assert await _tls_of(f"{url}?sslmode={mode}&sslrootcert={path}")
+async def test_a_certificate_of_the_authority_is_accepted(secured: _Secured, mode: str) -> None:
+    assert await secured.encrypts(f"?sslmode={mode}&sslrootcert={secured.authority}")
 
 
-async def test_tls_without_a_check_must_be_asked_for_by_name(secured: tuple[str, Path]) -> None:
-    url, _ = secured
-    assert await _tls_of(f"{url}?sslmode=require")
-    assert await _tls_of(url, ssl_require=True, settings={"tls_verify": False})
-    assert not await _tls_of(f"{url}?sslmode=disable")
+async def test_tls_without_a_check_must_be_asked_for_by_name(secured: _Secured) -> None:
+    assert await secured.encrypts("?sslmode=require")
+    assert await secured.encrypts(ssl_require=True, settings={"tls_verify": False})
+    assert not await secured.encrypts("?sslmode=disable")
 
 
 async def test_ssl_require_checks_against_the_systems_authorities(
-    secured: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+    secured: _Secured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url, path = secured
     with pytest.raises(AccessError, match="TLS with"):
-        await _tls_of(url, ssl_require=True)
-    monkeypatch.setenv("SSL_CERT_FILE", str(path))
-    assert await _tls_of(url, ssl_require=True)
+        await secured.encrypts(ssl_require=True)
+    monkeypatch.setenv("SSL_CERT_FILE", str(secured.authority))
+    assert await secured.encrypts(ssl_require=True)
 
 
-async def test_a_certificate_of_another_authority_is_refused(
-    secured: tuple[str, Path], tmp_path: Path
-) -> None:
-    url, _ = secured
+async def test_a_certificate_of_another_authority_is_refused(secured: _Secured, tmp_path: Path) -> None:
     _, other = authority(tmp_path, "other")
     with pytest.raises(AccessError, match="check the certificate"):
-        await _tls_of(f"{url}?sslmode=verify-full&sslrootcert={other}")
+        await secured.encrypts(f"?sslmode=verify-full&sslrootcert={other}")
 
 
 async def test_a_certificate_of_another_host_is_refused_by_verify_full_alone(
-    own_postgres_server: PostgresServer, tmp_path: Path
+    emptied_postgres_url: str, tmp_path: Path
 ) -> None:
     trusted, path = authority(tmp_path)
-    secure(own_postgres_server, trusted.issue_cert("db.example.org"))
-    url = own_postgres_server.create_database()
-    with pytest.raises(AccessError, match="check the certificate"):
-        await _tls_of(f"{url}?sslmode=verify-full&sslrootcert={path}")
-    assert await _tls_of(f"{url}?sslmode=verify-ca&sslrootcert={path}")
+    with TlsFront.before(emptied_postgres_url, trusted.issue_cert("db.example.org")) as front:
+        elsewhere = _Secured(front, emptied_postgres_url, path)
+        with pytest.raises(AccessError, match="check the certificate"):
+            await elsewhere.encrypts(f"?sslmode=verify-full&sslrootcert={path}")
+        assert await elsewhere.encrypts(f"?sslmode=verify-ca&sslrootcert={path}")
 
 
 async def test_a_server_without_tls_is_refused(emptied_postgres_url: str, tmp_path: Path) -> None:
     _, path = authority(tmp_path)
+    store = Store(f"{emptied_postgres_url}?sslmode=verify-full&sslrootcert={path}", Settings())
     with pytest.raises(DatabaseError):
-        await _tls_of(f"{emptied_postgres_url}?sslmode=verify-full&sslrootcert={path}")
+        await store.execute_sql("SELECT 1", {})
+    await store.close()
 
 
 # ---- search_path

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import ipaddress
 import logging
-import os
 import uuid
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 from unittest.mock import Mock
 
 import pytest
@@ -22,9 +19,6 @@ from chainlit.data.sql_alchemy import SQLAlchemyDataLayer
 from chainlit.element import Text
 from chainlit.session import WebsocketSession
 from chainlit.types import Pagination, ThreadFilter
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from prometheus_client import CollectorRegistry
 
 from forebay import AccessError, ForebayDataLayer, Settings, SettingsError, StatementError
@@ -32,6 +26,7 @@ from tests.integration.conftest import MakeLayer
 from tests.integration.contract import a_step, a_thread, a_user, new_id, stored_step, stored_thread
 from tests.support.postgres import PostgresServer
 from tests.support.storage import MemoryStorage
+from tests.support.tls import TlsFront, authority
 
 SECRET = "<secret content>"
 
@@ -120,81 +115,54 @@ async def test_metrics_go_to_the_registry_that_is_passed_in(
 
 
 @pytest.fixture(scope="module")
-def tls_server(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A server with a certificate of its own for 127.0.0.1, and the certificate's file."""
-    certificate, key = _a_certificate()
-    copy = tmp_path_factory.mktemp("certificate") / "server.crt"
-    copy.write_bytes(certificate)
-    with PostgresServer(own=True) as server:
-        owner = server.data.stat()
-        for name, content in (("server.crt", certificate), ("server.key", key)):
-            file = server.data / name
-            file.write_bytes(content)
-            file.chmod(0o600)
-            if file.stat().st_uid != owner.st_uid:
-                os.chown(file, owner.st_uid, owner.st_gid)
-        server.execute("ALTER SYSTEM SET ssl = on")
-        server.execute("SELECT pg_reload_conf()")
-        yield SimpleNamespace(server=server, certificate=copy)
-
-
-def _a_certificate() -> tuple[bytes, bytes]:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "forebay test")])
-    now = datetime.now(UTC)
-    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    plain = serialization.NoEncryption()
-    pem = serialization.Encoding.PEM
-    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain)
-    return certificate.public_bytes(pem), private
+def tls(
+    postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[SimpleNamespace]:
+    """A server with a certificate for 127.0.0.1 by way of a front, and the file of its authority."""
+    trusted, path = authority(tmp_path_factory.mktemp("authority"))
+    with TlsFront.before(postgres_server.home, trusted.issue_cert("127.0.0.1")) as front:
+        yield SimpleNamespace(front=front, authority=path)
 
 
 @pytest.fixture
-def tls_url(tls_server: Any) -> str:
-    url: str = tls_server.server.create_database()
+def tls_url(tls: SimpleNamespace, emptied_postgres_url: str) -> str:
+    tls.front.encrypted.clear()
+    url: str = tls.front.url(emptied_postgres_url)
     return url
-
-
-IN_USE = "SELECT ssl AS tls FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
 
 
 async def test_ssl_require_refuses_a_certificate_that_nobody_vouches_for(
     tls_url: str, make_layer: MakeLayer
 ) -> None:
-    layer = make_layer(tls_url, ssl_require=True, settings=Settings(auto_migrate=True))
+    layer = make_layer(tls_url, ssl_require=True)
     with pytest.raises(AccessError, match=r"TLS with .* failed"):
         await layer.get_user("ada")
 
 
 async def test_ssl_require_takes_a_trusted_certificate(
-    tls_server: Any, tls_url: str, make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch
+    tls: SimpleNamespace, tls_url: str, make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SSL_CERT_FILE", str(tls_server.certificate))
-    layer = make_layer(tls_url, ssl_require=True, settings=Settings(auto_migrate=True))
-    assert await layer.execute_sql(IN_USE, {}) == [{"tls": True}]
+    monkeypatch.setenv("SSL_CERT_FILE", str(tls.authority))
+    layer = make_layer(tls_url, ssl_require=True)
+    await a_user(layer)
+    assert set(tls.front.encrypted) == {True}
 
 
 async def test_ssl_require_checks_the_hosts_name(
-    tls_server: Any, tls_url: str, make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch
+    tls: SimpleNamespace, tls_url: str, make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SSL_CERT_FILE", str(tls_server.certificate))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tls.authority))
     layer = make_layer(tls_url.replace("127.0.0.1", "localhost"), ssl_require=True)
     with pytest.raises(AccessError, match=r"TLS with .* failed"):
         await layer.get_user("ada")
 
 
-async def test_not_verifying_is_a_setting_of_its_own(tls_url: str, make_layer: MakeLayer) -> None:
-    settings = Settings(auto_migrate=True, tls_verify=False)
-    layer = make_layer(tls_url, ssl_require=True, settings=settings)
-    assert await layer.execute_sql(IN_USE, {}) == [{"tls": True}]
+async def test_not_verifying_is_a_setting_of_its_own(
+    tls: SimpleNamespace, tls_url: str, make_layer: MakeLayer
+) -> None:
+    layer = make_layer(tls_url, ssl_require=True, settings=Settings(tls_verify=False))
+    await a_user(layer)
+    assert set(tls.front.encrypted) == {True}
 
 
 # ---- helpers that subclasses use

@@ -24,11 +24,11 @@ from forebay.telemetry.collector import Metrics
 from forebay.telemetry.counters import Counts
 from forebay.telemetry.listener import Listener
 from tests.integration.contract import UNREACHABLE
-from tests.support.certificates import authority, secure
 from tests.support.chainlit_server import free_port
 from tests.support.pgbouncer import Pgbouncer
 from tests.support.postgres import PostgresServer, name_of
 from tests.support.storage import MemoryStorage
+from tests.support.tls import authority, secure
 
 _SECRET = "only-for-tests-and-long-enough-for-a-key"
 
@@ -349,6 +349,7 @@ _APP = """
 import chainlit as cl
 from forebay import ForebayDataLayer
 from tests.support.storage import MemoryStorage
+from tests.support.tls import authority, secure
 
 @cl.data_layer
 def data_layer():
