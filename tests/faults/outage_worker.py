@@ -7,6 +7,7 @@ import json
 import sys
 import threading
 import time
+import tracemalloc
 import uuid
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tests.faults.load import versioned
 from tests.integration.contract import accounted_for
 
 _TICK = 0.01
+_WRITERS = 256
 _STEPS_OF_A_THREAD = 50
 
 
@@ -27,9 +29,10 @@ def step_id(number: int) -> str:
 
 
 class _Steady:
-    """Starts `rate` writes a second, whatever becomes of them: each step is created, and changed half a second on.
+    """Writers who each create a step, or change an earlier one, and wait for that; together `rate` times a second.
 
-    The first `created` steps were, and the first `changed` of them changed.
+    A machine that can't do so many makes them slower, not more. The first `created` steps were created, and the
+    first `changed` of them changed.
     """
 
     def __init__(self, layer: ForebayDataLayer, rate: int, size: int) -> None:
@@ -38,7 +41,6 @@ class _Steady:
         self._layer = layer
         self._rate = rate
         self._size = size
-        self._running: set[asyncio.Task[None]] = set()
 
     @property
     def started(self) -> int:
@@ -46,15 +48,18 @@ class _Steady:
         return self.created + self.changed
 
     async def run(self, until: threading.Event) -> None:
-        began = time.monotonic()
-        while not until.is_set():
-            while self.started < (time.monotonic() - began) * self._rate:
-                self._start()
-            self._raise_what_failed()
-            await asyncio.sleep(_TICK)
-        await asyncio.gather(*self._running)
+        async with asyncio.TaskGroup() as writers:
+            for _ in range(_WRITERS):
+                writers.create_task(self._write(until, time.monotonic()))
 
-    def _start(self) -> None:
+    async def _write(self, until: threading.Event, began: float) -> None:
+        while not until.is_set():
+            if self.started < (time.monotonic() - began) * self._rate:
+                await self._layer.update_step(self._next())
+            else:
+                await asyncio.sleep(_TICK)
+
+    def _next(self) -> Any:
         if self.started % 2 and self.created - self.changed > self._rate // 4:
             number, version = self.changed, 1
             self.changed += 1
@@ -62,14 +67,7 @@ class _Steady:
             number, version = self.created, 0
             self.created += 1
         thread_id = str(uuid.UUID(int=2**64 + number // _STEPS_OF_A_THREAD))
-        step = versioned(step_id(number), thread_id, version, self._size)
-        self._running.add(asyncio.create_task(self._layer.update_step(step)))
-
-    def _raise_what_failed(self) -> None:
-        done = {task for task in self._running if task.done()}
-        self._running -= done
-        for task in done:
-            task.result()
+        return versioned(step_id(number), thread_id, version, self._size)
 
 
 async def main(url: str, folder: str, rate: str, size: str, queue_max_bytes: str) -> None:
@@ -90,6 +88,7 @@ async def main(url: str, folder: str, rate: str, size: str, queue_max_bytes: str
     layer = ForebayDataLayer(url, settings=settings)
     await layer.execute_sql("SELECT 1", {})
     load = _Steady(layer, int(rate), int(size))
+    tracemalloc.start()
     began = time.monotonic()
     await load.run(stop)
     wrote_for = time.monotonic() - began
@@ -97,12 +96,15 @@ async def main(url: str, folder: str, rate: str, size: str, queue_max_bytes: str
     counts, backlog = layer._engine.counts, layer._engine.inbox.pending
     began, cpu = time.monotonic(), time.process_time()
     await layer.flush()
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
     told: dict[str, Any] = {"created": load.created, "changed": load.changed}
     told |= {
         "backlog": backlog,
         "caught_up_in": time.monotonic() - began,
         "caught_up_cpu": time.process_time() - cpu,
         "wrote_for": wrote_for,
+        "most_memory": most,
     }
     told |= {"spilled": counts.spilled, "accepted": counts.accepted.total(), "pending": counts.pending}
     told |= {"balanced": accounted_for(layer), "dropped": counts.dropped.total()}
