@@ -39,7 +39,7 @@ from forebay.journal.journal import Journal
 from forebay.layer import dicts
 from forebay.model import changes
 from forebay.model.changes import Change, Delete, Upsert
-from forebay.pipeline.pipeline import Engine
+from forebay.pipeline.pipeline import Pipeline
 from forebay.pipeline.queue import Inbox
 from forebay.settings import Durability
 from forebay.telemetry.collector import Metrics
@@ -53,7 +53,7 @@ REFUSED = "t1-s1"  # the database refuses this row
 
 _QUEUE_BYTES = 4 * 1024  # five changes or so
 _JOURNAL_BYTES = 2 * 1024  # ten, as JSON is smaller than what holds it in memory
-# The first reads of a process wait so long for what was left before; see the engine.
+# So long after its first read, a process's reads cease to wait for what was left before; see the pipeline.
 _RECOVERY_PATIENCE = 5.0
 
 # A step's output is the number of its write, so a smaller one must never take a greater one's place.
@@ -239,6 +239,7 @@ class Call:
     op: Op | None = None
     thread: str | None = None
     flush: bool = False
+    recovered: bool = False  # whether what was left before was written when it began
 
 
 @dataclass
@@ -249,9 +250,16 @@ class Life:
     """
 
     store: GatedStore
-    engine: Engine
+    engine: Pipeline
     log: list[Op] = field(default_factory=list)
     flushed: int = 0
+    first_read: float | None = None
+
+    @property
+    def recovered(self) -> bool:
+        """Whether what was left before is written."""
+        recovery = self.engine.recovery
+        return recovery is not None and recovery.done_once.is_set()
 
     @property
     def accepted(self) -> int:
@@ -315,7 +323,7 @@ class EngineModel(RuleBasedStateMachine):
             close_timeout=20,
         ).model_copy(update={"journal_max_bytes": _JOURNAL_BYTES})  # below what an operator may set
         store = GatedStore(f"sqlite:///{self._file}", settings)
-        return Life(store, Engine(settings, store, Metrics(), clock=self._loop.time))
+        return Life(store, Pipeline(settings, store, Metrics(), clock=self._loop.time))
 
     @property
     def _journals(self) -> Path:
@@ -364,9 +372,10 @@ class EngineModel(RuleBasedStateMachine):
             assert isinstance(error, RowError), error
 
     def _check_read(self, call: Call) -> None:
-        if self._loop.time() - call.began >= _RECOVERY_PATIENCE:
-            return
         assert call.thread is not None
+        assert self._life.first_read is not None
+        if not call.recovered and self._loop.time() - self._life.first_read >= _RECOVERY_PATIENCE:
+            return
         self._see(call.thread, call.task.result(), call.accepted)
 
     def _see(self, thread: str, seen: Any, first: int) -> None:
@@ -427,8 +436,11 @@ class EngineModel(RuleBasedStateMachine):
 
     @rule(key=st.sampled_from(THREADS))
     def read_thread(self, key: str) -> None:
+        life = self._life
+        if life.first_read is None:
+            life.first_read = self._loop.time()
         task = self._loop.create_task(self._read(key))
-        self._begin(Call(task, self._life.accepted, self._loop.time(), thread=key))
+        self._begin(Call(task, life.accepted, self._loop.time(), thread=key, recovered=life.recovered))
 
     @rule()
     def flush(self) -> None:
@@ -595,7 +607,7 @@ async def test_what_is_read_back_stays_within_the_queues_bytes(
     limit = 64 * 1024
     settings = Settings(journal_dir=tmp_path / "journals", queue_max_bytes=limit)
     store = GatedStore(migrated_sqlite_url, settings)
-    engine = Engine(settings, store, Metrics())
+    engine = Pipeline(settings, store, Metrics())
     sizes = []
     refill = Inbox.refill
 

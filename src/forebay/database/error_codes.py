@@ -73,6 +73,8 @@ _SQLITE_CODES: dict[str, tuple[type[DatabaseError], str]] = {
     "SQLITE_READONLY": (AccessError, "the SQLite file or its folder is read-only; make both writable"),
     "SQLITE_TOOBIG": (RowError, "the row is beyond SQLite's size limit"),
 }
+# Another transaction was in the way, and has gone on: the same one, tried at once, is likely to get through.
+_PASSING = ("40", "SQLITE_BUSY", "SQLITE_LOCKED")
 # SQLite has one code for whatever is wrong with a statement; its message tells these from bad JSON.
 _SQLITE_SCHEMA_WORDS = (
     "no such table",
@@ -80,6 +82,11 @@ _SQLITE_SCHEMA_WORDS = (
     "has no column named",
     "ON CONFLICT clause does not match",
 )
+
+
+def is_passing(error: DatabaseError) -> bool:
+    """Whether the same transaction is likely to get through at once: a deadlock, a conflict, a file in use."""
+    return error.sqlstate is not None and error.sqlstate.startswith(_PASSING)
 
 
 def from_sqlstate(sqlstate: str) -> DatabaseError:

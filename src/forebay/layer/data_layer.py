@@ -34,7 +34,7 @@ from forebay.layer.monitor import Operations
 from forebay.model import changes, cleaning
 from forebay.model.changes import Delete, Upsert
 from forebay.model.schema import EXTRA
-from forebay.pipeline.pipeline import Engine
+from forebay.pipeline.pipeline import Pipeline
 from forebay.settings import Settings
 from forebay.telemetry.collector import Metrics
 from forebay.telemetry.logs import limit_repeats
@@ -127,7 +127,7 @@ class ForebayDataLayer(BaseDataLayer):
         self.conninfo, self.connect_args, self.ssl_require = conninfo, connect_args, ssl_require
         self._store = Store(conninfo, self.settings, connect_args=connect_args, ssl_require=ssl_require)
         self._metrics = Metrics(registry)
-        self._engine = Engine(self.settings, self._store, self._metrics)
+        self._engine = Pipeline(self.settings, self._store, self._metrics)
         self._operations = Operations(self.settings, self._engine, self._metrics)
         self._statements = self._store.statements
         self._positions = _Positions()

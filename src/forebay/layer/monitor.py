@@ -9,7 +9,7 @@ from typing import NoReturn
 import anyio
 
 from forebay.errors import DatabaseError
-from forebay.pipeline.pipeline import Engine
+from forebay.pipeline.pipeline import Pipeline
 from forebay.settings import Settings
 from forebay.telemetry import app_route
 from forebay.telemetry.collector import Metrics
@@ -23,7 +23,7 @@ _ASK_INTERVAL = 5.0
 class Operations:
     """Starts with the engine, in its loop. A layer that is never used opens no port."""
 
-    def __init__(self, settings: Settings, engine: Engine, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, engine: Pipeline, metrics: Metrics) -> None:
         self.listener = Listener(
             settings.metrics_address, metrics.registry, engine.health.reason, lambda: _ended(engine)
         )
@@ -97,7 +97,7 @@ async def _end(task: asyncio.Task[None] | None) -> None:
         await asyncio.wait([task])
 
 
-def _ended(engine: Engine) -> str | None:
+def _ended(engine: Pipeline) -> str | None:
     return (
         "the writer has ended, nothing is written any more; start the process again" if engine.ended else None
     )

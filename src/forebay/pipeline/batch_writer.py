@@ -13,6 +13,7 @@ from typing import Protocol, TypeVar
 
 import anyio
 
+from forebay.database import error_codes
 from forebay.database.store import Checkpoint
 from forebay.errors import DatabaseError, JournalError, RowError, TransientError
 from forebay.model.changes import Change, Upsert
@@ -31,6 +32,9 @@ _REFUSED_MIN = 100
 _REFUSED_SHARE = 0.9
 _RECENT_ROWS = 200
 PAUSE = 10.0  # seconds
+# Two writers that meet cost one of them a try. Nobody hears of so many, in so many seconds.
+_QUIET_TRIES = 5
+_QUIET_SPELL = 3.0
 
 
 class Applies(Protocol):
@@ -181,6 +185,7 @@ class Writer:
 
     async def until_answered(self, attempt: Callable[[], Awaitable[_Answer]]) -> _Answer:
         """Repeat an attempt for as long as there is no answer. Raises RowError."""
+        quiet = _Quiet(self._clock)
         while True:
             self.attempted_at = self._clock()
             try:
@@ -189,6 +194,10 @@ class Writer:
                 self._recovered()
                 raise
             except (DatabaseError, JournalError) as error:
+                if quiet.lasts(error):
+                    self._counts.retries[type(error).__name__] += 1
+                    await anyio.sleep(quiet.backoff.next_delay())
+                    continue
                 self._fail(error)
                 await anyio.sleep(self._backoff.next_delay())
                 continue
@@ -219,6 +228,24 @@ class Writer:
             logger.warning("writes resumed after=%.1fs", self._clock() - self._failing_since)
         self.failure = None
         self._backoff.reset()
+
+
+class _Quiet:
+    """How often an attempt that the database rolled back for the sake of another one is repeated without a word."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.backoff = Backoff(base=0.002, cap=0.05)
+        self._clock = clock
+        self._since = clock()
+
+    def lasts(self, error: Exception) -> bool:
+        """Whether the attempt that failed so is to be repeated at once."""
+        return (
+            isinstance(error, DatabaseError)
+            and error_codes.is_passing(error)
+            and self.backoff.attempts < _QUIET_TRIES
+            and self._clock() - self._since < _QUIET_SPELL
+        )
 
 
 class _Refusals:

@@ -9,8 +9,6 @@ import asyncio
 import contextlib
 import contextvars
 import gc
-import heapq
-import itertools
 import logging
 import os
 import time
@@ -40,11 +38,13 @@ from forebay.errors import (
 from forebay.journal.dead_letters import DeadLetters
 from forebay.journal.journal import Journal
 from forebay.model.changes import Change, Delete
+from forebay.pipeline.barrier import Waiters
 from forebay.pipeline.batch_writer import Writer
 from forebay.pipeline.external_writer import Handover
 from forebay.pipeline.queue import Batch, Inbox, Op
 from forebay.pipeline.recovery import Recovery
 from forebay.pipeline.write_loop import Worker
+from forebay.primitives.futures import fail, quiet_future, settle
 from forebay.settings import Settings
 from forebay.telemetry.collector import JournalView, Metrics
 from forebay.telemetry.counters import Counts
@@ -55,7 +55,8 @@ logger = logging.getLogger("forebay.engine")
 # Handlers go on for a moment after SIGTERM; when nothing was written for this long, they are done. Seconds.
 _QUIET_SPELL = 0.1
 _TOMBSTONES = 100_000
-# How long the first reads wait for what a process before this one has left in its journal. Seconds.
+# How long the first reads wait for what a process before this one has left in its journal: a process's, not a
+# read's, or a long journal would hold each of them up. Seconds.
 _RECOVERY_PATIENCE = 5.0
 
 _COLLECT_AFTER = 50_000  # new objects; a few thousand writes
@@ -65,7 +66,7 @@ _NEVER = 2**63  # no change has this number
 _Durable = asyncio.Future[None] | None  # None: there is nothing to wait for
 
 
-class Engine:
+class Pipeline:
     """One process's writes and reads. It starts itself at its first use, in the loop that runs then."""
 
     def __init__(
@@ -121,17 +122,18 @@ class Engine:
         self._task: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self.is_forked = False
-        self._readers = _Waiters()
-        self._flushes = _Waiters()
+        self._patient_until: float | None = None  # when reads cease to wait for recovery, on the clock
+        self._readers = Waiters()
+        self._flushes = Waiters()
         self._spilled_tickets: dict[int, Any] = {}
         self._tombstones: OrderedDict[str, None] = OrderedDict()
-        _engines.add(self)
+        _pipelines.add(self)
         metrics.observe(
             self.counts, self.inbox, lambda: self.health.reason() is None, clock, self._journal_view()
         )
 
     def __repr__(self) -> str:
-        return f"<Engine {'closed' if self.closed else 'open'}, {self.inbox!r}, {self.writer!r}>"
+        return f"<Pipeline {'closed' if self.closed else 'open'}, {self.inbox!r}, {self.writer!r}>"
 
     def _journal_view(self) -> JournalView | None:
         if not self._journals:
@@ -173,7 +175,7 @@ class Engine:
             return False
         ticket = None
         if committed or self.settings.durability == "commit":
-            ticket = _quiet_future(loop)
+            ticket = quiet_future(loop)
         await self._enter(change, ticket, now=committed)
         if ticket is not None:
             # The change stays queued whatever becomes of the caller.
@@ -339,12 +341,15 @@ class Engine:
         assert self.recovery is not None
         if self.writer.failure is not None:
             raise _unreadable(self.writer.failure)
+        if self._patient_until is None:
+            self._patient_until = self._clock() + _RECOVERY_PATIENCE
+        patience = self._patient_until - self._clock()
+        if patience <= 0:
+            return
         recovered = asyncio.ensure_future(self.recovery.done_once.wait())
         failed = self._readers.add(_NEVER, self._ensure_running())
         try:
-            await asyncio.wait(
-                (recovered, failed), timeout=_RECOVERY_PATIENCE, return_when=asyncio.FIRST_COMPLETED
-            )
+            await asyncio.wait((recovered, failed), timeout=patience, return_when=asyncio.FIRST_COMPLETED)
             if failed.done():
                 failed.result()
         finally:
@@ -361,7 +366,7 @@ class Engine:
         self._ensure_running()
         return await self.store.write(statement, **parameters)
 
-    async def _applied(self, seq: int, waiters: _Waiters) -> None:
+    async def _applied(self, seq: int, waiters: Waiters) -> None:
         done = waiters.add(seq, self._ensure_running())
         self._notify(now=True)
         await done
@@ -387,7 +392,7 @@ class Engine:
     def op_settled(self, op: Op, error: DatabaseError | None) -> None:
         """See `batch_writer.Observer`."""
         for ticket in op.tickets:
-            _settle(ticket, error)
+            settle(ticket, error)
 
     def threads_deleted(self, thread_ids: Iterable[str]) -> None:
         """Another process has deleted them. See `batch_writer.Observer`."""
@@ -429,7 +434,7 @@ class Engine:
         self._flushes.reached(applied_seq)
         if self._external:
             for seq in [seq for seq in self._spilled_tickets if seq <= applied_seq]:
-                _settle(self._spilled_tickets.pop(seq), None)
+                settle(self._spilled_tickets.pop(seq), None)
 
     @property
     def journal_id(self) -> str:
@@ -565,7 +570,7 @@ class Engine:
         self._readers.fail(closed)
         self._flushes.fail(closed)
         for future in (*self.inbox.abandon(), *self._spilled_tickets.values()):
-            _fail(future, closed)
+            fail(future, closed)
 
 
 class _Done:
@@ -576,30 +581,6 @@ class _Done:
 
 
 _DONE = _Done()
-
-
-class _Waiters:
-    """Futures that are done when everything up to their `seq` is settled."""
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[int, int, asyncio.Future[None]]] = []
-        self._number = itertools.count()  # tells entries of one seq apart, which futures can't be
-
-    def add(self, seq: int, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
-        done = _quiet_future(loop)
-        heapq.heappush(self._heap, (seq, next(self._number), done))
-        return done
-
-    def reached(self, seq: int) -> None:
-        while self._heap and self._heap[0][0] <= seq:
-            _, _, done = heapq.heappop(self._heap)
-            if not done.done():
-                done.set_result(None)
-
-    def fail(self, error: Exception) -> None:
-        for _, _, done in self._heap:
-            _fail(done, error)
-        self._heap.clear()
 
 
 @cache
@@ -622,32 +603,13 @@ def _unreadable(error: ForebayError) -> TransientError:
     return TransientError(f"what was written before can't be read yet: {error}")
 
 
-def _settle(ticket: asyncio.Future[None], error: DatabaseError | None) -> None:
-    if error is not None:
-        _fail(ticket, error)
-    elif not ticket.done():
-        ticket.set_result(None)
-
-
-def _fail(future: asyncio.Future[Any], error: Exception) -> None:
-    if not future.done():
-        future.set_exception(error)
-
-
-def _quiet_future(loop: asyncio.AbstractEventLoop) -> asyncio.Future[Any]:
-    """A future whose error is not reported when its caller has gone: the writer reports it already."""
-    future = loop.create_future()
-    future.add_done_callback(lambda done: None if done.cancelled() else done.exception())
-    return future
-
-
 # A child that is forked off must not write what is the parent's.
-_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+_pipelines: weakref.WeakSet[Pipeline] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
-    for engine in list(_engines):
-        engine.forked()
+    for pipeline in list(_pipelines):
+        pipeline.forked()
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -228,6 +228,33 @@ async def test_the_same_batch_is_tried_until_it_is_in(bench: Bench, error: Datab
     assert bench.backoff.attempts == 0
 
 
+@pytest.mark.parametrize("code", ["40P01", "40001", "SQLITE_BUSY", "SQLITE_BUSY_SNAPSHOT", "SQLITE_LOCKED"])
+async def test_two_writers_that_meet_fail_nobody(bench: Bench, code: str) -> None:
+    bench.store.fails = [TransientError("rolled back", sqlstate=code)] * 3
+    await bench.write(a_batch("a"))
+    assert bench.store.attempts == [["a"]] * 4
+    assert bench.counts.retries == {"TransientError": 3}
+    assert bench.observer.failures == []
+
+
+async def test_who_is_always_in_the_way_is_told(bench: Bench) -> None:
+    bench.store.fails = [TransientError("rolled back", sqlstate="40001")] * 7
+    await bench.write(a_batch("a"))
+    assert bench.observer.failures == ["rolled back"] * 2
+
+
+async def test_waiting_long_for_another_writer_is_told_earlier(bench: Bench) -> None:
+    async def slow(*_: Any, **__: Any) -> frozenset[str]:
+        bench.clock.now += 2.0
+        if bench.clock.now < 8.0:
+            raise TransientError("in use", sqlstate="SQLITE_BUSY")
+        return frozenset()
+
+    bench.store.apply = slow  # type: ignore[method-assign]
+    await bench.write(a_batch("a"))
+    assert bench.observer.failures == ["in use"] * 2
+
+
 async def test_waits_come_from_the_backoff_and_begin_anew_after_a_success(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
