@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     is_flag=True,
     envvar="FOREBAY_DRAIN_JSON",
     show_envvar=True,
-    help="Print one JSON object at the end: journals, changes, written, dead_lettered, dropped, left.",
+    help="Print one JSON object at the end: journals, changes, written, dead_lettered, dropped, left, parked.",
 )
 def drain(
     folder: Path,
@@ -94,6 +94,7 @@ def _told(done: dict[str, Any]) -> str:
     if done["dead_lettered"]:
         lines.append(f"{done['dead_lettered']} rows refused: see `forebay dead-letters list`.")
     lines += [f"Left: {path}" for path in done["left"]]
+    lines += [f"Parked: {journal_id}: {reason}" for journal_id, reason in done["parked"].items()]
     return "\n".join(lines)
 
 
@@ -129,6 +130,7 @@ async def _run(
         "dead_lettered": counts.dead_lettered.total(),
         "dropped": counts.dropped.total(),
         "left": [str(path) for path in draining.left()],
+        "parked": draining.parked,
     }
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from forebay.errors import ForebayError, JournalError
+from forebay.journal.log_format import make_folder, sync_folder
 from forebay.model import changes
 from forebay.model.changes import Change
 
@@ -117,6 +118,7 @@ class DeadLetters:
             ) from None
 
     def _create(self) -> None:
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         with contextlib.suppress(FileExistsError):
             os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            sync_folder(self.path.parent)

@@ -25,9 +25,9 @@ from typing import Any
 from forebay.errors import JournalError
 from forebay.journal.group import Group
 from forebay.journal.log import Log
-from forebay.journal.log_format import FORMAT, About
+from forebay.journal.log_format import FORMAT, About, make_folder
 from forebay.journal.log_reader import Reader
-from forebay.journal.orphan import NO_LIMIT, Record, records_of
+from forebay.journal.orphan import NO_LIMIT, Record, read_records, reason_of
 from forebay.journal.ownership import JOURNAL, LOCK, OWNER, PROGRESS, lock, remove_files
 from forebay.journal.retention import Retention
 from forebay.journal.shared_progress import Progress
@@ -174,7 +174,10 @@ class Journal:
             self.kept_size -= self._kept.popleft()[1]
 
     async def read(self, after_seq: int, max_bytes: int) -> list[Record]:
-        """The next changes behind `after_seq` that are on disk and intact, at least one group, about `max_bytes`."""
+        """The next changes behind `after_seq` that are on disk and intact, at least one group, about `max_bytes`.
+
+        Raises JournalError where the disk does not give them back.
+        """
         done: asyncio.Future[list[Record]] = self._loop.create_future()
         self._work.put(_Read(after_seq, max_bytes, done))
         return await done
@@ -234,10 +237,19 @@ class Journal:
             self._loop.call_soon_threadsafe(self._committed, group, error)
 
     def _answer(self, work: _Read) -> None:
-        records = records_of(self._reader.read(work.after_seq, NO_LIMIT, work.max_bytes), work.after_seq)
+        records: list[Record] = []
+        error: JournalError | None = None
+        try:
+            records = read_records(self._reader, work.after_seq, NO_LIMIT, work.max_bytes)
+        except JournalError as failed:
+            error = failed
 
         def tell() -> None:
-            if not work.done.done():
+            if work.done.done():
+                return
+            if error is not None:
+                work.done.set_exception(error)
+            else:
                 work.done.set_result(records)
 
         with contextlib.suppress(RuntimeError):
@@ -281,27 +293,23 @@ def _add(chunks: deque[tuple[int, int]], seq: int, size: int) -> None:
 
 def _create(folder: Path, path: Path, location: str, *, external: bool) -> tuple[Any, Progress | None, Log]:
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(folder)
         # The log last: whoever finds it looks for the others.
         lock_file = lock(path.with_suffix(OWNER if external else LOCK))
         progress = Progress(path.with_suffix(PROGRESS), create=True) if external else None
         return lock_file, progress, Log(path, About(FORMAT, path.stem, location))
     except OSError as error:
         raise JournalError(
-            f"the journal can't be written in {folder} ({_reason(error)}); set FOREBAY_JOURNAL_DIR to a folder on a"
+            f"the journal can't be written in {folder} ({reason_of(error)}); set FOREBAY_JOURNAL_DIR to a folder on a"
             " local disk that this process may write to"
         ) from None
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or type(error).__name__
 
 
 def _explain(error: OSError) -> JournalError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return JournalError("the disk that holds the journal is full; make room, or set FOREBAY_JOURNAL_DIR")
     return JournalError(
-        f"the journal can't be written ({_reason(error)}); see the disk that holds FOREBAY_JOURNAL_DIR"
+        f"the journal can't be written ({reason_of(error)}); see the disk that holds FOREBAY_JOURNAL_DIR"
     )
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import orjson
 
-from forebay.journal.log_format import HEADER, MAGIC, PREFIX, SUFFIX, About, sync_folder
+from forebay.journal.log_format import HEADER, MAGIC, PREFIX, SUFFIX, About, Head, sync_folder
 
 SEGMENT_BYTES = 8 * 1024 * 1024
 _RESERVED_BYTES = 256 * 1024
@@ -43,8 +43,9 @@ class Segment:
 class Log:
     """Writes a log into `folder`, which must not exist. Every method may raise OSError."""
 
-    def __init__(self, folder: Path, about: About) -> None:
-        self._about = orjson.dumps(about)
+    def __init__(self, folder: Path, about: About, database_id: str | None = None) -> None:
+        self._about = about
+        self.database_id = database_id
         self.closed: deque[Segment] = deque()  # the oldest first
         self.first_seq = 0  # of the segment that is written to; 0 while it holds nothing
         self._number = 0
@@ -81,8 +82,10 @@ class Log:
     def _write(self, first_seq: int, last_seq: int, body: Sequence[bytes], checksum: int) -> None:
         length = sum(map(len, body))
         whole = zlib.crc32(PREFIX.pack(length, first_seq, last_seq), checksum)
-        record = [HEADER.pack(MAGIC, length, first_seq, last_seq, whole), *body]
-        end = self._good + HEADER.size + length
+        self._write_out([HEADER.pack(MAGIC, length, first_seq, last_seq, whole), *body], HEADER.size + length)
+
+    def _write_out(self, record: list[bytes], size: int) -> None:
+        end = self._good + size
         if end > self._reserved:
             self._reserve(end)
         at = self._good
@@ -124,7 +127,8 @@ class Log:
         flags = os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC | os.O_DSYNC
         self._file, self._good, self._reserved = os.open(path, flags, 0o600), 0, 0
         try:
-            self._write(0, 0, [self._about], zlib.crc32(self._about))
+            heads = self._heads()
+            self._write_out([heads], len(heads))
             sync_folder(self._folder)
         except OSError:
             os.close(self._file)
@@ -134,6 +138,11 @@ class Log:
             raise
         # Only now: a number that is missing means that a segment was lost.
         self._number, self._path = self._number + 1, path
+
+    def _heads(self) -> bytes:
+        before = self.closed[-1].size if self.closed else 0
+        head = Head(self.database_id, self._about.database, before)
+        return b"".join(_head_record(orjson.dumps(each)) for each in (self._about, head))
 
     def remove_oldest(self) -> None:
         """Delete the oldest segment that is closed."""
@@ -145,6 +154,11 @@ class Log:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+
+
+def _head_record(body: bytes) -> bytes:
+    checksum = zlib.crc32(PREFIX.pack(len(body), 0, 0), zlib.crc32(body))
+    return HEADER.pack(MAGIC, len(body), 0, 0, checksum) + body
 
 
 def _from(parts: Sequence[bytes], offset: int) -> list[bytes]:

@@ -1,17 +1,22 @@
 """How a log lies on the disk: segments of records, each with a checksum of its own.
 
 A record is a header (magic, length, first and last `seq`, checksum) and the encoded changes. Each file, a
-segment, begins with a record that says whose it is. Behind a damaged record the next intact one is found.
+segment, begins with two records that say whose it is, with 0 as their numbers. Behind a damaged record the next
+intact one is found.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import zlib
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
+
+import orjson
 
 FORMAT = 4
 MAGIC = b"\xf0FB\n"
@@ -31,12 +36,33 @@ class About:
 
 
 @dataclass(frozen=True, slots=True)
+class Head:
+    """What a segment says behind that. Releases that do not know it pass over it.
+
+    `database_id` is the database's own id, where it was known, `location` how the database is reached, in full;
+    `before`, up to which byte the segment before this one holds groups.
+    """
+
+    database_id: str | None
+    location: str
+    before: int
+
+
+@dataclass(frozen=True, slots=True)
 class Group:
     """Changes that were written together, encoded."""
 
     first_seq: int
     last_seq: int
     body: bytes
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder, its owner's alone, such that a crash of the machine forgets neither it nor its parents."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for path in missing:
+        sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
@@ -89,3 +115,26 @@ def is_partial(rest: bytes, offset: int) -> bool:
         or rest[end - 1] == 0
         or any(not rest[begin:until].strip(b"\0") for begin, until in sectors)
     )
+
+
+def heads_of(content: bytes) -> tuple[About | None, Head | None]:
+    """What a segment that begins with this says of itself; None for what is damaged or was never written."""
+    about: About | None = None
+    head: Head | None = None
+    at = next_intact(content, 0)
+    while at is not None and (group := group_at(content, at)) is not None and group.last_seq == 0:
+        fields = _fields(group.body)
+        with contextlib.suppress(TypeError):
+            about = about or About(**fields)
+        with contextlib.suppress(TypeError):
+            head = head or Head(**fields)
+        at += HEADER.size + len(group.body)
+    return about, head
+
+
+def _fields(body: bytes) -> dict[str, Any]:
+    try:
+        fields = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return {}
+    return fields if isinstance(fields, dict) else {}

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import errno
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-
-import orjson
 
 from forebay.journal.log_format import (
     HEADER,
     SUFFIX,
     About,
     Group,
+    Head,
     group_at,
+    heads_of,
     is_partial,
     next_intact,
 )
 
+_HEADS_BYTES = 8 * 1024
+
 
 class Reader:
-    """Reads a log from its beginning, also while it is being written.
+    """Reads a log from its beginning, also while it is being written. Raises OSError where the disk does not give it.
 
     `damaged` tells whether something could not be read; `torn` whether the last segment ends within a group,
     which a crash leaves behind of one that was never acknowledged.
@@ -56,8 +58,7 @@ class Reader:
             if self._segment is not None and segment < self._segment:
                 continue
             offset = self._offset if segment == self._segment else 0
-            is_last = segment == segments[-1]
-            for group, end in self._scan(segment, offset, is_last=is_last):
+            for group, end in self._scan(segment, offset, _end_of(segment, segments)):
                 if group.last_seq > up_to_seq:
                     return
                 if group.last_seq > after_seq:
@@ -69,27 +70,28 @@ class Reader:
         if numbers and numbers[-1] - numbers[0] >= len(numbers):
             self.damaged = True
 
-    def _scan(self, segment: Path, offset: int, *, is_last: bool) -> Iterator[tuple[Group, int]]:
+    def _scan(self, segment: Path, offset: int, end: int | None) -> Iterator[tuple[Group, int]]:
+        """The groups behind `offset`, up to `end`, where that is known, and where each ends."""
         try:
             content = _read_from(segment, offset)
-        except FileNotFoundError:  # trimmed in between
+        except FileNotFoundError:  # removed in between
             return
-        except OSError:  # a disk that can't read it back
-            self.damaged = True
-            return
+        if end is not None:
+            self.damaged = self.damaged or offset + len(content) < end
+            content = content[: max(0, end - offset)]
         at = 0
-        self.torn = self.torn or (is_last and offset == 0 and not content)
+        self.torn = self.torn or (end is None and offset == 0 and not content)
         while at < len(content):
             group = group_at(content, at)
             if group is None:
                 following = next_intact(content, at + 1)
                 if following is None:
-                    self._note_end(content[at:], offset + at, is_last=is_last)
+                    self._note_end(content[at:], offset + at, is_last=end is None)
                     return
                 self.damaged, at = True, following
                 continue
             at += HEADER.size + len(group.body)
-            if group.last_seq:  # not the record that says whose it is
+            if group.last_seq:  # not a record that says whose it is
                 yield group, offset + at
 
     def _note_end(self, rest: bytes, offset: int, *, is_last: bool) -> None:
@@ -102,32 +104,44 @@ class Reader:
             self.damaged = True
 
 
-def read_about(folder: Path) -> About | None:
-    """Whose the log in the folder is; None where no segment says it."""
-    for segment in segments_of(folder):
-        try:
-            group = group_at(_read_from(segment, 0, HEADER.size + 64 * 1024), 0)
-            if group is not None and group.last_seq == 0:
-                return About(**orjson.loads(group.body))
-        except (OSError, TypeError, orjson.JSONDecodeError):
-            continue
+def _end_of(segment: Path, segments: list[Path]) -> int | None:
+    """Up to which byte a segment holds groups: the next one says it. None of the last that was begun whole."""
+    behind = segments[segments.index(segment) + 1 :]
+    for following in behind:
+        about, head = _heads_of(following)
+        if head is not None and following == behind[0]:
+            return head.before
+        if (about, head) != (None, None):  # as of the first release, which cut off what was reserved
+            with contextlib.suppress(FileNotFoundError):
+                return segment.stat().st_size
     return None
+
+
+def read_heads(folder: Path) -> tuple[About | None, Head | None]:
+    """Whose the log in the folder is, by the newest segment that says it; None for what none says.
+
+    Raises OSError where the disk does not give it.
+    """
+    about: About | None = None
+    head: Head | None = None
+    for segment in reversed(segments_of(folder)):
+        its_about, its_head = _heads_of(segment)
+        about, head = about or its_about, head or its_head
+        if about is not None and head is not None:
+            break
+    return about, head
+
+
+def _heads_of(segment: Path) -> tuple[About | None, Head | None]:
+    try:
+        return heads_of(_read_from(segment, 0, _HEADS_BYTES))
+    except FileNotFoundError:  # removed in between
+        return None, None
 
 
 def segments_of(folder: Path) -> list[Path]:
     """The log's files, in order."""
     return sorted(path for path in folder.glob(f"*{SUFFIX}") if path.stem.isdecimal())
-
-
-def remove(folder: Path) -> None:
-    """Delete a log."""
-    for path in folder.iterdir() if folder.is_dir() else ():
-        path.unlink(missing_ok=True)
-    try:
-        folder.rmdir()
-    except OSError as error:
-        if error.errno != errno.ENOENT:
-            raise
 
 
 def _read_from(path: Path, offset: int, size: int = -1) -> bytes:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from forebay.journal.log_format import FORMAT, Group
-from forebay.journal.log_reader import Reader, read_about
+from forebay.errors import JournalError
+from forebay.journal.log_format import FORMAT, Group, sync_folder
+from forebay.journal.log_reader import Reader, read_heads
 from forebay.journal.ownership import JOURNAL, LOCK, OWNER, PROGRESS, is_held, lock, remove_files
 from forebay.journal.shared_progress import Progress
 from forebay.model import changes
@@ -32,8 +34,9 @@ class Orphan:
         self.progress: Progress | None = None
         self._lock_file = lock_file
         self._reader = Reader(path)
-        if path.with_suffix(PROGRESS).exists() and owned:
-            self.progress = Progress(path.with_suffix(PROGRESS))
+        if owned and self.owned:
+            with contextlib.suppress(OSError):
+                self.progress = Progress(path.with_suffix(PROGRESS))
 
     def __repr__(self) -> str:
         return f"<Orphan {self.id}>"
@@ -59,22 +62,25 @@ class Orphan:
         return self.path.exists()
 
     def read(self, after_seq: int, max_bytes: int) -> list[Record]:
-        """As `Journal.read`, of what is intact; `damaged` tells whether something was not."""
-        up_to_seq = self.progress.durable if self.progress is not None else NO_LIMIT
-        return records_of(self._reader.read(after_seq, up_to_seq, max_bytes), after_seq)
+        """As `Journal.read`, of what is intact; `damaged` tells whether something was not. Raises JournalError.
+
+        Of one whose owner lives, no more than that one says is durable; of another, all that is there.
+        """
+        is_followed = self.progress is not None and self.owned
+        up_to_seq = self.progress.durable if self.progress is not None and is_followed else NO_LIMIT
+        return read_records(self._reader, after_seq, up_to_seq, max_bytes)
 
     def remove(self) -> None:
-        """The database has it whole."""
-        self._disconnect()
+        """Delete it, as the database has it whole. Raises OSError, and goes on holding it."""
         remove_files(self.path)
-        self._lock_file.close()
+        self.release()
 
     def set_aside(self) -> Path:
-        """Keep a damaged file where it is not adopted again."""
-        self._disconnect()
+        """Keep a damaged file where it is not adopted again. Raises OSError, and goes on holding it."""
         aside = self.path.with_suffix(".damaged")
         self.path.rename(aside)
-        self._lock_file.close()
+        sync_folder(aside.parent)
+        self.release()
         return aside
 
     def release(self) -> None:
@@ -89,38 +95,71 @@ class Orphan:
 
 
 def adopt(
-    folder: Path, location: str | None = "", *, owned: bool = False, but: Sequence[str] = ()
+    folder: Path,
+    location: str | None = "",
+    *,
+    owned: bool = False,
+    but: Sequence[str] = (),
+    on_error: Callable[[str, OSError], None] | None = None,
 ) -> Orphan | None:
     """Take the oldest journal in the folder that nobody writes out; two adopters never take one.
 
     `location`: for that database only, None for any; `owned`: also those that a living process appends to;
-    `but`: not these ids. Raises OSError where the folder can't be read.
+    `but`: not these ids; `on_error` is told the id of one that can't be taken, and the others are tried. Raises
+    OSError where the folder can't be read.
     """
     if not folder.is_dir():
         return None
     for path in sorted(folder.glob(f"*{JOURNAL}"), key=_age):
-        if path.stem in but or (not owned and is_held(path.with_suffix(OWNER))):
-            continue
-        lock_file = lock(path.with_suffix(LOCK))
-        if lock_file is None:
-            continue
+        try:
+            orphan = _take(path, location, owned=owned) if path.stem not in but else None
+        except OSError as error:
+            if on_error is None:
+                raise
+            on_error(path.stem, error)
+        else:
+            if orphan is not None:
+                return orphan
+    return None
+
+
+def _take(path: Path, location: str | None, *, owned: bool) -> Orphan | None:
+    if not owned and is_held(path.with_suffix(OWNER)):
+        return None
+    lock_file = lock(path.with_suffix(LOCK))
+    if lock_file is None:
+        return None
+    try:
         if not path.exists():  # somebody else wrote it out in between
             path.with_suffix(LOCK).unlink(missing_ok=True)
         elif _is_for(path, location):
-            return Orphan(path, lock_file, owned=owned)
-        lock_file.close()
+            orphan, lock_file = Orphan(path, lock_file, owned=owned), None
+            return orphan
+    finally:
+        if lock_file is not None:
+            lock_file.close()
     return None
 
 
 def let_go(orphan: Orphan) -> bool:
-    """End with a journal whose intact changes are all written: remove it, or set a damaged one aside."""
-    if orphan.damaged:
-        kept_at = orphan.set_aside()
-        logger.error("journal damaged kept_at=%s reason=some of its changes can't be read back", kept_at)
-        return False
-    if orphan.torn:
-        logger.warning("journal ends within a change journal=%s; that one was not acknowledged", orphan.id)
-    orphan.remove()
+    """End with a journal whose intact changes are all written: remove it, or set a damaged one aside.
+
+    Raises JournalError when that can't be done; it is held still.
+    """
+    try:
+        if orphan.damaged:
+            kept_at = orphan.set_aside()
+            logger.error("journal damaged kept_at=%s reason=some of its changes can't be read back", kept_at)
+            return False
+        if orphan.torn:
+            logger.warning(
+                "journal ends within a change journal=%s; that one was not acknowledged", orphan.id
+            )
+        orphan.remove()
+    except OSError as error:
+        raise JournalError(
+            f"a journal is in the database and can't be removed ({reason_of(error)})"
+        ) from None
     return True
 
 
@@ -141,7 +180,7 @@ _left_alone: set[Path] = set()  # told once
 
 def _is_for(path: Path, location: str | None) -> bool:
     """Whether the journal can be read by this release and is for the database. One that doesn't say so is."""
-    about = read_about(path)
+    about, _ = read_heads(path)
     if about is None:
         return True
     if about.format != FORMAT:
@@ -156,8 +195,24 @@ def _is_for(path: Path, location: str | None) -> bool:
     return False
 
 
-def records_of(groups: Sequence[Group], after_seq: int) -> list[Record]:
-    """The changes in these groups behind `after_seq`, each with its number."""
+def read_records(reader: Reader, after_seq: int, up_to_seq: int, max_bytes: int) -> list[Record]:
+    """The next changes behind `after_seq`, each with its number. Raises JournalError."""
+    try:
+        return _records(reader.read(after_seq, up_to_seq, max_bytes), after_seq)
+    except OSError as error:
+        raise JournalError(f"a journal can't be read ({reason_of(error)})") from None
+    except Exception as error:  # it was written whole, so whatever it is, another release has written it
+        raise JournalError(
+            f"a journal holds what this release of forebay can't read ({type(error).__name__})"
+        ) from None
+
+
+def reason_of(error: OSError) -> str:
+    """What the system says, without a path."""
+    return error.strerror or type(error).__name__
+
+
+def _records(groups: Sequence[Group], after_seq: int) -> list[Record]:
     return [
         record
         for group in groups

@@ -6,14 +6,17 @@ to the database; and where that is not the process that appends, `.owner`, held 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from pathlib import Path
 from typing import Any
 
-from forebay.journal import log_reader
+from forebay.journal.log_format import sync_folder
 
 JOURNAL, LOCK, OWNER, PROGRESS = ".journal", ".lock", ".owner", ".progress"
+_REMOVED = ".removed"
+_STRAY = (".new", PROGRESS, OWNER, LOCK)
 
 
 def is_written_out(path: Path) -> bool:
@@ -28,13 +31,22 @@ def is_owned(path: Path) -> bool:
 
 def lock(path: Path) -> Any:
     """The lock file, held; None when another process holds it. It is removed together with its journal."""
-    descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return os.fdopen(descriptor, "w")
+    while True:
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            return None
+        if _is_at(descriptor, path):
+            return os.fdopen(descriptor, "w")
+        os.close(descriptor)  # somebody has removed it in between
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    return False
 
 
 def is_held(path: Path) -> bool:
@@ -53,8 +65,47 @@ def is_held(path: Path) -> bool:
 
 
 def remove_files(path: Path) -> None:
-    """Delete a journal with all that belongs to it."""
-    # The journal first: what is left of the others then belongs to nothing.
-    log_reader.remove(path)
+    """Delete a journal with all that belongs to it. Raises OSError when it stays where it was.
+
+    It gets another name first: of a log that is removed in part, a crash could leave what looks like damage. What
+    then can't be deleted is `sweep`'s.
+    """
+    gone = path.with_suffix(_REMOVED)
+    with contextlib.suppress(FileNotFoundError):
+        path.rename(gone)
+        sync_folder(path.parent)
+    _delete(gone)
     for suffix in (PROGRESS, OWNER, LOCK):
-        path.with_suffix(suffix).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.with_suffix(suffix).unlink()
+
+
+def sweep(folder: Path) -> None:
+    """Delete what belongs to no journal: what a crash has left of one that was begun or removed."""
+    for gone in folder.glob(f"*{_REMOVED}"):
+        _delete(gone)
+    for path in [path for suffix in _STRAY for path in folder.glob(f"*{suffix}")]:
+        if not path.with_suffix(JOURNAL).exists():
+            _remove_stray(path)
+
+
+def _remove_stray(path: Path) -> None:
+    locks = [path.with_suffix(suffix) for suffix in (LOCK, OWNER)]
+    held = [lock(path) for path in locks if path.exists()]
+    try:
+        # Whoever begins a journal holds one of them before there is one.
+        if all(held) and not path.with_suffix(JOURNAL).exists():
+            _delete(path.with_suffix(".new"))
+            for suffix in (PROGRESS, OWNER, LOCK):
+                path.with_suffix(suffix).unlink(missing_ok=True)
+    finally:
+        for file in filter(None, held):
+            file.close()
+
+
+def _delete(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            with contextlib.suppress(OSError):
+                path.unlink()
+        folder.rmdir()

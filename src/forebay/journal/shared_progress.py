@@ -2,10 +2,13 @@
 
 The one who appends says what is durable, the one who writes says what the database has. Both are on one
 machine, so a look at the other's number costs neither a system call nor the disk.
+
+It is a hint between two that live. Nobody syncs it, so after a crash of the machine it may say anything.
 """
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import struct
@@ -25,6 +28,8 @@ class Progress:
         try:
             if create:
                 os.truncate(descriptor, _SIZE)
+            if os.fstat(descriptor).st_size < _SIZE:
+                raise OSError(errno.EINVAL, "it is too short")
             self._numbers = mmap.mmap(descriptor, _SIZE)
         finally:
             os.close(descriptor)

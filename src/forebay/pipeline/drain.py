@@ -17,7 +17,8 @@ from pathlib import Path
 from forebay.database.store import Store
 from forebay.errors import DatabaseError, JournalError, RowError
 from forebay.journal.dead_letters import DeadLetters
-from forebay.journal.orphan import Orphan, Record, adopt, journal_paths, let_go
+from forebay.journal.journals import Journals
+from forebay.journal.orphan import Orphan, Record, journal_paths, let_go
 from forebay.model.changes import Change
 from forebay.pipeline.batch_writer import Writer
 from forebay.pipeline.queue import Batch, Op
@@ -72,6 +73,7 @@ class Drain:
         self.changes = 0
         self.counts = Counts()
         self._folder = folder
+        self._journals = Journals(folder, clock)
         self._store = store
         self._batch_bytes = settings.batch_max_bytes
         self._location = None if any_database else store.location
@@ -134,11 +136,8 @@ class Drain:
         found = False
         while True:
             held = tuple(self._followed)
-            try:
-                journal = await asyncio.to_thread(adopt, self._folder, self._location, owned=owned, but=held)
-            except OSError as error:
-                logger.error("journals not looked for in=%s reason=%s", self._folder, error.strerror)
-                return found
+            journal = await asyncio.to_thread(self._journals.adopt, self._location, owned=owned, but=held)
+            self.counts.journals_parked = len(self._journals.parked)
             if journal is None:
                 return found
             found = True
@@ -154,7 +153,16 @@ class Drain:
         logger.info("journal adopted journal=%s owned=%s", journal.id, is_owned)
 
     async def _advance(self, followed: _Followed) -> bool:
-        """Write one batch of a journal, if there is one; whether there was."""
+        """Write one batch of a journal, if there is one; whether there was. One that can't be read is parked."""
+        try:
+            return await self._advance_one(followed)
+        except JournalError as error:
+            self._followed.pop(followed.journal.id, None)
+            await asyncio.to_thread(self._journals.park, followed.journal, str(error))
+            self.counts.journals_parked = len(self._journals.parked)
+            return True
+
+    async def _advance_one(self, followed: _Followed) -> bool:
         if not followed.has_more:
             self._look_for_owner(followed)
             return False
@@ -193,12 +201,20 @@ class Drain:
 
     async def _finish(self, followed: _Followed) -> None:
         journal_id = followed.journal.id
+        is_gone = await asyncio.to_thread(let_go, followed.journal)
         del self._followed[journal_id]
-        if not let_go(followed.journal):
+        self._journals.finished(followed.journal)
+        self.counts.journals_parked = len(self._journals.parked)
+        if not is_gone:
             return
         self.journals += 1
         await self._writer.until_answered(lambda: self._store.forget_journal(journal_id))
         logger.warning("journal written out journal=%s", journal_id)
+
+    @property
+    def parked(self) -> dict[str, str]:
+        """Why a journal could not be dealt with, by its id."""
+        return {journal_id: parked.reason for journal_id, parked in self._journals.parked.items()}
 
     def left(self) -> list[Path]:
         """The journals that are still in the folder, in use or not, and those that were damaged."""

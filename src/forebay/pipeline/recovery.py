@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from forebay.journal.orphan import Orphan, adopt, let_go
+from forebay.errors import JournalError
+from forebay.journal.journals import Journals
+from forebay.journal.orphan import Orphan, let_go
 from forebay.pipeline.batch_writer import Writer
 from forebay.pipeline.queue import Batch
 from forebay.telemetry.counters import Counts
@@ -48,6 +50,7 @@ class Recovery:
         self.due = 0.0  # when to look again, on the clock
         self.done_once = asyncio.Event()
         self._folder = folder
+        self._journals = Journals(folder, clock)
         self._location = location
         self._writer = writer
         self._database = database
@@ -71,15 +74,21 @@ class Recovery:
                 self.done_once.set()
             self.due = self._clock() + INTERVAL
             return False
-        await self._write_some(self._orphan)
+        try:
+            await self._write_some(self._orphan)
+        except JournalError as error:
+            await self._park(self._orphan, error)
         return True
 
+    async def _park(self, orphan: Orphan, error: JournalError) -> None:
+        """One journal's trouble is its own: the others, and new changes, go on."""
+        self._orphan = None
+        await asyncio.to_thread(self._journals.park, orphan, str(error))
+        self._counts.journals_parked = len(self._journals.parked)
+
     async def _adopt_next(self) -> None:
-        try:
-            self._orphan = await asyncio.to_thread(adopt, self._folder, self._location)
-        except OSError as error:
-            logger.error("journals not looked for in=%s reason=%s", self._folder, error.strerror)
-            return
+        self._orphan = await asyncio.to_thread(self._journals.adopt, self._location)
+        self._counts.journals_parked = len(self._journals.parked)
         if self._orphan is not None:
             journal_id, self._replayed = self._orphan.id, 0
             self._applied_seq = await self._writer.until_answered(
@@ -101,8 +110,11 @@ class Recovery:
         self._counts.replayed += len(records)
 
     async def _finish(self, orphan: Orphan) -> None:
+        is_gone = await asyncio.to_thread(let_go, orphan)
         self._orphan = None
-        if not let_go(orphan):
+        self._journals.finished(orphan)
+        self._counts.journals_parked = len(self._journals.parked)
+        if not is_gone:
             return
         await self._writer.until_answered(lambda: self._database.forget_journal(orphan.id))
         logger.warning("journal recovered changes=%d journal=%s", self._replayed, orphan.id)

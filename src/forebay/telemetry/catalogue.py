@@ -117,6 +117,11 @@ INSTRUMENTS = (
         "forebay_journal_replayed_changes", _C, "Changes that were read from journals of ended processes."
     ),
     Instrument(
+        "forebay_journals_parked",
+        _G,
+        "Journals of ended processes that can't be read, or removed, at present; the log names each.",
+    ),
+    Instrument(
         "forebay_read_duration_seconds",
         _H,
         "How long a read took, with its waiting for writes before it.",

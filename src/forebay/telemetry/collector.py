@@ -260,6 +260,7 @@ def _counters(counts: Counts) -> dict[str, _Source]:
         "forebay_writer_paused": lambda: {(): float(counts.paused)},
         "forebay_replica_reads": lambda: {(key,): counts.replica_reads[key] for key in _REPLICA_READS},
         "forebay_journal_replayed_changes": lambda: {(): counts.replayed},
+        "forebay_journals_parked": lambda: {(): counts.journals_parked},
         "forebay_uploads_pending": lambda: {(): counts.uploads_pending},
         "forebay_upload_retries": lambda: {(): counts.upload_retries},
         "forebay_upload_failures": lambda: {(): counts.upload_failures},

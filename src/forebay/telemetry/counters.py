@@ -29,6 +29,7 @@ class Counts:
     replica_reads: Counter[str] = field(default_factory=Counter)  # by outcome
     paused: bool = False  # the writer waits, since nearly every row is refused
     replayed: int = 0  # changes that a process before this one left in its journal
+    journals_parked: int = 0  # of other processes, that can't be dealt with at present
     spilled: int = 0  # changes that lay in the journal alone for a while
 
     @property

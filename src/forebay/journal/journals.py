@@ -1,0 +1,72 @@
+"""The journals in a folder, one by one: what can't be dealt with at present is parked, and the others go on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from forebay.journal.orphan import Orphan, adopt, reason_of
+from forebay.journal.ownership import sweep
+from forebay.primitives.backoff import Backoff
+
+logger = logging.getLogger("forebay.journal")
+
+# Seconds between two tries at a journal, at first and at most.
+_FIRST_RETRY, _LAST_RETRY = 20.0, 600.0
+
+
+@dataclass(slots=True)
+class Parked:
+    """Why a journal is left for a while, and until when on the clock."""
+
+    reason: str
+    until: float = 0.0
+    backoff: Backoff = field(default_factory=lambda: Backoff(_FIRST_RETRY, _LAST_RETRY))
+
+
+class Journals:
+    """The journals in `folder` that other processes have left, or append to.
+
+    `parked` holds those that can't be read, decoded or removed, by id. Each is tried again with backoff, and by the
+    next process at its start. Calls block.
+    """
+
+    def __init__(self, folder: Path, clock: Callable[[], float]) -> None:
+        self.parked: dict[str, Parked] = {}
+        self._folder = folder
+        self._clock = clock
+
+    def __repr__(self) -> str:
+        return f"<Journals in {self._folder}, {len(self.parked)} parked>"
+
+    def adopt(self, location: str | None, *, owned: bool = False, but: Sequence[str] = ()) -> Orphan | None:
+        """See `orphan.adopt`; those that are parked are left alone until it is time. Raises no error."""
+        now = self._clock()
+        left = [journal_id for journal_id, parked in self.parked.items() if parked.until > now]
+        try:
+            if self._folder.is_dir():
+                sweep(self._folder)
+            return adopt(self._folder, location, owned=owned, but=(*but, *left), on_error=self._not_taken)
+        except OSError as error:
+            logger.error("journals not looked for in=%s reason=%s", self._folder, reason_of(error))
+            return None
+
+    def park(self, orphan: Orphan, reason: str) -> None:
+        """Leave a journal for a while, for this process or another."""
+        orphan.release()
+        self._park(orphan.id, reason)
+
+    def finished(self, orphan: Orphan) -> None:
+        """A journal is written out, and gone."""
+        self.parked.pop(orphan.id, None)
+
+    def _not_taken(self, journal_id: str, error: OSError) -> None:
+        self._park(journal_id, f"a journal can't be taken ({reason_of(error)})")
+
+    def _park(self, journal_id: str, reason: str) -> None:
+        parked = self.parked.setdefault(journal_id, Parked(reason))
+        delay = _FIRST_RETRY + parked.backoff.next_delay()
+        parked.reason, parked.until = reason, self._clock() + delay
+        logger.error("journal parked journal=%s retry_in=%.0fs reason=%s", journal_id, delay, reason)
