@@ -147,3 +147,15 @@ async def test_metadata_meets_shallowly_whether_folded_or_stored(
         await layer.flush()
     await layer.update_thread(thread_id, metadata=second)
     assert (await stored_thread(layer, thread_id))["metadata"] == expected
+
+
+async def test_a_page_of_one_list_leaves_the_place_in_another_alone(layer: ForebayDataLayer) -> None:
+    user = await a_user(layer)
+    threads = [await a_thread(layer, user_id=user.id, name=f"thread {n}") for n in range(3)]
+    for n, thread_id in enumerate(threads):
+        await layer.create_step(a_step(thread_id, createdAt=at(n), output="said"))
+    _, middle, _ = threads
+    assert await listed(layer, user.id, 2) == [threads[2], middle]
+    await layer.create_step(a_step(middle, createdAt=at(9), output="unheard of"))
+    assert await listed(layer, user.id, 2, search="unheard of") == [middle]
+    assert await listed(layer, user.id, 2, cursor=middle) == [threads[0]]

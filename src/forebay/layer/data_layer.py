@@ -26,10 +26,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 from forebay.attachments.blobs import Blobs
 from forebay.attachments.providers import configured_storage
 from forebay.attachments.uploads import Content, Uploads
+from forebay.database.reads import Page, Reads
 from forebay.database.store import Store
 from forebay.database.urls import is_postgres
 from forebay.errors import DatabaseError, RowError
 from forebay.layer import dicts
+from forebay.layer.cursors import Cursor, Positions
 from forebay.layer.monitor import Operations
 from forebay.model import changes, cleaning
 from forebay.model.changes import Delete, Upsert
@@ -76,28 +78,6 @@ SELECT CAST(id AS TEXT) AS id FROM below
 """
 
 
-class _Positions:
-    """Where the last threads of recent pages stood.
-
-    A page goes on from there, also when the thread has been deleted or has moved up since. After a restart,
-    and in another process, the thread's present place counts.
-    """
-
-    _MOST = 10_000
-
-    def __init__(self) -> None:
-        self._activities: OrderedDict[tuple[str, str | None], str] = OrderedDict()
-
-    def remember(self, cursor: tuple[str, str | None], activity: str) -> None:
-        self._activities[cursor] = activity
-        self._activities.move_to_end(cursor)
-        if len(self._activities) > self._MOST:
-            self._activities.popitem(last=False)
-
-    def of(self, cursor: tuple[str, str | None]) -> str | None:
-        return self._activities.get(cursor)
-
-
 class ForebayDataLayer(BaseDataLayer):
     """A Chainlit data layer whose writes are batched and whose reads are one statement each.
 
@@ -130,7 +110,8 @@ class ForebayDataLayer(BaseDataLayer):
         self._engine = Pipeline(self.settings, self._store, self._metrics)
         self._operations = Operations(self.settings, self._engine, self._metrics)
         self._statements = self._store.statements
-        self._positions = _Positions()
+        self._reads = Reads(self._store, self._engine)
+        self._positions = Positions()
         client = storage_provider if storage_provider is not None else configured_storage(self.settings)
         counts = self._engine.counts
         self._blobs = Blobs(client, counts)
@@ -240,7 +221,7 @@ class ForebayDataLayer(BaseDataLayer):
     async def get_user(self, identifier: str) -> PersistedUser | None:
         """The user with this login name, or None."""
         self._log_call("get_user")
-        found = await self._engine.read(self._statements.user, identifier=cleaning.text(identifier))
+        found = await self._reads.user(identifier)
         return dicts.user(found) if found else None
 
     async def create_user(self, user: User) -> PersistedUser | None:
@@ -275,11 +256,8 @@ class ForebayDataLayer(BaseDataLayer):
     async def get_thread(self, thread_id: str) -> ThreadDict | None:
         """The thread with its steps by time, their feedback, and its elements with fresh URLs; or None."""
         self._log_call("get_thread")
-        if not self._store.valid_id(thread_id):
-            return None
         await self._settle_uploads(thread_id)
-        await self._engine.settle(thread_id)
-        found = await self._engine.read(self._statements.thread, id=thread_id)
+        found = await self._reads.thread(thread_id)
         return (await self._signed([found]))[0] if found else None
 
     async def _signed(self, found: list[dicts.Document]) -> list[ThreadDict]:
@@ -291,14 +269,8 @@ class ForebayDataLayer(BaseDataLayer):
     async def get_thread_author(self, thread_id: str) -> str:
         """The owner's identifier; empty for a thread that is unknown or nobody's."""
         self._log_call("get_thread_author")
-        if not self._store.valid_id(thread_id):
-            return ""
-        owner = await self._owner(thread_id)
+        owner = await self._reads.author(thread_id)
         return owner.get("userIdentifier") or ""
-
-    async def _owner(self, thread_id: str) -> dict[str, Any]:
-        await self._engine.settle(thread_id)
-        return await self._engine.read(self._statements.thread_author, id=thread_id) or {}
 
     async def delete_thread(self, thread_id: str) -> None:
         """Delete a thread and all that is in it, then its elements' content. Later writes to it are dropped."""
@@ -331,7 +303,7 @@ class ForebayDataLayer(BaseDataLayer):
             endCursor=page[-1]["id"] if page else None,
         )
         if page:
-            self._positions.remember((filters.userId, page[-1]["id"]), page[-1]["activity"])
+            self._positions.remember(Cursor.of(filters, page[-1]["id"]), page[-1]["activity"])
         for thread in page:
             # Chainlit's page sorts and groups by this: a chat that goes on would stand where it began.
             thread["createdAt"] = thread["activity"] or thread["createdAt"]
@@ -340,28 +312,19 @@ class ForebayDataLayer(BaseDataLayer):
     async def _page(
         self, filters: ThreadFilter, cursor: str | None, first: int, with_steps: bool
     ) -> list[dicts.Document]:
-        ids = (filters.userId or "", *((cursor,) if cursor else ()))
-        if not all(self._store.valid_id(key) for key in ids):
-            return []
         if with_steps:
             await self._settle_uploads(None)
-        await self._engine.settle(None)
-        statement = self._statements.page(
-            after=bool(cursor),
-            search=bool(filters.search),
-            feedback=filters.feedback is not None,
-            with_steps=with_steps,
+        return await self._reads.page(
+            Page(
+                filters.userId or "",
+                first,
+                cursor,
+                self._positions.of(Cursor.of(filters, cursor)),
+                filters.search,
+                filters.feedback,
+                with_steps,
+            )
         )
-        found = await self._engine.read(
-            statement,
-            user_id=filters.userId,
-            cursor=cursor,
-            position=self._positions.of((filters.userId or "", cursor)),
-            first=first,
-            value=filters.feedback,
-            needle=self._statements.needle(cleaning.text(filters.search or "")),
-        )
-        return cast("list[dicts.Document]", found)
 
     async def get_all_user_threads(
         self, user_id: str | None = None, thread_id: str | None = None
@@ -402,21 +365,14 @@ class ForebayDataLayer(BaseDataLayer):
     async def get_step(self, step_id: str) -> StepDict | None:
         """The step with its feedback, or None."""
         self._log_call("get_step")
-        if not self._store.valid_id(step_id):
-            return None
-        await self._engine.settle(None)
-        found = await self._engine.read(self._statements.step, id=step_id)
+        found = await self._reads.step(step_id)
         return dicts.step(found) if found else None
 
     @_timed
     async def get_favorite_steps(self, user_id: str) -> list[StepDict]:
         """The steps of the user's threads whose metadata says `favorite`, newest first."""
         self._log_call("get_favorite_steps")
-        if not self._store.valid_id(user_id):
-            return []
-        await self._engine.settle(None)
-        found = await self._engine.read(self._statements.favorite_steps, user_id=user_id)
-        return [dicts.step(document) for document in found]
+        return [dicts.step(document) for document in await self._reads.favorite_steps(user_id)]
 
     async def set_step_favorite(self, step_dict: StepDict, favorite: bool) -> StepDict:
         """Mark a step as a favourite, or no longer; the step as it is then."""
@@ -487,7 +443,7 @@ class ForebayDataLayer(BaseDataLayer):
         if thread_id in self._owners:
             return self._owners[thread_id]
         try:
-            owner: str | None = (await self._owner(thread_id)).get("userId")
+            owner: str | None = (await self._reads.author(thread_id)).get("userId")
         except DatabaseError:
             return None
         if owner is not None:  # it only names the content, so one that another process changes does no harm
@@ -500,11 +456,8 @@ class ForebayDataLayer(BaseDataLayer):
     async def get_element(self, thread_id: str, element_id: str) -> ElementDict | None:
         """The element with a fresh URL, or None."""
         self._log_call("get_element")
-        if not (self._store.valid_id(thread_id) and self._store.valid_id(element_id)):
-            return None
         await self._settle_uploads(thread_id)
-        await self._engine.settle(thread_id)
-        found = await self._engine.read(self._statements.element, id=element_id, thread_id=thread_id)
+        found = await self._reads.element(thread_id, element_id)
         if not found:
             return None
         element = dicts.element(found)
