@@ -17,8 +17,10 @@ from chainlit.types import Pagination, ThreadFilter
 from chainlit.user import User
 
 from forebay import ForebayDataLayer, Settings
-from forebay.database.sql.dialects import SQLITE_FUNCTIONS
-from forebay.database.sql.statements import Documents, Statement, Statements, documents
+from forebay.database.sql.batch_parameters import Documents, documents
+from forebay.database.sql.sqlite import SQLITE_FUNCTIONS
+from forebay.database.sql.statement import Statement
+from forebay.database.sql.statements import Statements
 from forebay.database.store import Store
 from forebay.model import changes, schema
 from tests.support.postgres import PostgresServer, run_apart

@@ -14,7 +14,8 @@ from sqlalchemy.dialects import postgresql
 
 from forebay.bench.plan import Load, Subject
 from forebay.bench.workload import new_id, turn
-from forebay.database.sql.statements import Documents, Statements, documents
+from forebay.database.sql.batch_parameters import Documents, documents
+from forebay.database.sql.statements import Statements
 from forebay.model import changes, schema
 from forebay.model.changes import Upsert
 from forebay.settings import Settings

@@ -17,8 +17,8 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from forebay.database import error_codes
-from forebay.database.sql.dialects import SQLITE_FUNCTIONS
-from forebay.database.sql.statements import Statement
+from forebay.database.sql.sqlite import SQLITE_FUNCTIONS
+from forebay.database.sql.statement import Statement
 from forebay.errors import (
     AccessError,
     DatabaseError,

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from forebay.database.drivers import Connections, Driver, translated
-from forebay.database.sql.statements import Statement
+from forebay.database.sql.statement import Statement
 from forebay.database.urls import location_of
 from forebay.errors import DatabaseError, RowError, StatementError, TransientError
 

@@ -36,7 +36,9 @@ from forebay.database.drivers import (
     translated,
 )
 from forebay.database.replica import WRITTEN, Replica
-from forebay.database.sql.statements import Statement, documents, statements_of
+from forebay.database.sql.batch_parameters import documents
+from forebay.database.sql.statement import Statement
+from forebay.database.sql.statements import statements_of
 from forebay.database.urls import in_memory, is_postgres, location_of, parse_url, tls_context
 from forebay.errors import SchemaError, SettingsError
 from forebay.model.changes import Change, Delete, Upsert

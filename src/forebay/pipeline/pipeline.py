@@ -22,7 +22,7 @@ from typing import Any
 
 import anyio
 
-from forebay.database.sql.statements import Statement
+from forebay.database.sql.statement import Statement
 from forebay.database.store import Store
 from forebay.errors import (
     DatabaseError,

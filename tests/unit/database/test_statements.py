@@ -13,8 +13,10 @@ import pytest
 from sqlalchemy.dialects.postgresql import asyncpg
 from sqlalchemy.dialects.sqlite import aiosqlite
 
-from forebay.database.sql.dialects import SQLITE_FUNCTIONS
-from forebay.database.sql.statements import Statement, Statements, documents
+from forebay.database.sql.batch_parameters import documents
+from forebay.database.sql.sqlite import SQLITE_FUNCTIONS
+from forebay.database.sql.statement import Statement
+from forebay.database.sql.statements import Statements
 from forebay.model import changes, cleaning, schema
 from forebay.model.changes import Upsert
 from forebay.model.schema import WRITTEN_AT

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from forebay.database.sql import statements
+from forebay.database.sql import batch_parameters
 from forebay.journal.group import Group
 from forebay.model import changes
 from forebay.model.changes import Upsert
@@ -83,7 +83,7 @@ def test_folding_it(upserts: list[Upsert]) -> None:
 
 
 def test_making_a_batch_statements_documents(upserts: list[Upsert]) -> None:
-    assert _instructions(lambda: statements.documents(upserts)) / _ROWS < 100
+    assert _instructions(lambda: batch_parameters.documents(upserts)) / _ROWS < 100
 
 
 def test_encoding_it_for_the_journal(upserts: list[Upsert]) -> None:

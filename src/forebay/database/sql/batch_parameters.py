@@ -1,0 +1,76 @@
+"""A run of upserts -> the batch statement's parameters: a JSON document a table, which the database parses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from forebay.database.sql.dialect import REMOVED
+from forebay.model import changes, cleaning, schema
+from forebay.model.changes import Upsert
+from forebay.model.rows import Row
+from forebay.model.schema import Merge
+
+NOW = "now"
+
+
+@dataclass(frozen=True, slots=True)
+class Documents:
+    """A run of upserts as parameters: a JSON array for each table. `partial`: a row lacks a column it needs."""
+
+    parameters: dict[str, Any]
+    tables: tuple[str, ...]
+    partial: bool
+
+
+def documents(upserts: Sequence[Upsert]) -> Documents:
+    """A run of upserts, each row once, as the batch statement's parameters.
+
+    Rows stand in the order of their keys, so that two writers lock in one order. Each thread that something
+    is written into gets a row as well: the stub that makes it exist and moves it up in its owner's list.
+    """
+    rows: dict[str, dict[str, Row]] = {table.name: {} for table in schema.WRITE_ORDER}
+    removed: dict[str, list[str]] = {}
+    for upsert in upserts:
+        rows[upsert.table][upsert.key] = upsert.row
+        if upsert.removed:
+            removed[upsert.key] = sorted(upsert.removed)
+    now = cleaning.now()
+    _add_stubs(rows, upserts, now)
+    partial = any(not MUST_HAVE[table] <= row.keys() for table in MUST_HAVE for row in rows[table].values())
+    parameters: dict[str, Any] = {table: _array(by_key) for table, by_key in rows.items()}
+    parameters[REMOVED] = orjson.dumps(removed).decode()
+    parameters[NOW] = now
+    return Documents(parameters, tuple(table for table, by_key in rows.items() if by_key), partial)
+
+
+def _add_stubs(rows: dict[str, dict[str, Row]], upserts: Iterable[Upsert], now: str) -> None:
+    newest: dict[str, str | None] = {}
+    for upsert in upserts:
+        if upsert.table == "threads" or upsert.thread_id is None:
+            continue
+        created = upsert.row.get("createdAt") if upsert.table == "steps" else None
+        known = newest.get(upsert.thread_id)
+        newest[upsert.thread_id] = max(known, created) if known and created else known or created
+    for thread_id, created in newest.items():
+        stub = changes.thread_stub(thread_id, created, now)
+        rows["threads"][thread_id] = {**stub, **rows["threads"].get(thread_id, {})}
+
+
+def _array(by_key: dict[str, Row]) -> str:
+    ordered = [by_key[key] for key in sorted(by_key)]
+    return orjson.dumps(ordered, default=orjson.Fragment).decode()  # JSON is held as bytes
+
+
+MUST_HAVE: dict[str, frozenset[str]] = {
+    table.name: frozenset(
+        column.name
+        for column in table.columns
+        if schema.merge_of(column) is Merge.LAST
+        and (not column.nullable or schema.default_of(column) is not None)
+    )
+    for table in schema.WRITE_ORDER
+}

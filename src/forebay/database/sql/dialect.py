@@ -1,0 +1,89 @@
+"""What PostgreSQL and SQLite say differently, as SQLAlchemy expressions: `postgres` and `sqlite` are its two."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import sqlalchemy as sa
+from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy.sql.selectable import FromClause
+
+Expression = ColumnElement[Any]
+
+REMOVED = "removed"  # the parameter that names the keys to take out of threads' metadata, by thread
+NEEDLE = "needle"  # the parameter that a search looks for
+# The row that an upsert met. As a column of the table, a subquery would take it for one of its own.
+STORED_THREAD_ID: Expression = sa.literal_column("threads.id")
+
+
+class Sql(Protocol):
+    """What the two databases say differently."""
+
+    def source(self, table: sa.Table) -> FromClause:
+        """The rows of the table's JSON document, which is the parameter named like the table."""
+
+    def insert(self, table: sa.Table) -> Any:
+        """An INSERT that knows ON CONFLICT."""
+
+    def constant(self, value: Any) -> Expression:
+        """A default of the schema's own, as a literal."""
+
+    def empty_object(self) -> Expression:
+        """`{}` as the columns of objects hold it."""
+
+    def json_parameter(self, name: str) -> Expression:
+        """A parameter that holds JSON text."""
+
+    def greatest(self, stored: Expression, given: Expression) -> Expression:
+        """The greater of two, or the one that is not null."""
+
+    def merge_keys(self, stored: Expression, given: Expression, *, removing: bool) -> Expression:
+        """The stored object with the given one's keys laid over it, less the removed ones."""
+
+    def plain(self, column: sa.Column[Any]) -> Expression:
+        """A column as it goes into a JSON object."""
+
+    def nested(self, document: Expression) -> Expression:
+        """A JSON document as it goes into another."""
+
+    def object(self, values: Mapping[str, Expression]) -> Expression:
+        """A JSON object."""
+
+    def array(self, found: sa.Select[Any], *, newest_first: bool = False) -> Expression:
+        """The column `doc` of the rows found, as a JSON array, ordered by their `createdAt` and `id`."""
+
+    def texts(self, found: sa.Select[Any]) -> Expression:
+        """A JSON array of the one column that the select finds."""
+
+    def result(self, document: Expression) -> Expression:
+        """A JSON document as the statement returns it: text."""
+
+    def sortable(self, activity: Expression) -> Expression:
+        """Text that compares by code point."""
+
+    def contains(self, column: Expression) -> Expression:
+        """Whether the text holds the needle, in whatever case."""
+
+    def needle(self, search: str) -> str:
+        """What to pass as the needle."""
+
+    def among(self, column: sa.Column[Any], found: sa.Select[Any]) -> Expression:
+        """Whether the column is one of what the select finds, which is few."""
+
+    def is_favorite(self) -> Expression:
+        """Whether a step is marked as a favourite."""
+
+
+def literal(value: Any) -> Expression:
+    """A value of the schema's own, written into the statement."""
+    if isinstance(value, bool):
+        return sa.true() if value else sa.false()
+    assert isinstance(value, int | str)
+    assert "'" not in str(value)
+    return sa.literal_column(f"'{value}'" if isinstance(value, str) else str(value))
+
+
+def pairs(values: Mapping[str, Expression]) -> list[Expression]:
+    """Names and values in turn, as functions that make an object take them."""
+    return [part for name, value in values.items() for part in (sa.literal_column(f"'{name}'"), value)]

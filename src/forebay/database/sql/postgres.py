@@ -1,0 +1,109 @@
+"""PostgreSQL's way of saying what `dialect.Sql` asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.sql.selectable import FromClause
+
+from forebay.database.sql.dialect import NEEDLE, REMOVED, STORED_THREAD_ID, Expression, literal, pairs
+from forebay.model import schema
+
+_ESCAPE = "!"  # not the backslash, which releases of SQLAlchemy render differently
+
+
+class PostgresSql:
+    """PostgreSQL 12 and later."""
+
+    def source(self, table: sa.Table) -> FromClause:
+        """`json_to_recordset`: the database parses the document, by the schema's types."""
+        columns = [sa.column(c.name, c.type) for c in table.columns]
+        parsed = sa.func.json_to_recordset(self._json(table.name, postgresql.JSON()))
+        return parsed.table_valued(*columns).render_derived(with_types=True)
+
+    def insert(self, table: sa.Table) -> Any:
+        """PostgreSQL's INSERT."""
+        return postgresql.insert(table)
+
+    def constant(self, value: Any) -> Expression:
+        """A literal; text is typed, or it would be of an unknown type."""
+        return sa.cast(literal(value), sa.Text()) if isinstance(value, str) else literal(value)
+
+    def empty_object(self) -> Expression:
+        """`'{}'::jsonb`."""
+        return sa.literal_column("'{}'::jsonb")
+
+    def json_parameter(self, name: str) -> Expression:
+        """Text, cast to JSONB."""
+        return self._json(name, postgresql.JSONB())
+
+    def greatest(self, stored: Expression, given: Expression) -> Expression:
+        """`greatest` leaves nulls out."""
+        return sa.func.greatest(stored, given)
+
+    def merge_keys(self, stored: Expression, given: Expression, *, removing: bool) -> Expression:
+        """`||` lays one object over the other; `-` takes keys out."""
+        base = sa.func.coalesce(stored, self.empty_object())
+        if not removing:
+            return sa.func.coalesce(base.op("||")(given), stored)
+        mine = self.json_parameter(REMOVED).op("->")(sa.cast(STORED_THREAD_ID, sa.Text()))
+        keys = sa.func.array(sa.select(sa.func.jsonb_array_elements_text(mine)).scalar_subquery())
+        return base.op("-")(keys).op("||")(given)
+
+    def plain(self, column: sa.Column[Any]) -> Expression:
+        """As it is."""
+        return column
+
+    def nested(self, document: Expression) -> Expression:
+        """As it is."""
+        return document
+
+    def object(self, values: Mapping[str, Expression]) -> Expression:
+        """`json_build_object`."""
+        return sa.func.json_build_object(*pairs(values))
+
+    def array(self, found: sa.Select[Any], *, newest_first: bool = False) -> Expression:
+        """`json_agg`, which orders by itself."""
+        rows = found.order_by(None).subquery("found")
+        order = (rows.c.createdAt, rows.c.id)
+        ordered = tuple(column.desc() for column in order) if newest_first else order
+        return sa.func.coalesce(
+            sa.func.json_agg(postgresql.aggregate_order_by(rows.c.doc, *ordered)),
+            sa.literal_column("'[]'::json"),
+        )
+
+    def texts(self, found: sa.Select[Any]) -> Expression:
+        """An array, as JSON."""
+        return sa.func.to_json(sa.func.array(found.scalar_subquery()))
+
+    def result(self, document: Expression) -> Expression:
+        """Text, since SQLAlchemy has the driver parse JSON with a slower parser."""
+        return sa.cast(document, sa.Text())
+
+    def sortable(self, activity: Expression) -> Expression:
+        """By code point is the collation "C"."""
+        return sa.collate(activity, "C")
+
+    def contains(self, column: Expression) -> Expression:
+        """ILIKE with a pattern whose wildcards are escaped."""
+        return column.ilike(sa.bindparam(NEEDLE, type_=sa.Text()), escape=_ESCAPE)
+
+    def needle(self, search: str) -> str:
+        """An ILIKE pattern that takes `%` and `_` literally."""
+        for special in (_ESCAPE, "%", "_"):
+            search = search.replace(special, _ESCAPE + special)
+        return f"%{search}%"
+
+    def among(self, column: sa.Column[Any], found: sa.Select[Any]) -> Expression:
+        """An array: with IN, the planner takes a tree of steps for thousands, and reads the table through."""
+        return column == sa.func.any(sa.func.array(found.scalar_subquery()))
+
+    def is_favorite(self) -> Expression:
+        """The condition of the partial index."""
+        return schema.FAVORITE
+
+    def _json(self, name: str, kind: sa.types.TypeEngine[Any]) -> Expression:
+        return sa.cast(sa.bindparam(name, type_=sa.Text()), kind)

@@ -1,0 +1,142 @@
+"""SQLite's way of saying what `dialect.Sql` asks for, and the functions that it is taught for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+import sqlalchemy as sa
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.sql.selectable import FromClause
+
+from forebay.database.sql.dialect import NEEDLE, REMOVED, STORED_THREAD_ID, Expression, literal, pairs
+from forebay.model import schema
+from forebay.model.schema import Kind, steps
+
+# Functions that SQLite has none of its own for; see SQLITE_FUNCTIONS.
+_MERGE = "forebay_merge"
+_CASEFOLD = "forebay_casefold"
+
+
+class SqliteSql:
+    """SQLite 3.35 and later (RETURNING), with SQLITE_FUNCTIONS registered."""
+
+    def source(self, table: sa.Table) -> FromClause:
+        """`json_each`, from whose values each column is taken."""
+        each = sa.func.json_each(sa.bindparam(table.name, type_=sa.Text())).table_valued("value")
+        columns = [sa.type_coerce(_member(each.c.value, c.name), c.type).label(c.name) for c in table.columns]
+        return sa.select(*columns).subquery()
+
+    def insert(self, table: sa.Table) -> Any:
+        """SQLite's INSERT."""
+        return sqlite.insert(table)
+
+    def constant(self, value: Any) -> Expression:
+        """A literal."""
+        return literal(value)
+
+    def empty_object(self) -> Expression:
+        """`'{}'`."""
+        return sa.literal_column("'{}'")
+
+    def json_parameter(self, name: str) -> Expression:
+        """JSON is text."""
+        return sa.type_coerce(sa.bindparam(name, type_=sa.Text()), sa.Text())
+
+    def greatest(self, stored: Expression, given: Expression) -> Expression:
+        """`max` of two is null where one is."""
+        return sa.func.max(sa.func.coalesce(stored, given), sa.func.coalesce(given, stored))
+
+    def merge_keys(self, stored: Expression, given: Expression, *, removing: bool) -> Expression:
+        """`json_patch` would merge nested objects too, and rebuilding an object in SQL rounds its numbers."""
+        removed: Expression = sa.literal_column("NULL")
+        if removing:
+            by_thread = sa.func.json_each(sa.bindparam(REMOVED, type_=sa.Text())).table_valued("key", "value")
+            removed = (
+                sa.select(by_thread.c.value).where(by_thread.c.key == STORED_THREAD_ID).scalar_subquery()
+            )
+        return sa.func.forebay_merge(stored, given, removed)
+
+    def plain(self, column: sa.Column[Any]) -> Expression:
+        """JSON text is made JSON, and left out where it is none; ids that look like numbers stay text."""
+        if schema.kind_of(column) in (Kind.OBJECT, Kind.LIST):
+            text = sa.type_coerce(column, sa.Text())
+            return sa.case((sa.func.json_valid(text) == sa.literal_column("1"), sa.func.json(text)))
+        if schema.kind_of(column) is Kind.ID:
+            return sa.cast(column, sa.Text())
+        return sa.type_coerce(column, sa.Text())
+
+    def nested(self, document: Expression) -> Expression:
+        """A subquery's JSON has become text."""
+        return sa.func.json(document)
+
+    def object(self, values: Mapping[str, Expression]) -> Expression:
+        """`json_object`."""
+        return sa.func.json_object(*pairs(values))
+
+    def array(self, found: sa.Select[Any], *, newest_first: bool = False) -> Expression:
+        """`json_group_array` takes the rows in the order in which the subquery gives them."""
+        del newest_first  # the subquery's own order says it
+        return sa.func.json_group_array(sa.func.json(found.subquery("found").c.doc))
+
+    def texts(self, found: sa.Select[Any]) -> Expression:
+        """`json_group_array`, over the select."""
+        column = next(iter(found.subquery("found").c))
+        return sa.func.json_group_array(column)
+
+    def result(self, document: Expression) -> Expression:
+        """It is text."""
+        return document
+
+    def sortable(self, activity: Expression) -> Expression:
+        """SQLite compares bytes."""
+        return activity
+
+    def contains(self, column: Expression) -> Expression:
+        """LIKE and `lower` know the case of ASCII only."""
+        folded = sa.func.forebay_casefold(column)
+        return sa.func.instr(folded, sa.bindparam(NEEDLE, type_=sa.Text())) > sa.literal_column("0")
+
+    def needle(self, search: str) -> str:
+        """The text without its case."""
+        return search.casefold()
+
+    def among(self, column: sa.Column[Any], found: sa.Select[Any]) -> Expression:
+        """IN."""
+        return column.in_(found)
+
+    def is_favorite(self) -> Expression:
+        """JSON's true is 1."""
+        text = sa.type_coerce(steps.c.metadata, sa.Text())
+        valid = sa.func.json_valid(text) == sa.literal_column("1")
+        # AND may be evaluated in any order, CASE may not: `json_extract` fails on what is not valid.
+        marked = sa.case((valid, sa.func.json_extract(text, sa.literal_column("'$.favorite'"))))
+        return marked == sa.literal_column("1")
+
+
+def _merge(stored: str | None, given: str | None, removed: str | None) -> str | None:
+    if given is None and removed is None:
+        return stored
+    try:
+        base = orjson.loads(stored) if stored else {}
+    except orjson.JSONDecodeError:
+        base = {}
+    if not isinstance(base, dict):
+        base = {}
+    for key in orjson.loads(removed) if removed else ():
+        base.pop(key, None)
+    base.update(orjson.loads(given) if given else {})
+    return orjson.dumps(base).decode()
+
+
+def _casefold(value: Any) -> str | None:
+    return None if value is None else str(value).casefold()
+
+
+# Name, number of arguments, function: what a SQLite connection must know before it runs the statements.
+SQLITE_FUNCTIONS = ((_MERGE, 3, _merge), (_CASEFOLD, 1, _casefold))
+
+
+def _member(document: Expression, name: str) -> Expression:
+    return sa.func.json_extract(document, sa.literal_column(f"'$.{name}'"))

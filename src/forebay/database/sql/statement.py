@@ -1,0 +1,118 @@
+"""A statement as a driver takes it, and what compiles one from SQLAlchemy's expressions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+import sqlalchemy as sa
+from sqlalchemy.engine import Dialect
+
+from forebay.database.sql.dialect import Expression, Sql
+from forebay.database.sql.postgres import PostgresSql
+from forebay.database.sql.sqlite import SqliteSql
+from forebay.model.schema import WRITTEN_AT, threads
+
+
+@dataclass(frozen=True, slots=True)
+class Inner:
+    """What is in a statement's further rows: from the second column on those of `names`, some JSON (`encoded`).
+
+    They are put into order here, by `createdAt` and `id`: the database would copy each row whole to sort them.
+    Columns that are hardly ever set cost as much as others to send and to read. They come as one, an object of those
+    of `seldom`, null where none of them is set. `of` names the key that holds the first document's id.
+    """
+
+    key: str
+    of: str
+    names: tuple[str, ...]
+    encoded: tuple[str, ...]
+    seldom: tuple[str, ...]
+
+    def documents(self, owner: str, rows: Iterable[Sequence[Any]]) -> list[dict[str, Any]]:
+        """The rows as documents, in their order."""
+        found = []
+        blank: dict[str, Any] = {self.of: owner, **dict.fromkeys(self.seldom)}
+        for row in rows:
+            document = blank.copy()
+            document.update(zip(self.names, row[1:], strict=True))
+            seldom = document.pop(SELDOM)
+            if seldom is not None:
+                document.update(orjson.loads(seldom))
+            for name in self.encoded:
+                if type(document[name]) is str:
+                    document[name] = orjson.loads(document[name])
+            found.append(document)
+        found.sort(key=_moment)
+        return found
+
+
+def _moment(document: Mapping[str, Any]) -> tuple[str, str]:
+    """What has no time comes last."""
+    return document["createdAt"] or "\uffff", document["id"]
+
+
+SELDOM = "seldom"
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """SQL in the driver's own form, and the order of its parameters.
+
+    Its first row's first column is a JSON document. `inner` tells what is in further rows, where that column is null.
+    """
+
+    sql: str
+    names: tuple[str, ...]
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    inner: Inner | None = None
+
+    def document(self, rows: Sequence[Sequence[Any]]) -> Any:
+        """What it returned, parsed; None for nothing."""
+        head = next((row for row in rows if row[0] is not None), None)
+        if head is None:
+            return None
+        found = orjson.loads(head[0])
+        if self.inner is not None:
+            others = (row for row in rows if row is not head)
+            found[self.inner.key] = self.inner.documents(found["id"], others)
+        return found
+
+    def arguments(self, parameters: Mapping[str, Any]) -> tuple[Any, ...]:
+        """The parameters' values in the statement's order."""
+        return tuple(
+            self.constants[name] if name in self.constants else parameters[name] for name in self.names
+        )
+
+
+class Compiler:
+    """Makes statements of one database's SQL."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect
+        self._sql: Sql = PostgresSql() if dialect.name == "postgresql" else SqliteSql()
+
+    def _compile(self, statement: sa.sql.ClauseElement, inner: Inner | None = None) -> Statement:
+        compiled = statement.compile(dialect=self._dialect, compile_kwargs={"render_postcompile": True})
+        assert isinstance(compiled, sa.sql.compiler.SQLCompiler)
+        constants = {name: value for name, value in compiled.params.items() if value is not None}
+        return Statement(compiled.string, tuple(compiled.positiontup or ()), constants, inner)
+
+    def _document(self, table: sa.Table) -> Expression:
+        return self._sql.object(self._values(table))
+
+    def _values(self, table: sa.Table, leaving_out: tuple[str, ...] = ()) -> dict[str, Expression]:
+        leaving_out = (*leaving_out, WRITTEN_AT)
+        return {c.name: self._sql.plain(c) for c in table.columns if c.name not in leaving_out}
+
+
+def text_parameter(name: str) -> sa.BindParameter[Any]:
+    """A parameter that holds text."""
+    return sa.bindparam(name, type_=sa.Text())
+
+
+def id_parameter(name: str) -> sa.BindParameter[Any]:
+    """A parameter that holds a row's id."""
+    return sa.bindparam(name, type_=threads.c.id.type)
