@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from forebay.database.sql.statements import Statement
+from forebay.database.sql.statement import Statement
 from forebay.database.store import Store
 from forebay.model import cleaning
 
