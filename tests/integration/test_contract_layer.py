@@ -8,16 +8,11 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
-from unittest.mock import Mock
 
 import pytest
 import sqlalchemy as sa
-from chainlit.context import ChainlitContext, context_var
-from chainlit.data.base import BaseDataLayer
 from chainlit.data.sql_alchemy import SQLAlchemyDataLayer
 from chainlit.element import Text
-from chainlit.session import WebsocketSession
 from chainlit.types import Pagination, ThreadFilter
 from prometheus_client import CollectorRegistry
 
@@ -224,33 +219,6 @@ async def test_a_statement_of_a_subclass_runs_on_the_session_maker(layer: Foreba
     await layer.flush()
     async with layer.async_session() as session:
         assert await session.scalar(sa.text("SELECT count(*) FROM threads")) == 1
-
-
-# ---- Chainlit's wrapper
-
-
-def _queued_methods() -> list[str]:
-    names = (name for name in vars(BaseDataLayer) if name != "set_step_favorite")
-    return [name for name in names if hasattr(getattr(BaseDataLayer, name), "__wrapped__")]
-
-
-@pytest.mark.parametrize("name", _queued_methods())
-async def test_what_chainlit_queues_until_the_first_message_is_queued(
-    layer: ForebayDataLayer, name: str
-) -> None:
-    session = Mock(spec=WebsocketSession, has_first_interaction=False, thread_queues={})
-    before = context_var.get()
-    context_var.set(cast(ChainlitContext, SimpleNamespace(session=session)))
-    try:
-        await getattr(layer, name)("anything")
-    finally:
-        context_var.set(before)
-    assert list(session.thread_queues) == [name]
-    assert layer._engine.counts.accepted.total() == 0
-
-
-def test_chainlit_queues_five_methods() -> None:
-    assert len(_queued_methods()) == 5
 
 
 # ---- what it logs

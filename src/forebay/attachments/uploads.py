@@ -42,6 +42,7 @@ from forebay.errors import DatabaseError, ForebayError, LayerClosed, RowError, S
 from forebay.model import cleaning
 from forebay.model.changes import Upsert, decode, encode
 from forebay.primitives import threads
+from forebay.primitives.awaitables import Deferred
 from forebay.settings import Settings
 from forebay.telemetry.collector import Metrics
 from forebay.telemetry.counters import Counts
@@ -89,7 +90,7 @@ class Content:
 
 
 @dataclass(eq=False, slots=True)
-class _Job:
+class Job:
     """One element's content on its way. `tried`: its first attempt is over; `done`: the job is."""
 
     change: Upsert
@@ -103,6 +104,7 @@ class _Job:
 
     @property
     def step_id(self) -> str | None:
+        """Whose element it is."""
         return self.change.row.get("forId")
 
 
@@ -183,8 +185,8 @@ class Uploads:
         self._write = write
         self._secured = Secured(settings.journal_dir, sync=settings.durability != "memory")
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._jobs: dict[_Job, asyncio.Task[None]] = {}
-        self._last: dict[str, _Job] = {}  # by element: the one that the next has to wait for
+        self._jobs: dict[Job, asyncio.Task[None]] = {}
+        self._last: dict[str, Job] = {}  # by element: the one that the next has to wait for
 
     # ---- life
 
@@ -243,18 +245,18 @@ class Uploads:
 
     # ---- what the layer calls
 
-    async def store(
+    def store(
         self, content: Content, change: Upsert, owner: Callable[[], Awaitable[str | None]]
-    ) -> None:
-        """Store an element's content under its `owner`, then its row, which is `change`.
+    ) -> Awaitable[None]:
+        """Begin to store an element's content under its `owner`, then its row, which is `change`.
 
-        Returns when both are done or, where the storage fails, when the content is secured and tried again later.
-        A file is held before the first await. Raises what queueing the row raises.
+        A file is held at once. To be awaited until both are done or, where the storage fails, until the content is
+        secured and tried again later; that raises what queueing the row raises.
         """
         self.start()
-        job = _Job(change, _quiet_future())
+        job = Job(change, _quiet_future())
         self._begin(job, _Source(content, self._hold(content), owner))
-        await asyncio.shield(job.tried)
+        return Deferred(partial(asyncio.shield, job.tried))
 
     def _hold(self, content: Content) -> Held | OSError | None:
         """A file is held at once: its session may remove it before a thread gets to it."""
@@ -289,39 +291,46 @@ class Uploads:
         ids = {job.change.key for job in self._jobs if not job.dropped}
         return {key for key in object_keys if not ids.isdisjoint(key.split("/"))}
 
-    async def drop(
+    def drop(
         self, *, element_id: str | None = None, thread_id: str | None = None, steps: Iterable[str] = ()
-    ) -> None:
-        """Have these elements' uploads leave neither row nor content, also if this process ends now."""
+    ) -> list[Job]:
+        """Have these elements' uploads leave neither row nor content; `forget` them then."""
         self.start()
         of_steps = frozenset(steps)
-        for job in [*self._jobs]:
-            if (
-                job.change.key == element_id
-                or job.step_id in of_steps
-                or job.change.thread_id == thread_id is not None
-            ):
-                job.dropped = True
-                job.woken.set()
-                if job.entry is not None:
-                    await self._in_thread(partial(self._secured.forget, job.entry.path))
+        dropped = [
+            job
+            for job in self._jobs
+            if job.change.key == element_id
+            or job.step_id in of_steps
+            or job.change.thread_id == thread_id is not None
+        ]
+        for job in dropped:
+            job.dropped = True
+            job.woken.set()
+        return dropped
+
+    async def forget(self, dropped: Iterable[Job]) -> None:
+        """Make sure that no process after this one goes on with them."""
+        for job in dropped:
+            if job.entry is not None:
+                await self._in_thread(partial(self._secured.forget, job.entry.path))
 
     # ---- a job
 
     def _go_on(self, entry: Entry) -> None:
         (change,) = decode(entry.note.change.encode())
         assert isinstance(change, Upsert)
-        job = _Job(change, _quiet_future(), entry, taken=_cost(entry.size))
+        job = Job(change, _quiet_future(), entry, taken=_cost(entry.size))
         self._disk.force(job.taken)
         self._begin(job, None)
 
-    def _begin(self, job: _Job, source: _Source | None) -> None:
+    def _begin(self, job: Job, source: _Source | None) -> None:
         before = self._last.get(job.change.key)
         self._last[job.change.key] = job
         self._jobs[job] = self._background(self._run(job, before, source), "forebay-upload")
         self._counts.uploads_pending = len(self._jobs)
 
-    async def _run(self, job: _Job, before: _Job | None, source: _Source | None) -> None:
+    async def _run(self, job: Job, before: Job | None, source: _Source | None) -> None:
         try:
             if source is not None:
                 await self._secure(job, source)
@@ -336,7 +345,7 @@ class Uploads:
         finally:
             self._end(job)
 
-    def _end(self, job: _Job) -> None:
+    def _end(self, job: Job) -> None:
         _settle(job.tried)
         job.done.set()
         self._disk.give(job.taken)
@@ -347,7 +356,7 @@ class Uploads:
 
     # ---- securing
 
-    async def _secure(self, job: _Job, source: _Source) -> None:
+    async def _secure(self, job: Job, source: _Source) -> None:
         """Make the job's entry. Where there is no content to be had, its row is written alone."""
         try:
             if source.content.is_elsewhere:
@@ -366,7 +375,7 @@ class Uploads:
             if isinstance(source.held, Held):
                 source.held.close()
 
-    async def _content(self, job: _Job, source: _Source) -> Path | None:
+    async def _content(self, job: Job, source: _Source) -> Path | None:
         """The file that the content is in then; None where it should stay where it is."""
         content, held = source.content, source.held
         if isinstance(held, OSError):
@@ -388,7 +397,7 @@ class Uploads:
         await self._in_thread(partial(self._secured.write, content.content, path))
         return path
 
-    async def _take_disk(self, job: _Job, size: int) -> None:
+    async def _take_disk(self, job: Job, size: int) -> None:
         try:
             with anyio.fail_after(self._settings.queue_timeout):
                 await self._disk.take(_cost(size))
@@ -398,7 +407,7 @@ class Uploads:
 
     # ---- uploading
 
-    async def _deliver(self, job: _Job, entry: Entry) -> None:
+    async def _deliver(self, job: Job, entry: Entry) -> None:
         """Store the content, then the row, and be done with the entry."""
         needed = False
         self._blobs.keep(entry.note.object_key)  # a job before this one may be trying to delete it
@@ -410,7 +419,7 @@ class Uploads:
             raise
         await self._forget(job, entry, needed=needed)
 
-    async def _forget(self, job: _Job, entry: Entry, *, needed: bool) -> None:
+    async def _forget(self, job: Job, entry: Entry, *, needed: bool) -> None:
         await self._in_thread(partial(self._secured.remove, entry.path))
         key = entry.note.object_key
         if job.begun and not needed:
@@ -420,7 +429,7 @@ class Uploads:
 
             await self._blobs.surely(key, delete)
 
-    async def _stored(self, job: _Job, entry: Entry) -> tuple[str, str | None] | None:
+    async def _stored(self, job: Job, entry: Entry) -> tuple[str, str | None] | None:
         """The object key and URL, however long that takes; None for a job that was dropped."""
         try:
             return await self._retrying(job, stop_after_delay(self._settings.upload_timeout))(
@@ -431,7 +440,7 @@ class Uploads:
         await self._write_row(job, job.change)
         return await self._retrying(job, stop_never)(self._upload, job, entry)
 
-    def _retrying(self, job: _Job, stop: Any) -> AsyncRetrying:
+    def _retrying(self, job: Job, stop: Any) -> AsyncRetrying:
         async def pause(seconds: float) -> None:
             with anyio.move_on_after(seconds):
                 await job.woken.wait()
@@ -449,7 +458,7 @@ class Uploads:
             before_sleep=note,
         )
 
-    async def _upload(self, job: _Job, entry: Entry) -> tuple[str, str | None] | None:
+    async def _upload(self, job: Job, entry: Entry) -> tuple[str, str | None] | None:
         if job.dropped:
             return None
         async with self._slots:
@@ -475,7 +484,7 @@ class Uploads:
         finally:
             self._memory.give(entry.size)
 
-    async def _write_row(self, job: _Job, change: Upsert) -> bool:
+    async def _write_row(self, job: Job, change: Upsert) -> bool:
         """Queue the row, as often as it takes. False: it is not wanted any more."""
 
         async def write() -> bool:
@@ -494,7 +503,7 @@ class Uploads:
         return await threads.run(act, self._threads)
 
 
-async def _after(before: _Job, job: _Job) -> None:
+async def _after(before: Job, job: Job) -> None:
     """Wait for the job of the same element that came first; who waits for this one waits for its first try only."""
     await asyncio.wait([before.tried])
     if not before.done.is_set():

@@ -8,14 +8,13 @@ from __future__ import annotations
 import logging
 import uuid
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
 from functools import partial, wraps
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from chainlit.data.base import BaseDataLayer
 from chainlit.data.storage_clients.base import BaseStorageClient
-from chainlit.data.utils import queue_until_user_message
 from chainlit.element import Element, ElementDict
 from chainlit.step import StepDict
 from chainlit.types import Feedback, PageInfo, PaginatedResponse, Pagination, ThreadDict, ThreadFilter
@@ -25,7 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 
 from forebay.attachments.blobs import Blobs
 from forebay.attachments.providers import configured_storage
-from forebay.attachments.uploads import Content, Uploads
+from forebay.attachments.uploads import Content, Job, Uploads
 from forebay.database.reads import Page, Reads
 from forebay.database.store import Store
 from forebay.database.urls import is_postgres
@@ -33,10 +32,12 @@ from forebay.errors import DatabaseError, RowError
 from forebay.layer import dicts
 from forebay.layer.cursors import Cursor, Positions
 from forebay.layer.monitor import Operations
+from forebay.layer.queued import Door, placed
 from forebay.model import changes, cleaning
 from forebay.model.changes import Delete, Upsert
 from forebay.model.schema import EXTRA
 from forebay.pipeline.pipeline import Pipeline
+from forebay.primitives.awaitables import NOTHING, Deferred
 from forebay.settings import Settings
 from forebay.telemetry.collector import Metrics
 from forebay.telemetry.logs import limit_repeats
@@ -46,16 +47,6 @@ logger = logging.getLogger("forebay")
 _GARBAGE_AT_ONCE = 1000
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
-
-
-def _queued(method: Callable[_P, Awaitable[_T]]) -> Callable[_P, Coroutine[Any, Any, _T]]:
-    """Chainlit's decorator of the methods that wait for a session's first message; its wrapper has no types.
-
-    The wrapper is a coroutine function, whatever awaitable the method returns.
-    """
-    return cast("Callable[_P, Coroutine[Any, Any, _T]]", queue_until_user_message()(method))
 
 
 def _timed(method: _Method) -> _Method:
@@ -108,6 +99,7 @@ class ForebayDataLayer(BaseDataLayer):
         self._store = Store(conninfo, self.settings, connect_args=connect_args, ssl_require=ssl_require)
         self._metrics = Metrics(registry)
         self._engine = Pipeline(self.settings, self._store, self._metrics)
+        self._door = Door(self._engine.submit, self._engine.refuse, self.settings.queue_max_bytes)
         self._operations = Operations(self.settings, self._engine, self._metrics)
         self._statements = self._store.statements
         self._reads = Reads(self._store, self._engine)
@@ -238,19 +230,22 @@ class ForebayDataLayer(BaseDataLayer):
 
     # ---- threads
 
-    async def update_thread(
+    @placed
+    def update_thread(
         self,
         thread_id: str,
         name: str | None = None,
         user_id: str | None = None,
         metadata: dict[Any, Any] | None = None,
         tags: list[str] | None = None,
-    ) -> None:
+    ) -> Awaitable[None]:
         """Create or change a thread. None leaves a field alone; `metadata` is merged, None deletes a key."""
         self._log_call("update_thread")
         if user_id is not None:
             self._owners.pop(thread_id, None)
-        await self._engine.write(self._made(changes.thread, thread_id, name, user_id, metadata, tags))
+        change = self._made(changes.thread, thread_id, name, user_id, metadata, tags)
+        self._door.release()
+        return self._engine.submit(change)
 
     @_timed
     async def get_thread(self, thread_id: str) -> ThreadDict | None:
@@ -272,12 +267,13 @@ class ForebayDataLayer(BaseDataLayer):
         owner = await self._reads.author(thread_id)
         return owner.get("userIdentifier") or ""
 
-    async def delete_thread(self, thread_id: str) -> None:
+    @placed
+    def delete_thread(self, thread_id: str) -> Awaitable[None]:
         """Delete a thread and all that is in it, then its elements' content. Later writes to it are dropped."""
         self._log_call("delete_thread")
-        if self._uploads is not None:
-            await self._uploads.drop(thread_id=cleaning.text(thread_id))
-        await self._delete("threads", thread_id, thread_id)
+        self._door.release()
+        key = cleaning.text(thread_id)
+        return self._delete("threads", key, key, lambda uploads: uploads.drop(thread_id=key))
 
     @_timed
     async def list_threads(
@@ -342,24 +338,33 @@ class ForebayDataLayer(BaseDataLayer):
 
     # ---- steps
 
-    @_queued
+    @placed
     def create_step(self, step_dict: StepDict) -> Awaitable[None]:
         """Create or change a step; what `step_dict` leaves out or has as None stays as it is."""
         self._log_call("create_step")
-        return self._engine.submit(self._made(changes.step, step_dict))
+        return self._door.write(self._made(changes.step, step_dict))
 
-    @_queued
+    @placed
     def update_step(self, step_dict: StepDict) -> Awaitable[None]:
         """The same as `create_step`: whichever comes first creates the row."""
         self._log_call("update_step")
-        return self._engine.submit(self._made(changes.step, step_dict))
+        return self._door.write(self._made(changes.step, step_dict))
 
-    @_queued
-    async def delete_step(self, step_id: str) -> None:
+    @placed
+    def delete_step(self, step_id: str) -> Awaitable[None]:
         """Delete a step, its descendants, their feedback and elements, then the elements' content."""
         self._log_call("delete_step")
-        await self._drop_uploads_below(step_id)
-        await self._delete("steps", step_id)
+        return self._door.enter(partial(self._delete_step, cleaning.text(step_id)))
+
+    def _delete_step(self, key: str) -> Awaitable[None]:
+        if self._uploads is not None and self._uploads.steps - {key}:
+            # Which of them are below this one can't be asked any more once it is deleted.
+            return Deferred(partial(self._delete_with_uploads_below, key))
+        return self._delete("steps", key, drop=lambda uploads: uploads.drop(steps={key}))
+
+    async def _delete_with_uploads_below(self, key: str) -> None:
+        below = await self._steps_below(key)
+        await self._delete("steps", key, drop=lambda uploads: uploads.drop(steps={key, *below}))
 
     @_timed
     async def get_step(self, step_id: str) -> StepDict | None:
@@ -382,32 +387,49 @@ class ForebayDataLayer(BaseDataLayer):
 
     # ---- feedback
 
-    async def upsert_feedback(self, feedback: Feedback) -> str:
+    @placed
+    def upsert_feedback(self, feedback: Feedback) -> Awaitable[str]:
         """Store a feedback and return its id. Its thread is the step's where it names none.
 
         Raises RowError when it names no thread and the step is unknown.
         """
         self._log_call("upsert_feedback")
+        self._door.release()
         values = {**asdict(feedback), "id": feedback.id or str(uuid.uuid4())}
         if not values["threadId"]:
-            step = await self.get_step(feedback.forId)
-            if step is None:
-                raise RowError("feedbacks: the feedback names no thread, and its step is unknown")
-            values["threadId"] = step["threadId"]
-        await self._engine.write(self._made(changes.feedback, values))
-        feedback.id = values["id"]
-        return str(values["id"])
+            return Deferred(partial(self._with_the_steps_thread, feedback, values))
+        queued = self._engine.submit(self._made(changes.feedback, values))
+        return Deferred(partial(self._stored_feedback, feedback, values["id"], queued))
 
-    async def delete_feedback(self, feedback_id: str) -> bool:
+    async def _with_the_steps_thread(self, feedback: Feedback, values: dict[str, Any]) -> str:
+        step = await self.get_step(feedback.forId)
+        if step is None:
+            raise RowError("feedbacks: the feedback names no thread, and its step is unknown")
+        change = self._made(changes.feedback, {**values, "threadId": step["threadId"]})
+        return await self._stored_feedback(feedback, values["id"], self._engine.submit(change))
+
+    async def _stored_feedback(self, feedback: Feedback, feedback_id: Any, queued: Awaitable[None]) -> str:
+        await queued
+        feedback.id = str(feedback_id)
+        return feedback.id
+
+    @placed
+    def delete_feedback(self, feedback_id: str) -> Awaitable[bool]:
         """Delete a feedback, if it is there."""
         self._log_call("delete_feedback")
-        await self._delete("feedbacks", feedback_id)
-        return True
+        self._door.release()
+        deleted = self._delete("feedbacks", cleaning.text(feedback_id))
+
+        async def true() -> bool:
+            await deleted
+            return True
+
+        return Deferred(true)
 
     # ---- elements
 
-    @_queued
-    async def create_element(self, element: Element) -> None:
+    @placed
+    def create_element(self, element: Element) -> Awaitable[None]:
         """Store an element's content, then its row. Without `for_id`: nothing.
 
         Returns when both are done or, where the storage fails, when the content is on this machine's disk, from where
@@ -415,26 +437,23 @@ class ForebayDataLayer(BaseDataLayer):
         """
         self._log_call("create_element")
         if not element.for_id:
-            return
+            return NOTHING
         # At once: Chainlit changes the element afterwards.
         change = self._made(changes.element, element.to_dict())
         if self._uploads is None:
-            await self._engine.write(change)
-            return
-        await self._uploads.store(Content.of(element), change, partial(self._owner_id, element.thread_id))
+            return self._door.write(change)
+        content, owner = Content.of(element), partial(self._owner_id, element.thread_id)
+        size = change.size + len(content.content or "")
+        return self._door.enter(partial(self._uploads.store, content, change, owner), size)
 
-    async def _drop_uploads_below(self, step_id: str) -> None:
-        """Of a step's elements, and of those of its descendants, what is not written yet."""
-        if self._uploads is None or not self._uploads.steps or not self._store.valid_id(step_id):
-            return
-        key = cleaning.text(step_id)
+    async def _steps_below(self, key: str) -> set[str]:
+        """A step's descendants, for the uploads of their elements that are on their way."""
         try:
             typed = "CAST(:id AS UUID)" if is_postgres(self._store.url) else ":id"
             found = await self.execute_sql(_STEPS_BELOW.format(id=typed), {"id": key})
         except DatabaseError:  # the delete itself will wait for the database; its own elements are known
             found = []
-        below = [row["id"] for row in found] if isinstance(found, list) else []
-        await self._uploads.drop(steps={key, *below})
+        return {row["id"] for row in found} if isinstance(found, list) else set()
 
     async def _owner_id(self, thread_id: str) -> str | None:
         """Whose an element's content is; None also while the database can't tell, which must not cost it."""
@@ -464,13 +483,13 @@ class ForebayDataLayer(BaseDataLayer):
         await self._blobs.sign([element])
         return element
 
-    @_queued
-    async def delete_element(self, element_id: str, thread_id: str | None = None) -> None:
+    @placed
+    def delete_element(self, element_id: str, thread_id: str | None = None) -> Awaitable[None]:
         """Delete an element's row, then its content."""
         self._log_call("delete_element")
-        if self._uploads is not None:
-            await self._uploads.drop(element_id=cleaning.text(element_id))
-        await self._delete("elements", element_id, thread_id)
+        key = cleaning.text(element_id)
+        drop = partial(Uploads.drop, element_id=key)
+        return self._door.enter(partial(self._delete, "elements", key, thread_id, drop))
 
     # ---- what they share
 
@@ -484,10 +503,24 @@ class ForebayDataLayer(BaseDataLayer):
             self._engine.counts.unknown_keys[change.table] += len(change.row[EXTRA])
         return change
 
-    async def _delete(self, table: str, key: str, thread_id: str | None = None) -> None:
+    def _delete(
+        self,
+        table: str,
+        key: str,
+        thread_id: str | None = None,
+        drop: Callable[[Uploads], list[Job]] | None = None,
+    ) -> Awaitable[None]:
+        """Queue a delete at once; with it go the uploads that `drop` names."""
         if not self._store.valid_id(key):
-            return  # no row can have it
-        await self._engine.write(Delete(table, cleaning.text(key), thread_id), committed=True)
+            return NOTHING  # no row can have it
+        deleted = self._engine.submit(Delete(table, key, thread_id), committed=True)
+        jobs = drop(self._uploads) if drop is not None and self._uploads is not None else []
+        return Deferred(partial(self._deleted, table, deleted, jobs))
+
+    async def _deleted(self, table: str, deleted: Awaitable[None], jobs: list[Job]) -> None:
+        if self._uploads is not None and jobs:
+            await self._uploads.forget(jobs)
+        await deleted
         if self._blobs.client is not None and table != "feedbacks":
             await self._blobs.surely("garbage", self._collect_garbage)
 

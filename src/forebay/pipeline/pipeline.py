@@ -15,8 +15,8 @@ import time
 import uuid
 import weakref
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Generator, Iterable
-from functools import cache
+from collections.abc import Awaitable, Callable, Iterable
+from functools import cache, partial
 from threading import get_ident
 from typing import Any
 
@@ -41,9 +41,10 @@ from forebay.model.changes import Change, Delete
 from forebay.pipeline.barrier import Waiters
 from forebay.pipeline.batch_writer import Writer
 from forebay.pipeline.external_writer import Handover
-from forebay.pipeline.queue import Batch, Inbox, Op
+from forebay.pipeline.queue import Batch, Inbox, Op, Waiting
 from forebay.pipeline.recovery import Recovery
 from forebay.pipeline.write_loop import Worker
+from forebay.primitives.awaitables import NOTHING, Deferred
 from forebay.primitives.futures import fail, quiet_future, settle
 from forebay.settings import Settings
 from forebay.telemetry.collector import JournalView, Metrics
@@ -170,43 +171,41 @@ class Pipeline:
         committed. Raises QueueFull, JournalError, and with `committed` or `durability=commit` the RowError of
         a row that the database refuses.
         """
-        loop = self._ensure_running()
+        self._ensure_running()
         if self._is_dead(change):
             return False
-        ticket = None
-        if committed or self.settings.durability == "commit":
-            ticket = quiet_future(loop)
-        await self._enter(change, ticket, now=committed)
-        if ticket is not None:
-            # The change stays queued whatever becomes of the caller.
-            await asyncio.shield(ticket)
+        await self._take(change, committed=committed)
         return True
 
-    def submit(self, change: Change) -> Awaitable[None]:
-        """As `write`, with the place fixed when this returns; the caller awaits it at once, and gets None.
+    def submit(self, change: Change, *, committed: bool = False) -> Awaitable[None]:
+        """As `write`, with the place fixed when this returns; who waits for it gets None.
 
         What waits for the journal is then the caller alone. Each coroutine more has to be fetched from memory
         when it goes on, which costs as much as to queue the change.
         """
-        if self.settings.durability == "commit":
-            return self._commit(change)
         self._ensure_running()
-        return _DONE if self._is_dead(change) else self._enter(change)
+        return NOTHING if self._is_dead(change) else self._take(change, committed=committed)
 
-    async def _commit(self, change: Change) -> None:
-        await self.write(change)
+    def _take(self, change: Change, *, committed: bool) -> Awaitable[None]:
+        if not committed and self.settings.durability != "commit":
+            return self._enter(change)
+        ticket = quiet_future(self._ensure_running())
+        entered = self._enter(change, ticket, now=committed)
+        return Deferred(partial(_both, entered, ticket))
 
     def _enter(self, change: Change, ticket: Any = None, *, now: bool = False) -> Awaitable[None]:
         """Queue a change, at once; to be awaited until it is as durable as the settings say, but for `commit`."""
         started = self._clock()
         taken, durable = self._accept(change, started, ticket)
         if not taken:
-            return self._enter_late(change, ticket, started, now=now)
+            waiting = self._stand(change, ticket)
+            return Deferred(partial(self._enter_late, waiting, started, now=now))
         self._entered(change, started, now=now)
-        return durable if durable is not None else _DONE
+        return durable if durable is not None else NOTHING
 
-    async def _enter_late(self, change: Change, ticket: Any, started: float, *, now: bool) -> None:
-        durable = await self._wait_for_room(change, ticket)
+    async def _enter_late(self, waiting: Waiting, started: float, *, now: bool) -> None:
+        change = waiting.change
+        durable = await self._wait_for_room(waiting)
         self._entered(change, started, now=now)
         if durable is not None:
             await durable
@@ -281,15 +280,18 @@ class Pipeline:
         if len(self._tombstones) > _TOMBSTONES:
             self._tombstones.popitem(last=False)
 
-    async def _wait_for_room(self, change: Change, ticket: Any) -> _Durable:
-        token = self._ensure_running().create_future()
+    def _stand(self, change: Change, ticket: Any) -> Waiting:
+        """Take a place at the door of a full queue. Raises QueueFull where too many stand there."""
         try:
-            waiting = self.inbox.wait(change, ticket, token)
+            return self.inbox.wait(change, ticket, self._ensure_running().create_future())
         except QueueFull as error:
             raise self._refusal(change, error) from None
+
+    async def _wait_for_room(self, waiting: Waiting) -> _Durable:
+        change = waiting.change
         try:
             with anyio.fail_after(self.settings.queue_timeout):
-                durable: _Durable = await token
+                durable: _Durable = await waiting.token
         except TimeoutError:
             self.inbox.give_up(waiting)
             raise self._refusal(
@@ -573,14 +575,10 @@ class Pipeline:
             fail(future, closed)
 
 
-class _Done:
-    """What there is nothing to wait for. It may be awaited again and again."""
-
-    def __await__(self) -> Generator[Any, None, None]:
-        yield from ()
-
-
-_DONE = _Done()
+async def _both(entered: Awaitable[None], ticket: asyncio.Future[None]) -> None:
+    await entered
+    # The change stays queued whatever becomes of the caller.
+    await asyncio.shield(ticket)
 
 
 @cache

@@ -1,0 +1,150 @@
+"""Where writes enter: a write's place is fixed when its method is called, and what a chat writes too early is held.
+
+Chainlit starts its writes as tasks (`create_task(layer.create_step(…))`), and what a session writes before its first
+message it puts off until then, so that a chat that nobody spoke in is not stored. What it has put off it writes
+method by method, each awaited, while the application goes on and writes directly. Here both are one order: a change
+is frozen and gets its moment at the call, and what was held back enters before anything that its session writes later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+from chainlit.context import context_var
+from chainlit.session import WebsocketSession
+
+from forebay.errors import ForebayError, QueueFull
+from forebay.layer.held_back import Enter, HeldBack, Room
+from forebay.model.changes import OVERHEAD_BYTES, Upsert
+from forebay.primitives.awaitables import NOTHING, failed
+
+logger = logging.getLogger("forebay")
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def placed(method: Callable[_P, Awaitable[_T]]) -> Callable[_P, Coroutine[object, object, _T]]:
+    """A method that takes its place when it is called, and returns what is to be waited for.
+
+    What it raises, its caller gets when it waits. Where no event loop runs, as in `asyncio.run(layer.method())`, the
+    loop that waits is the first that can take it.
+    """
+
+    @wraps(method)
+    def call(*arguments: _P.args, **named: _P.kwargs) -> Coroutine[object, object, _T]:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return _later(method, *arguments, **named)
+        try:
+            return _wait(method(*arguments, **named))
+        except Exception as error:
+            return _wait(failed(error))
+
+    return call
+
+
+async def _wait(waiting: Awaitable[_T]) -> _T:
+    return await waiting
+
+
+async def _later(method: Callable[_P, Awaitable[_T]], *arguments: _P.args, **named: _P.kwargs) -> _T:
+    return await method(*arguments, **named)
+
+
+class Door:
+    """Lets one layer's writes in: `submit` takes a change's place at once.
+
+    What sessions hold back takes at most `max_bytes`; what is more is refused, which `refuse` counts and logs.
+    """
+
+    def __init__(
+        self,
+        submit: Callable[[Upsert], Awaitable[None]],
+        refuse: Callable[[ForebayError], None],
+        max_bytes: int,
+    ) -> None:
+        self.room = Room(max_bytes)
+        self._submit = submit
+        self._refuse = refuse
+        self._key = f"forebay {next(_numbers)}"  # among what Chainlit has put off in a session
+        self._letting_in: set[asyncio.Task[None]] = set()
+
+    def write(self, change: Upsert) -> Awaitable[None]:
+        """Queue a row, now or with its session's first message; what to wait for. Raises what `submit` raises."""
+        session = _session()
+        if session is not None:
+            if not session.has_first_interaction:
+                return self._hold(session, change, change.size)
+            if session.thread_queues:
+                self._open(session)
+        return self._submit(change)
+
+    def enter(self, enter: Enter, size: int = OVERHEAD_BYTES) -> Awaitable[None]:
+        """As `write`, for what is more than a row: `enter` takes its place at once. `size`: its bytes in memory."""
+        session = _session()
+        if session is not None and not session.has_first_interaction:
+            return self._hold(session, enter, size)
+        self.release()
+        return enter()
+
+    def release(self) -> None:
+        """Before what Chainlit never puts off: let in what the session has held back, once it has spoken."""
+        session = _session()
+        if session is not None and session.has_first_interaction and session.thread_queues:
+            self._open(session)
+
+    def _hold(self, session: WebsocketSession, write: Upsert | Enter, size: int) -> Awaitable[None]:
+        waiting = session.thread_queues.setdefault(self._key, deque())
+        if not waiting:
+            # Chainlit calls this at the session's first message, unless something is written before.
+            waiting.append((_flush, self, (HeldBack(self.room),), {}))
+        held: HeldBack = waiting[0][2][0]
+        try:
+            held.add(write, size)
+        except QueueFull as error:
+            self._refuse(error)
+            raise
+        return NOTHING
+
+    def _open(self, session: WebsocketSession) -> None:
+        # Emptied, not removed: Chainlit may be going through them.
+        waiting = session.thread_queues.get(self._key)
+        if waiting:
+            self.let_in(waiting.popleft()[2][0])
+
+    def let_in(self, held: HeldBack) -> Awaitable[None]:
+        """Give all that was held its place; to be awaited until it is as durable as the settings say."""
+        task = asyncio.get_running_loop().create_task(_all_of(held.let_in(self._submit)))
+        self._letting_in.add(task)
+        task.add_done_callback(self._letting_in.discard)
+        return task
+
+
+async def _flush(door: Door, held: HeldBack) -> None:
+    await door.let_in(held)
+
+
+async def _all_of(waiting: list[Awaitable[None]]) -> None:
+    for result in await asyncio.gather(*waiting, return_exceptions=True):
+        if isinstance(result, Exception):
+            logger.error(
+                "not written, of what came before the first message reason=%s", type(result).__name__
+            )
+
+
+def _session() -> WebsocketSession | None:
+    """The session whose first message Chainlit would wait for; None where it puts nothing off."""
+    context = context_var.get(None)
+    session = context.session if context is not None else None
+    return session if isinstance(session, WebsocketSession) else None
+
+
+_numbers = itertools.count(1)
