@@ -359,3 +359,156 @@ async def test_by_default_content_goes_to_a_folder(
     file = layer.storage_provider.find(str(stored["objectKey"]))
     assert file
     assert json.loads(file.path.read_bytes()) == {"a": 1}
+
+
+# ---- what one person's content costs the others
+
+
+class RefusingStorage(MemoryStorage):
+    """It takes no key with `refused` in it, however often."""
+
+    async def upload_file(
+        self, object_key: str, data: bytes | str, *rest: Any, **named: Any
+    ) -> dict[str, Any]:
+        return {} if "refused" in object_key else await super().upload_file(object_key, data, *rest, **named)
+
+
+async def test_content_that_is_refused_for_good_gives_its_room_back(
+    emptied_url: str, make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, "_MOST_REFUSALS", 2)
+    storage = RefusingStorage()
+    layer = make_layer(emptied_url, storage_provider=storage)
+    thread_id = await a_thread(layer)
+    refused = a_file(thread_id, name="refused.bin")
+    await layer.create_element(refused)
+    for _ in range(5):
+        await layer.create_element(a_file(thread_id))
+    await until(lambda: layer._engine.counts.uploads_pending == 0)
+    found = await layer.get_element(thread_id, refused.id)
+    assert found
+    assert found["objectKey"] is None  # its row is there, without content
+    assert layer._uploads is not None
+    assert layer._uploads._disk._taken == 0
+    assert not [*layer._uploads._secured.folder.iterdir()]
+    assert layer.registry.get_sample_value("forebay_upload_failures_total") == 1
+
+
+async def test_a_storage_that_takes_nothing_has_all_in_the_end(
+    emptied_url: str, make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, "_MOST_REFUSALS", 2)
+    storage = TroubledStorage(*[_says_nothing] * 30)
+    layer = make_layer(emptied_url, storage_provider=storage)
+    element = a_file(await a_thread(layer))
+    await layer.create_element(element)
+    await until(lambda: storage.files)
+    await until(lambda: layer._engine.counts.uploads_pending == 0)
+    found = await layer.get_element(str(element.thread_id), element.id)
+    assert found
+    assert found["objectKey"] in storage.files
+
+
+class StallingStorage(MemoryStorage):
+    """It never answers for a key with `stalled` in it."""
+
+    async def upload_file(
+        self, object_key: str, data: bytes | str, *rest: Any, **named: Any
+    ) -> dict[str, Any]:
+        if "stalled" in object_key:
+            await _stalls()
+        return await super().upload_file(object_key, data, *rest, **named)
+
+
+async def test_a_person_leaves_room_on_the_disk_and_places_to_others(
+    emptied_url: str, make_layer: MakeLayer
+) -> None:
+    settings = Settings(upload_disk_max_bytes=2**20, queue_timeout=60, close_timeout=0.1)
+    layer = make_layer(emptied_url, storage_provider=StallingStorage(), settings=settings)
+    his, hers = await a_thread(layer), await a_thread(layer)
+    many = [asyncio.create_task(layer.create_element(a_file(his, name="stalled"))) for _ in range(40)]
+    await until(lambda: layer._engine.counts.uploads_pending == 40)
+    element = a_file(hers)
+    await layer.create_element(element)
+    found = await layer.get_element(hers, element.id)
+    assert found
+    assert found["objectKey"]
+    for task in many:
+        task.cancel()
+    await asyncio.gather(*many, return_exceptions=True)
+
+
+async def test_slow_urls_keep_nobody_elses_file_waiting(emptied_url: str, make_layer: MakeLayer) -> None:
+    free = asyncio.Event()
+
+    async def slow(_: web.Request) -> web.Response:
+        await free.wait()
+        return web.Response(body=b"late")
+
+    settings = Settings(fetch_private=True, close_timeout=0.1, fetch_timeout=60)
+    layer = make_layer(emptied_url, storage_provider=MemoryStorage(), settings=settings)
+    his, hers = await a_thread(layer), await a_thread(layer)
+    async with served(slow=slow, quick=web.Response(body=b"quick")) as url:
+        many = [
+            asyncio.create_task(
+                layer.create_element(Image(thread_id=his, url=f"{url}/slow", for_id=new_id()))
+            )
+            for _ in range(48)
+        ]
+        await until(lambda: layer._engine.counts.uploads_pending == 48)
+        file, picture = a_file(hers), Image(thread_id=hers, url=f"{url}/quick", for_id=new_id())
+        await layer.create_element(file)
+        await layer.create_element(picture)
+        assert not any(task.done() for task in many)
+        free.set()
+        await asyncio.gather(*many)
+    for element in (file, picture):
+        found = await layer.get_element(hers, element.id)
+        assert found
+        assert found["objectKey"]
+
+
+@pytest.mark.parametrize("path", ["big", "page"])
+async def test_what_was_fetched_and_is_not_kept_leaves_nothing_on_the_disk(
+    emptied_url: str, make_layer: MakeLayer, path: str
+) -> None:
+    settings = Settings(fetch_private=True, fetch_max_bytes=2**16)
+    layer = make_layer(emptied_url, storage_provider=MemoryStorage(), settings=settings)
+    thread_id = await a_thread(layer)
+    page = web.Response(text="<p>", content_type="text/html")
+    async with served(big=web.Response(body=b"x" * 2**17), page=page) as url:
+        await layer.create_element(Image(thread_id=thread_id, url=f"{url}/{path}", for_id=new_id()))
+    assert layer._uploads is not None
+    assert not [*layer._uploads._secured.folder.iterdir()]
+
+
+async def test_an_element_that_waits_for_its_content_is_shown_in_time(
+    emptied_url: str, make_layer: MakeLayer
+) -> None:
+    """However long the try takes that is under way."""
+    storage = TroubledStorage(_stalls)
+    layer = make_layer(
+        emptied_url, storage_provider=storage, settings=Settings(upload_timeout=0.05, close_timeout=0.1)
+    )
+    element = a_file(await a_thread(layer))
+    creating = asyncio.create_task(layer.create_element(element))
+    await until(lambda: layer.registry.get_sample_value("forebay_upload_failures_total"))
+    await until(lambda: layer._engine.counts.written["elements"])
+    assert storage.uploads == 1
+    creating.cancel()
+
+
+async def test_what_could_run_in_a_browser_is_saved_from_a_bucket_not_opened(
+    emptied_url: str, make_layer: MakeLayer
+) -> None:
+    storage = MemoryStorage()
+    layer = make_layer(emptied_url, storage_provider=storage)
+    thread_id = await a_thread(layer)
+    for name, mime in (("p.html", "text/html"), ("i.svg", "image/svg+xml"), ("i.png", "image/png")):
+        await layer.create_element(a_file(thread_id, name=name, mime=mime))
+    told = {key.rpartition("/")[2]: disposition for key, disposition in storage.dispositions.items()}
+    assert told == {
+        "p.html": "attachment; filename*=UTF-8''p.html",
+        "i.svg": "attachment; filename*=UTF-8''i.svg",
+        "i.png": None,
+    }

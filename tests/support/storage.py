@@ -13,6 +13,7 @@ class MemoryStorage(BaseStorageClient):
     def __init__(self) -> None:
         self.files: dict[str, bytes | str] = {}
         self.mimes: dict[str, str] = {}
+        self.dispositions: dict[str, str | None] = {}
         self.signed = 0
         self.failing: set[str] = set()
 
@@ -27,6 +28,7 @@ class MemoryStorage(BaseStorageClient):
         self._maybe_fail("upload_file")
         self.files[object_key] = data
         self.mimes[object_key] = mime
+        self.dispositions[object_key] = content_disposition
         return {"object_key": object_key, "url": f"stored://{object_key}"}
 
     async def delete_file(self, object_key: str) -> bool:

@@ -24,7 +24,22 @@ _MOST_REDIRECTS = 5
 _CHUNK_BYTES = 256 * 1024
 _SCHEMES = ("http://", "https://")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
-_NAT64_LOCAL = ipaddress.ip_network("64:ff9b:1::/48")  # younger than Python 3.11's list
+# What IANA's registries of special addresses keep from the public internet, and `is_global` of some of the supported
+# Pythons does not; and the services that two clouds give their machines at addresses which look public.
+_NOT_PUBLIC_V4 = tuple(
+    map(
+        ipaddress.IPv4Network,
+        ("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32"),
+    )
+)
+# All that is given out for use is in here. What is not given out yet is no one's to be fetched from.
+_GIVEN_OUT_V6 = ipaddress.IPv6Network("2000::/3")
+_NOT_PUBLIC_V6 = tuple(
+    map(
+        ipaddress.IPv6Network,
+        ("2001::/23", "2001:db8::/32", "2002::/16", "2620:4f:8000::/48", "3fff::/20"),
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +118,20 @@ def is_public(address: str) -> bool:
     """Whether an IP address is of the public internet, also where it stands within another one."""
     found = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(found, ipaddress.IPv6Address):
-        found = _within(found) or found
-    return found.is_global and not found.is_multicast and found not in _NAT64_LOCAL
+        inner = _within(found)
+        if inner is None:
+            return found in _GIVEN_OUT_V6 and not any(found in network for network in _NOT_PUBLIC_V6)
+        found = inner
+    return (
+        found.is_global
+        and not found.is_multicast
+        and not found.is_reserved
+        and not any(found in network for network in _NOT_PUBLIC_V4)
+    )
 
 
 def _within(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
-    """The IPv4 address that a gateway would take out of this one."""
+    """The IPv4 address that this one stands for. Tunnels, which also hold one, are not public at all."""
     if address in _NAT64:
         return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-    if address.teredo is not None:
-        return address.teredo[1]
-    return address.ipv4_mapped or address.sixtofour
+    return address.ipv4_mapped

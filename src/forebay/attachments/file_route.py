@@ -49,13 +49,15 @@ class StoredFile:
 
 
 class Signer:
-    """Makes and checks URLs with a key that is derived from `secret`. Times are in seconds.
+    """Makes and checks URLs with a key that is derived from `secret` and the `folder`'s own. Times are in seconds.
 
     `root` is the path that the app is served at.
     """
 
-    def __init__(self, secret: bytes, root: str = "", clock: Callable[[], float] = time.time) -> None:
-        self._key = hmac.digest(secret, _PURPOSE, "sha256")
+    def __init__(
+        self, secret: bytes, root: str = "", clock: Callable[[], float] = time.time, *, folder: bytes = b""
+    ) -> None:
+        self._key = hmac.digest(secret, _PURPOSE + folder, "sha256")
         self._root = root
         self._clock = clock
 
@@ -160,7 +162,7 @@ def publish(client: Any) -> None:
 
 def _file_response(found: StoredFile) -> FileResponse:
     mime = found.mime if _MIME.fullmatch(found.mime) else _DEFAULT_MIME
-    kind = mime.partition(";")[0].strip().lower()
+    kind = _kind(mime)
     headers = {
         "X-Content-Type-Options": "nosniff",
         "Referrer-Policy": "no-referrer",
@@ -174,5 +176,14 @@ def _file_response(found: StoredFile) -> FileResponse:
         headers=headers,
         media_type=mime,
         filename=found.object_key.rpartition("/")[2].encode("utf-8", "replace").decode(),
-        content_disposition_type="inline" if _SHOWN.fullmatch(kind) else "attachment",
+        content_disposition_type="inline" if is_shown(mime) else "attachment",
     )
+
+
+def is_shown(mime: str) -> bool:
+    """Whether a browser shows content of this type without running anything in it; else it is to be saved."""
+    return _SHOWN.fullmatch(_kind(mime)) is not None
+
+
+def _kind(mime: str) -> str:
+    return mime.partition(";")[0].strip().lower()

@@ -44,7 +44,7 @@ class LocalStorageClient(BaseStorageClient):
 
     `folder` defaults to `FOREBAY_STORAGE_DIR`. Its files are served by the Chainlit app of this process at URLs
     that are signed and expire after `expires` seconds (Chainlit's STORAGE_EXPIRY_TIME by default). Servers that
-    share the folder must share CHAINLIT_AUTH_SECRET; without one, a key is made and kept in the folder. URLs
+    share the folder must share CHAINLIT_AUTH_SECRET; a key that is made and kept in the folder goes with it. URLs
     begin at the root of the server; with `base_url` ("https://chat.example.org") they are absolute.
     Raises StorageError for what the disk refuses.
     """
@@ -114,7 +114,9 @@ class LocalStorageClient(BaseStorageClient):
         """What signs and checks the URLs. It reads the disk."""
         if self._signer is None:
             secret = ChainlitVariables().chainlit_auth_secret
-            self._signer = Signer(secret.encode() if secret else self._own_key(), self._served_root())
+            # With its own key in it, so that a URL of one folder opens nothing of another that has the same secret.
+            own = self._own_key()
+            self._signer = Signer(secret.encode() if secret else own, self._served_root(), folder=own)
         return self._signer
 
     def stored(self) -> Iterator[StoredFile]:

@@ -8,34 +8,38 @@ process ends is gone on with by the next one.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
+import inspect
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import anyio
 from anyio import CapacityLimiter
 from chainlit.config import FILES_DIRECTORY
+from chainlit.context import ChainlitContextException, context
 from chainlit.data.storage_clients.base import BaseStorageClient
 from chainlit.element import Element
 from tenacity import (
     AsyncRetrying,
     RetryCallState,
-    RetryError,
     retry_if_exception_type,
     retry_if_not_exception_type,
-    stop_after_delay,
     stop_never,
     wait_random_exponential,
 )
 
 from forebay.attachments.blobs import Blobs
 from forebay.attachments.fetch import can_fetch, fetch
+from forebay.attachments.file_route import is_shown
 from forebay.attachments.folder import LocalStorageClient
+from forebay.attachments.keys import object_key
 from forebay.attachments.providers import takes_files
 from forebay.attachments.spool import Entry, Held, Note, Secured
 from forebay.errors import DatabaseError, ForebayError, LayerClosed, RowError, StorageError
@@ -43,6 +47,7 @@ from forebay.model import cleaning
 from forebay.model.changes import Upsert, decode, encode
 from forebay.primitives import threads
 from forebay.primitives.awaitables import Deferred
+from forebay.primitives.shares import Shares
 from forebay.settings import Settings
 from forebay.telemetry.collector import Metrics
 from forebay.telemetry.counters import Counts
@@ -58,8 +63,16 @@ _CALL_TIMEOUT = 30.0  # for an upload, and on top of it what its size takes at t
 _SLOWEST_LINE = 256 * 1024  # bytes a second
 _COST_OF_A_JOB = 64 * 1024  # bytes that the smallest content counts as, so that their number is bounded too
 
+_MOST_REFUSALS = (
+    12  # of a storage that fails half of the time, one content in some thousands is given up by this
+)
+
 _Result = TypeVar("_Result")
 Write = Callable[[Upsert], Awaitable[bool]]
+
+
+class _Refused(StorageError):
+    """The storage will not take this content, however often it is asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +92,8 @@ class Content:
         return cls(element.id, element.name, element.mime, element.path, element.url, element.content)
 
     def object_key(self, user_id: str | None) -> str:
-        """`{user}/{element}/{name}`, as Chainlit's SQLAlchemy layer names it."""
-        parts = (user_id or "unknown", self.element_id, self.name)
-        return "/".join(cleaning.text(part) for part in parts if part)
+        """`{user}/{element}/{name}`, as Chainlit's SQLAlchemy layer names it, each part cut to what storages take."""
+        return object_key(user_id or "unknown", self.element_id, self.name)
 
     @property
     def is_elsewhere(self) -> bool:
@@ -101,6 +113,9 @@ class Job:
     dropped: bool = False
     begun: bool = False  # an upload was tried, so something may be in the storage
     taken: int = 0  # bytes of room on the disk
+    holder: str = ""  # whose content it is, where that is known: places and room are shared out by it
+    refused_at: int = -1  # how many contents had been stored when it last failed
+    refusals: int = 0  # how many of its failures came after another content had been stored
 
     @property
     def step_id(self) -> str | None:
@@ -118,47 +133,68 @@ class _Source:
 
 
 class Room:
-    """A number of bytes that many may take from, in the order of their asking. More than all of it goes alone."""
+    """A number of bytes that many may take from, in the order of their asking. More than all of it goes alone.
+
+    One holder leaves a sixteenth to the others, so that nobody can shut them out.
+    """
 
     def __init__(self, most: int) -> None:
         self._most = most
+        self._of_one = most - most // 16
         self._taken = 0
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._held: Counter[str] = Counter()
+        self._waiting: deque[tuple[int, str, asyncio.Future[None]]] = deque()
 
-    async def take(self, size: int) -> None:
+    async def take(self, size: int, holder: str = "") -> None:
         """Wait until there is room, and take it."""
-        if not self._waiting and self._fits(size):
-            self._taken += size
+        if not self._waiting and self._fits(size, holder):
+            self.force(size, holder)
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((size, turn))
+        self._waiting.append((size, holder, turn))
+        self._admit()
         try:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self.give(size)
+                self.give(size, holder)
             else:
-                self._waiting.remove((size, turn))
+                with contextlib.suppress(ValueError):  # left out by those that were let in meanwhile
+                    self._waiting.remove((size, holder, turn))
                 self._admit()
             raise
 
-    def force(self, size: int) -> None:
+    def force(self, size: int, holder: str = "") -> None:
         """Take it without asking: it is there already."""
         self._taken += size
+        self._held[holder] += size
 
-    def give(self, size: int) -> None:
+    def give(self, size: int, holder: str = "") -> None:
         """Give it back."""
         self._taken -= size
+        self._held[holder] -= size
+        if self._held[holder] <= 0:
+            del self._held[holder]
         self._admit()
 
-    def _fits(self, size: int) -> bool:
-        return self._taken == 0 or self._taken + size <= self._most
+    def _fits(self, size: int, holder: str) -> bool:
+        return self._taken == 0 or (self._taken + size <= self._most and self._is_fair(size, holder))
+
+    def _is_fair(self, size: int, holder: str) -> bool:
+        """Whether enough is left to the others. Nobody's name stands for all who have none."""
+        return not holder or self._held[holder] + size <= self._of_one
 
     def _admit(self) -> None:
-        while self._waiting and self._fits(self._waiting[0][0]):
-            size, turn = self._waiting.popleft()
+        """Let in, in order, whom there is room for; who has his share already lets the others pass."""
+        for waiting in [*self._waiting]:
+            size, holder, turn = waiting
+            if not self._fits(size, holder):
+                if self._is_fair(size, holder):
+                    return
+                continue
+            self._waiting.remove(waiting)
             if not turn.done():
-                self._taken += size
+                self.force(size, holder)
                 turn.set_result(None)
 
 
@@ -178,6 +214,8 @@ class Uploads:
         write: Write,
     ) -> None:
         self._client = client
+        # Chainlit's clients take it since 2.7; an application's own need not.
+        self._names_disposition = "content_disposition" in inspect.signature(client.upload_file).parameters
         self._blobs = blobs
         self._settings = settings
         self._counts = counts
@@ -186,6 +224,7 @@ class Uploads:
         self._secured = Secured(settings.journal_dir, sync=settings.durability != "memory")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._jobs: dict[Job, asyncio.Task[None]] = {}
+        self._stored_last = 0  # how many contents were stored so far
         self._last: dict[str, Job] = {}  # by element: the one that the next has to wait for
 
     # ---- life
@@ -199,7 +238,8 @@ class Uploads:
         self._jobs.clear()
         self._last.clear()
         self._adopted = asyncio.Event()
-        self._slots = CapacityLimiter(self._settings.upload_concurrency)
+        self._slots = Shares(self._settings.upload_concurrency)
+        self._fetches = Shares(self._settings.upload_concurrency)
         self._threads = CapacityLimiter(_DISK_THREADS)
         self._memory = Room(self._settings.upload_max_bytes)
         self._disk = Room(self._settings.upload_disk_max_bytes)
@@ -254,7 +294,7 @@ class Uploads:
         secured and tried again later; that raises what queueing the row raises.
         """
         self.start()
-        job = Job(change, _quiet_future())
+        job = Job(change, _quiet_future(), holder=_person() or change.thread_id or "")
         self._begin(job, _Source(content, self._hold(content), owner))
         return Deferred(partial(asyncio.shield, job.tried))
 
@@ -320,8 +360,9 @@ class Uploads:
     def _go_on(self, entry: Entry) -> None:
         (change,) = decode(entry.note.change.encode())
         assert isinstance(change, Upsert)
-        job = Job(change, _quiet_future(), entry, taken=_cost(entry.size))
-        self._disk.force(job.taken)
+        holder = entry.note.object_key.partition("/")[0]
+        job = Job(change, _quiet_future(), entry, taken=_cost(entry.size), holder=holder)
+        self._disk.force(job.taken, holder)
         self._begin(job, None)
 
     def _begin(self, job: Job, source: _Source | None) -> None:
@@ -348,7 +389,7 @@ class Uploads:
     def _end(self, job: Job) -> None:
         _settle(job.tried)
         job.done.set()
-        self._disk.give(job.taken)
+        self._disk.give(job.taken, job.holder)
         self._jobs.pop(job, None)
         if self._last.get(job.change.key) is job:
             del self._last[job.change.key]
@@ -364,9 +405,8 @@ class Uploads:
             path = await self._content(job, source)
             if path is not None:
                 mime = source.content.mime or _DEFAULT_MIME
-                note = Note(
-                    source.content.object_key(await source.owner()), mime, encode([job.change]).decode()
-                )
+                key = source.content.object_key(await source.owner())
+                note = Note(key, mime, encode([job.change]).decode())
                 if not job.dropped:
                     job.entry = await self._in_thread(partial(self._secured.enter, path, note))
         except Exception as error:  # the disk, the server at the URL, or content of a wrong type
@@ -377,30 +417,41 @@ class Uploads:
 
     async def _content(self, job: Job, source: _Source) -> Path | None:
         """The file that the content is in then; None where it should stay where it is."""
-        content, held = source.content, source.held
+        held = source.held
         if isinstance(held, OSError):
             raise held
-        if held is not None:
+        path = held.target if held is not None else self._secured.place()
+        kept = False
+        try:
+            kept = await self._put_into(path, job, source)
+        finally:
+            if not kept:
+                await self._in_thread(partial(self._secured.remove, path))
+        return path if kept else None
+
+    async def _put_into(self, path: Path, job: Job, source: _Source) -> bool:
+        """Have the content in a file. False: it should stay where it is."""
+        content, held = source.content, source.held
+        if isinstance(held, Held):
             await self._take_disk(job, held.size)
             await self._in_thread(partial(self._secured.keep, held))
-            return held.target
-        path = self._secured.place()
+            return True
         if content.url:
-            async with self._slots:
+            async with self._fetches.place(job.holder):
                 fetched = await fetch(content.url, path, self._settings)
-            await self._take_disk(job, fetched.size)
+                await self._take_disk(job, fetched.size)
             # A page about a video is no video: its player needs the page's own URL.
-            return path if fetched.mime != "text/html" or content.mime == "text/html" else None
+            return fetched.mime != "text/html" or content.mime == "text/html"
         if content.content is None:
             raise FileNotFoundError("the element has no content")
         await self._take_disk(job, len(content.content))
         await self._in_thread(partial(self._secured.write, content.content, path))
-        return path
+        return True
 
     async def _take_disk(self, job: Job, size: int) -> None:
         try:
             with anyio.fail_after(self._settings.queue_timeout):
-                await self._disk.take(_cost(size))
+                await self._disk.take(_cost(size), job.holder)
         except TimeoutError:
             raise StorageError("FOREBAY_UPLOAD_DISK_MAX_BYTES wait already") from None
         job.taken = _cost(size)
@@ -430,20 +481,36 @@ class Uploads:
             await self._blobs.surely(key, delete)
 
     async def _stored(self, job: Job, entry: Entry) -> tuple[str, str | None] | None:
-        """The object key and URL, however long that takes; None for a job that was dropped."""
-        try:
-            return await self._retrying(job, stop_after_delay(self._settings.upload_timeout))(
-                self._upload, job, entry
-            )
-        except RetryError as error:
-            self._fail(error.last_attempt.exception())
-        await self._write_row(job, job.change)
-        return await self._retrying(job, stop_never)(self._upload, job, entry)
+        """The object key and URL, however long that takes; None for a job that was dropped or refused for good.
 
-    def _retrying(self, job: Job, stop: Any) -> AsyncRetrying:
+        After `upload_timeout` the row is written without them, beside the try that is under way then.
+        """
+        uploading: asyncio.Future[tuple[str, str | None] | None] = asyncio.ensure_future(
+            self._retrying(job)(self._upload, job, entry)
+        )
+        try:
+            done, _ = await asyncio.wait([uploading], timeout=self._settings.upload_timeout)
+            if not done:
+                self._fail(
+                    StorageError("the storage takes longer than FOREBAY_UPLOAD_TIMEOUT; it is tried on")
+                )
+                await self._write_row(job, job.change)
+            return await uploading
+        except _Refused as refused:
+            self._fail(refused)
+            await self._write_row(job, job.change)
+            return None
+        finally:
+            if not uploading.done():
+                uploading.cancel()
+                await asyncio.wait([uploading])
+
+    def _retrying(self, job: Job) -> AsyncRetrying:
         async def pause(seconds: float) -> None:
             with anyio.move_on_after(seconds):
                 await job.woken.wait()
+            if not job.dropped:
+                job.woken.clear()
 
         def note(state: RetryCallState) -> None:
             self._counts.upload_retries += 1
@@ -453,27 +520,59 @@ class Uploads:
 
         return AsyncRetrying(
             wait=wait_random_exponential(_FIRST_PAUSE, _LONGEST_PAUSE),
-            stop=stop,
+            stop=stop_never,
             sleep=pause,
             before_sleep=note,
+            retry=retry_if_exception_type(Exception) & retry_if_not_exception_type(_Refused),
         )
 
     async def _upload(self, job: Job, entry: Entry) -> tuple[str, str | None] | None:
         if job.dropped:
             return None
-        async with self._slots:
+        async with self._slots.place(job.holder):
             job.begun = True
-            with self._metrics.uploading(), anyio.fail_after(_CALL_TIMEOUT + entry.size / _SLOWEST_LINE):
-                stored = await self._put(entry)
-                if not stored or not stored.get("object_key"):  # Chainlit's S3 client tells so that it failed
-                    raise StorageError("the storage client has not stored it")
+            before = self._stored_last
+            try:
+                with self._metrics.uploading(), anyio.fail_after(_CALL_TIMEOUT + entry.size / _SLOWEST_LINE):
+                    stored = await self._put(entry)
+                    if not stored or not stored.get(
+                        "object_key"
+                    ):  # Chainlit's S3 client tells so that it failed
+                        raise StorageError("the storage client has not stored it")
+            except Exception:
+                self._note_failure(job, before)
+                raise
+        self._note_stored()
         return stored["object_key"], stored.get("url")
+
+    def _note_stored(self) -> None:
+        """The storage takes contents, so those that failed are worth another try."""
+        self._stored_last += 1
+        for job in self._jobs:
+            if job.refused_at:
+                job.woken.set()
+
+    def _note_failure(self, job: Job, stored_before: int) -> None:
+        """A storage that takes others', time after time, will never take this one. Raises _Refused then."""
+        if job.refused_at != stored_before:
+            job.refused_at = stored_before
+            job.refusals += 1
+        if job.refusals > _MOST_REFUSALS:
+            raise _Refused(
+                "the storage takes others' content, and has never taken this one; it is given up"
+            ) from None
 
     async def _put(self, entry: Entry) -> dict[str, Any]:
         key, mime = entry.note.object_key, entry.note.mime
         if isinstance(self._client, LocalStorageClient):
             return await self._client.upload_path(key, entry.path, mime)
-        upload = partial(self._client.upload_file, object_key=key, mime=mime, overwrite=True)
+        upload = partial(
+            self._client.upload_file,
+            object_key=key,
+            mime=mime,
+            overwrite=True,
+            **self._disposition(key, mime),
+        )
         if takes_files(self._client):
             file = await self._in_thread(partial(entry.path.open, "rb"))
             with file:
@@ -484,6 +583,13 @@ class Uploads:
         finally:
             self._memory.give(entry.size)
 
+    def _disposition(self, key: str, mime: str) -> dict[str, str]:
+        """A bucket shows its objects in pages of its own origin: what could run there is to be saved."""
+        if not self._names_disposition or is_shown(mime):
+            return {}
+        name = quote(key.rpartition("/")[2], safe="")
+        return {"content_disposition": f"attachment; filename*=UTF-8''{name}"}
+
     async def _write_row(self, job: Job, change: Upsert) -> bool:
         """Queue the row, as often as it takes. False: it is not wanted any more."""
 
@@ -491,7 +597,7 @@ class Uploads:
             return not job.dropped and await self._write(change)
 
         retry = retry_if_exception_type(ForebayError) & retry_if_not_exception_type((RowError, LayerClosed))
-        return await self._retrying(job, stop_never).copy(retry=retry)(write)
+        return await self._retrying(job).copy(retry=retry)(write)
 
     # ---- small things
 
@@ -501,6 +607,15 @@ class Uploads:
 
     async def _in_thread(self, act: Callable[[], _Result]) -> _Result:
         return await threads.run(act, self._threads)
+
+
+def _person() -> str:
+    """Who is logged in where this is called; empty for nobody."""
+    try:
+        user = context.session.user
+    except ChainlitContextException:
+        return ""
+    return user.identifier if user is not None else ""
 
 
 async def _after(before: Job, job: Job) -> None:

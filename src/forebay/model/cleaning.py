@@ -70,7 +70,15 @@ def _as_text(value: Any) -> str:
         return bytes(value).decode("utf-8", "replace")
     if isinstance(value, Mapping | list | tuple | set | frozenset):
         return json(value).decode()
-    return _any_text(value)
+    return _digits(value) if isinstance(value, int) else _any_text(value)
+
+
+def _digits(number: int) -> str:
+    """Decimal; hexadecimal beyond the 4,300 digits that Python writes, since they take quadratic time."""
+    try:
+        return str(int(number))
+    except ValueError:
+        return hex(number)
 
 
 def _any_text(value: Any) -> str:
@@ -159,7 +167,7 @@ def _scrub(value: Any, path: tuple[int, ...]) -> Any:
     if isinstance(value, str):
         return text(value)
     if isinstance(value, int):
-        return int(value) if value in _INT64 else str(value)
+        return int(value) if value in _INT64 else _digits(value)
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return _scrub_container(value, path)

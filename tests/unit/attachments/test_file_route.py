@@ -187,3 +187,15 @@ async def test_an_app_that_is_loaded_again_has_one_route(browser: httpx.AsyncCli
 async def test_urls_may_be_absolute(tmp_path: Path) -> None:
     client = LocalStorageClient(tmp_path, base_url="https://chat.example.org/")
     assert (await client.get_read_url("key")).startswith("https://chat.example.org/forebay/files/key?")
+
+
+async def test_a_url_of_one_folder_opens_nothing_of_another_with_the_same_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHAINLIT_AUTH_SECRET", "shared by two apps")
+    ours, theirs = (LocalStorageClient(tmp_path / name) for name in ("ours", "theirs"))
+    parts = _parts(await ours.get_read_url("user/element/name"))
+    assert ours.signer().check(*parts) == "user/element/name"
+    assert theirs.signer().check(*parts) is None
+    again = LocalStorageClient(tmp_path / "ours")  # another server on the same folder
+    assert again.signer().check(*parts) == "user/element/name"

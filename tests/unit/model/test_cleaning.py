@@ -214,3 +214,11 @@ def test_a_value_that_fits_its_column_is_kept(clean: Any, value: Any, kept: Any)
 def test_a_value_that_fits_its_column_in_no_form_is_told(clean: Any, value: Any) -> None:
     with pytest.raises(Misfit):
         clean(value)
+
+
+@pytest.mark.parametrize("number", [10**5000, -(10**5000)], ids=["positive", "negative"])
+def test_a_number_of_very_many_digits_loses_no_row(number: int) -> None:
+    assert cleaning.text(number) == hex(number)
+    assert json.loads(cleaning.json({"a": [number]})) == {"a": [hex(number)]}
+    with pytest.raises(cleaning.Misfit):
+        cleaning.integer(number)
