@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import aiosqlite
 import pytest
 from chainlit.element import Text
 from chainlit.types import Feedback, Pagination, ThreadFilter
 from chainlit.user import User
 
-from forebay import ForebayDataLayer
+from forebay import ForebayDataLayer, Settings, TransientError
+from forebay.database import drivers
 from tests.integration.conftest import MakeLayer
 from tests.integration.contract import (
     a_step,
@@ -20,11 +22,13 @@ from tests.integration.contract import (
     at,
     dead_letters,
     how_many,
+    locked,
     new_id,
     rows,
     stored_elements,
     stored_step,
     stored_thread,
+    until,
 )
 from tests.support.storage import MemoryStorage
 
@@ -79,6 +83,39 @@ async def test_concurrent_first_logins_make_one_user(
     users = await asyncio.gather(*logins)
     assert len({(user.id, user.createdAt) for user in users if user}) == 1
     assert await how_many(each[0], "users") == 1
+
+
+async def test_a_login_outlasts_those_who_write_to_the_same_file(
+    migrated_sqlite_url: str, make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite lets writers in as they come by: on a slow disk many others are luckier before."""
+    monkeypatch.setattr(drivers, "BUSY_TIMEOUT_MS", 1)
+    layer, begun = make_layer(migrated_sqlite_url), 0
+
+    async def begin(self: Any, statement: str, *arguments: Any) -> Any:
+        nonlocal begun
+        begun += statement == "BEGIN IMMEDIATE"
+        return await execute(self, statement, *arguments)
+
+    execute = aiosqlite.Connection.execute_fetchall
+    monkeypatch.setattr(aiosqlite.Connection, "execute_fetchall", begin)
+    await layer.get_user("ada")
+    async with locked(migrated_sqlite_url):
+        login = asyncio.create_task(layer.create_user(User(identifier="ada")))
+        await until(lambda: begun > 3)
+    user = await login
+    assert user is not None
+    assert await layer.get_user("ada") == user
+
+
+async def test_a_file_that_others_hold_for_good_fails_a_login(
+    migrated_sqlite_url: str, make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drivers, "BUSY_TIMEOUT_MS", 1)
+    layer = make_layer(migrated_sqlite_url, settings=Settings(statement_timeout=4))
+    async with locked(migrated_sqlite_url):
+        with pytest.raises(TransientError, match="SQLITE_BUSY"):
+            await layer.create_user(User(identifier="ada"))
 
 
 async def test_a_deleted_thread_stays_deleted_under_late_writes(

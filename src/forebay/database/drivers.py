@@ -30,7 +30,7 @@ from forebay.errors import (
 )
 
 # Short, since nothing can end SQLite's waiting for a lock: not a close either. The writer tries again.
-_BUSY_TIMEOUT_MS = 2000
+BUSY_TIMEOUT_MS = 2000
 IN_USE = "every connection is in use; raise FOREBAY_POOL_SIZE"
 
 
@@ -270,17 +270,22 @@ def prepare_sqlite(connection: Any) -> None:
     """Set a new connection to a SQLite file up: its pragmas and forebay's functions."""
     cursor = connection.cursor()
     # FULL syncs each commit, as PostgreSQL does.
-    for pragma in (f"busy_timeout = {_BUSY_TIMEOUT_MS}", "synchronous = FULL"):
+    for pragma in (f"busy_timeout = {BUSY_TIMEOUT_MS}", "synchronous = FULL"):
         cursor.execute(f"PRAGMA {pragma}")
     try:
         cursor.execute("PRAGMA journal_mode = WAL")  # lets readers go on while a batch commits
     except sqlite3.OperationalError as error:
         # The mode is the file's. While another connection writes, or sets it, this one must do without waiting.
-        if getattr(error, "sqlite_errorname", "") not in ("SQLITE_BUSY", "SQLITE_LOCKED"):
+        if not is_held(error):
             raise
     cursor.close()
     for name, count, function in SQLITE_FUNCTIONS:
         connection.create_function(name, count, function, deterministic=True)
+
+
+def is_held(error: sqlite3.Error) -> bool:
+    """Whether it says that another connection holds the SQLite file, or a table in it."""
+    return getattr(error, "sqlite_errorname", "").startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
 
 
 @contextmanager

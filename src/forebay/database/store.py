@@ -27,10 +27,12 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, StaticPool
 
 from forebay.database import migrations
 from forebay.database.drivers import (
+    BUSY_TIMEOUT_MS,
     Connections,
     Driver,
     driver_of,
     forget,
+    is_held,
     open_file,
     prepare_sqlite,
     translated,
@@ -233,8 +235,24 @@ class Store:
         async with self._committing(driver):
             if self._postgres:  # a single statement is a transaction; SQLite's driver would leave one open
                 return await driver.fetch(statement, parameters)
-            async with driver.transaction():
-                return await driver.fetch(statement, parameters)
+            return await self._write_once_free(driver, statement, parameters)
+
+    async def _write_once_free(
+        self, driver: Driver, statement: Statement, parameters: Mapping[str, Any]
+    ) -> list[Any]:
+        """In a transaction of a SQLite file, for which writers wait in no order: the unlucky ask again.
+
+        Raises what SQLite says of a file that others hold for all of the statement's time.
+        """
+        tries = self._settings.statement_timeout * 1000 // BUSY_TIMEOUT_MS
+        while True:
+            try:
+                async with driver.transaction():
+                    return await driver.fetch(statement, parameters)
+            except sqlite3.OperationalError as error:
+                tries -= 1
+                if tries <= 0 or not is_held(error):
+                    raise
 
     async def execute_sql(self, query: str, parameters: Mapping[str, Any]) -> list[dict[str, Any]] | int:
         """Run a statement of the caller's own: its rows, or how many it changed.
