@@ -59,6 +59,10 @@ class RowError(DatabaseError):
     """The database refuses a row for what is in it; trying again will not help."""
 
 
+class InvalidId(RowError, ValueError):
+    """An id is no UUID, and PostgreSQL's tables take nothing else; the change was not taken."""
+
+
 class SchemaError(DatabaseError):
     """The database's tables are not forebay's; `forebay migrate` brings them there."""
 

@@ -7,7 +7,7 @@ import random
 import sys
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -16,7 +16,7 @@ import pytest
 from chainlit.types import Feedback
 
 from forebay import ForebayDataLayer
-from forebay.errors import RowError
+from forebay.errors import InvalidId, RowError
 from forebay.journal.dead_letters import DeadLetters, Letter
 from forebay.model import changes
 from forebay.model.changes import Upsert
@@ -160,33 +160,41 @@ class _Fuzz:
         values = {name: self._odd() for name in names}
         return {"id": self._id(table), "threadId": self._id("threads"), **values}
 
-    def _freeze(self, make: Callable[..., Upsert], *arguments: Any) -> Upsert:
-        change = make(*arguments)
+    def _enters(self, change: Upsert, *, by_the_door: bool) -> bool:
+        """Note a change, unless it is to be refused at once. Only a journal's changes come by another way."""
+        if by_the_door:
+            try:
+                self._layer._store.ids.enter(change)
+            except InvalidId:
+                return False
         self.tried.add((change.table, change.key))
-        return change
+        return True
 
     def _step(self) -> Awaitable[Any]:
         values = self._values("steps")
         values["parentId"] = self._id("steps") if self._rng.random() < 0.2 else None
         if self._rng.random() < _BAD_SHARE:
             values["name"] = _POISON
-        change = self._freeze(changes.step, values)
-        if "output" in change.row:
+        change, by_the_door = changes.step(values), self._rng.random() < 0.5
+        if self._enters(change, by_the_door=by_the_door) and "output" in change.row:
             self.outputs[change.key] = change.row["output"]
-        if self._rng.random() < 0.5:
+        if not by_the_door:
             return self._layer._engine.write(change)
         return self._layer.update_step(values)  # type: ignore[arg-type]
 
     def _element(self) -> Awaitable[Any]:
         values = self._values("elements") | {"forId": self._id("steps")}
-        return self._layer._engine.write(self._freeze(changes.element, values))
+        change = changes.element(values)
+        self._enters(change, by_the_door=False)
+        return self._layer._engine.write(change)
 
     def _feedback(self) -> Awaitable[Any]:
         feedback = Feedback(forId="", value=0, id=self._id("feedbacks"))
         feedback.forId, feedback.threadId = self._id("steps"), self._id("threads")
         feedback.comment = self._odd()  # past its checks
-        change = self._freeze(changes.feedback, asdict(feedback))
-        if self._rng.random() < 0.5:
+        change, by_the_door = changes.feedback(asdict(feedback)), self._rng.random() < 0.5
+        self._enters(change, by_the_door=by_the_door)
+        if not by_the_door:
             return self._layer._engine.write(change)
         return self._layer.upsert_feedback(feedback)
 
@@ -199,7 +207,7 @@ class _Fuzz:
             metadata,
             self._rng.choice([None, [], ["a", "b"]]),
         )
-        self._freeze(changes.thread, *arguments)
+        self._enters(changes.thread(*arguments), by_the_door=True)
         return self._layer.update_thread(*arguments)
 
 

@@ -117,6 +117,12 @@ class ChainlitClient:
         """Delete a thread."""
         await self._request("DELETE", "/project/thread", {"threadId": thread_id})
 
+    async def send(self, method: str, path: str, body: Any = None) -> int:
+        """A request of any kind; its status, whatever that is."""
+        async with self._http.request(method, f"{self._path}{path}", json=body) as response:
+            await response.read()
+            return response.status
+
     async def _request(self, method: str, path: str, body: Any = None) -> Any:
         async with self._http.request(method, f"{self._path}{path}", json=body) as response:
             assert response.status == 200, f"{method} {path}: {response.status} {await response.text()}"

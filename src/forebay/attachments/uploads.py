@@ -87,9 +87,9 @@ class Content:
     content: bytes | str | None
 
     @classmethod
-    def of(cls, element: Element) -> Content:
-        """Note it."""
-        return cls(element.id, element.name, element.mime, element.path, element.url, element.content)
+    def of(cls, element: Element, element_id: str) -> Content:
+        """Note it. `element_id`: the element's, as its row has it."""
+        return cls(element_id, element.name, element.mime, element.path, element.url, element.content)
 
     def object_key(self, user_id: str | None) -> str:
         """`{user}/{element}/{name}`, as Chainlit's SQLAlchemy layer names it, each part cut to what storages take."""

@@ -42,7 +42,7 @@ class Reads:
     """The documents of a store, read by `reader`. Each raises a DatabaseError when the database can't tell."""
 
     def __init__(self, store: Store, reader: Reader) -> None:
-        self._store = store
+        self._spell = store.ids.spell
         self._statements = store.statements
         self._reader = reader
 
@@ -55,22 +55,25 @@ class Reads:
 
     async def thread(self, thread_id: str) -> Document | None:
         """A thread with its steps and elements."""
-        if not self._store.valid_id(thread_id):
+        key = self._spell(thread_id)
+        if key is None:
             return None
-        await self._reader.settle(thread_id)
-        found: Document | None = await self._reader.read(self._statements.thread, id=thread_id)
+        await self._reader.settle(key)
+        found: Document | None = await self._reader.read(self._statements.thread, id=key)
         return found
 
     async def author(self, thread_id: str) -> Document:
         """A thread's `userId` and `userIdentifier`; empty for a thread that is unknown."""
-        if not self._store.valid_id(thread_id):
+        key = self._spell(thread_id)
+        if key is None:
             return {}
-        await self._reader.settle(thread_id)
-        return await self._reader.read(self._statements.thread_author, id=thread_id) or {}
+        await self._reader.settle(key)
+        return await self._reader.read(self._statements.thread_author, id=key) or {}
 
     async def page(self, page: Page) -> list[Document]:
         """Threads, newest activity first, which each has as its `activity`."""
-        if not all(map(self._store.valid_id, (page.user_id, *([page.cursor] if page.cursor else ())))):
+        user_id, cursor = self._spell(page.user_id), self._spell(page.cursor or "")
+        if user_id is None or (page.cursor and cursor is None):
             return []
         await self._reader.settle(None)
         statement = self._statements.page(
@@ -81,8 +84,8 @@ class Reads:
         )
         found: list[Document] = await self._reader.read(
             statement,
-            user_id=page.user_id,
-            cursor=page.cursor,
+            user_id=user_id,
+            cursor=cursor,
             position=page.position,
             first=page.first,
             value=page.feedback,
@@ -92,26 +95,29 @@ class Reads:
 
     async def step(self, step_id: str) -> Document | None:
         """A step with its feedback."""
-        if not self._store.valid_id(step_id):
+        key = self._spell(step_id)
+        if key is None:
             return None
         await self._reader.settle(None)
-        found: Document | None = await self._reader.read(self._statements.step, id=step_id)
+        found: Document | None = await self._reader.read(self._statements.step, id=key)
         return found
 
     async def favorite_steps(self, user_id: str) -> list[Document]:
         """The steps of a user's threads that are favourites, newest first."""
-        if not self._store.valid_id(user_id):
+        key = self._spell(user_id)
+        if key is None:
             return []
         await self._reader.settle(None)
-        found: list[Document] = await self._reader.read(self._statements.favorite_steps, user_id=user_id)
+        found: list[Document] = await self._reader.read(self._statements.favorite_steps, user_id=key)
         return found
 
     async def element(self, thread_id: str, element_id: str) -> Document | None:
         """An element of a thread."""
-        if not (self._store.valid_id(thread_id) and self._store.valid_id(element_id)):
+        thread_key, key = self._spell(thread_id), self._spell(element_id)
+        if thread_key is None or key is None:
             return None
-        await self._reader.settle(thread_id)
+        await self._reader.settle(thread_key)
         found: Document | None = await self._reader.read(
-            self._statements.element, id=element_id, thread_id=thread_id
+            self._statements.element, id=key, thread_id=thread_key
         )
         return found

@@ -44,6 +44,7 @@ from forebay.database.sql.statements import statements_of
 from forebay.database.urls import in_memory, is_postgres, location_of, parse_url, tls_context
 from forebay.errors import SchemaError, SettingsError
 from forebay.model.changes import Change, Delete, Upsert
+from forebay.model.ids import Ids
 from forebay.settings import Settings
 
 logger = logging.getLogger("forebay.store")
@@ -76,6 +77,7 @@ class Store:
         self.url, from_url = parse_url(url)
         self._settings = settings
         self._postgres = is_postgres(self.url)
+        self.ids = Ids(uuids=self._postgres)  # which its tables can hold
         arguments = dict(connect_args or {})
         if ssl_require:
             if not self._postgres:
@@ -100,10 +102,6 @@ class Store:
     def in_memory(self) -> bool:
         """Whether the database ends with the process."""
         return in_memory(self.url)
-
-    def valid_id(self, key: str) -> bool:
-        """Whether a row could have this id; the PostgreSQL tables take UUIDs only."""
-        return _is_uuid(key) if self._postgres else "\x00" not in key
 
     def _create_engine(self, arguments: dict[str, Any]) -> AsyncEngine:
         if in_memory(self.url):
@@ -431,14 +429,3 @@ def _patience(settings: Settings) -> float:
 
 async def _fetch(driver: Driver, statement: Statement, parameters: Mapping[str, Any]) -> list[Any]:
     return await driver.fetch(statement, parameters)
-
-
-def _is_uuid(text: str) -> bool:
-    digits = text.replace("-", "").strip("{}")
-    if len(digits) != 32:
-        return False
-    try:
-        int(digits, 16)
-    except ValueError:
-        return False
-    return "_" not in digits and digits.isalnum()

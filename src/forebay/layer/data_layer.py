@@ -241,9 +241,9 @@ class ForebayDataLayer(BaseDataLayer):
     ) -> Awaitable[None]:
         """Create or change a thread. None leaves a field alone; `metadata` is merged, None deletes a key."""
         self._log_call("update_thread")
-        if user_id is not None:
-            self._owners.pop(thread_id, None)
         change = self._made(changes.thread, thread_id, name, user_id, metadata, tags)
+        if user_id is not None:
+            self._owners.pop(change.key, None)
         self._door.release()
         return self._engine.submit(change)
 
@@ -251,7 +251,7 @@ class ForebayDataLayer(BaseDataLayer):
     async def get_thread(self, thread_id: str) -> ThreadDict | None:
         """The thread with its steps by time, their feedback, and its elements with fresh URLs; or None."""
         self._log_call("get_thread")
-        await self._settle_uploads(thread_id)
+        await self._settle_uploads(self._store.ids.spell(thread_id) or "")
         found = await self._reads.thread(thread_id)
         return (await self._signed([found]))[0] if found else None
 
@@ -272,7 +272,7 @@ class ForebayDataLayer(BaseDataLayer):
         """Delete a thread and all that is in it, then its elements' content. Later writes to it are dropped."""
         self._log_call("delete_thread")
         self._door.release()
-        key = cleaning.text(thread_id)
+        key = self._store.ids.spell(thread_id)
         return self._delete("threads", key, key, lambda uploads: uploads.drop(thread_id=key))
 
     @_timed
@@ -315,7 +315,7 @@ class ForebayDataLayer(BaseDataLayer):
                 filters.userId or "",
                 first,
                 cursor,
-                self._positions.of(Cursor.of(filters, cursor)),
+                self._positions.of(Cursor.of(filters, self._store.ids.spell(cursor or ""))),
                 filters.search,
                 filters.feedback,
                 with_steps,
@@ -354,7 +354,8 @@ class ForebayDataLayer(BaseDataLayer):
     def delete_step(self, step_id: str) -> Awaitable[None]:
         """Delete a step, its descendants, their feedback and elements, then the elements' content."""
         self._log_call("delete_step")
-        return self._door.enter(partial(self._delete_step, cleaning.text(step_id)))
+        key = self._store.ids.spell(step_id)
+        return self._door.enter(partial(self._delete_step, key)) if key is not None else NOTHING
 
     def _delete_step(self, key: str) -> Awaitable[None]:
         if self._uploads is not None and self._uploads.steps - {key}:
@@ -398,27 +399,30 @@ class ForebayDataLayer(BaseDataLayer):
         values = {**asdict(feedback), "id": feedback.id or str(uuid.uuid4())}
         if not values["threadId"]:
             return Deferred(partial(self._with_the_steps_thread, feedback, values))
-        queued = self._engine.submit(self._made(changes.feedback, values))
-        return Deferred(partial(self._stored_feedback, feedback, values["id"], queued))
+        change = self._made(changes.feedback, values)
+        queued = self._engine.submit(change)
+        return Deferred(partial(self._stored_feedback, feedback, change.key, queued))
 
     async def _with_the_steps_thread(self, feedback: Feedback, values: dict[str, Any]) -> str:
         step = await self.get_step(feedback.forId)
         if step is None:
-            raise RowError("feedbacks: the feedback names no thread, and its step is unknown")
+            error = RowError("feedbacks: the feedback names no thread, and its step is unknown")
+            self._engine.refuse(error)
+            raise error
         change = self._made(changes.feedback, {**values, "threadId": step["threadId"]})
-        return await self._stored_feedback(feedback, values["id"], self._engine.submit(change))
+        return await self._stored_feedback(feedback, change.key, self._engine.submit(change))
 
-    async def _stored_feedback(self, feedback: Feedback, feedback_id: Any, queued: Awaitable[None]) -> str:
+    async def _stored_feedback(self, feedback: Feedback, feedback_id: str, queued: Awaitable[None]) -> str:
         await queued
-        feedback.id = str(feedback_id)
-        return feedback.id
+        feedback.id = feedback_id
+        return feedback_id
 
     @placed
     def delete_feedback(self, feedback_id: str) -> Awaitable[bool]:
         """Delete a feedback, if it is there."""
         self._log_call("delete_feedback")
         self._door.release()
-        deleted = self._delete("feedbacks", cleaning.text(feedback_id))
+        deleted = self._delete("feedbacks", self._store.ids.spell(feedback_id))
 
         async def true() -> bool:
             await deleted
@@ -442,7 +446,8 @@ class ForebayDataLayer(BaseDataLayer):
         change = self._made(changes.element, element.to_dict())
         if self._uploads is None:
             return self._door.write(change)
-        content, owner = Content.of(element), partial(self._owner_id, element.thread_id)
+        content = Content.of(element, change.key)
+        owner = partial(self._owner_id, change.thread_id)
         size = change.size + len(content.content or "")
         return self._door.enter(partial(self._uploads.store, content, change, owner), size)
 
@@ -455,9 +460,9 @@ class ForebayDataLayer(BaseDataLayer):
             found = []
         return {row["id"] for row in found} if isinstance(found, list) else set()
 
-    async def _owner_id(self, thread_id: str) -> str | None:
+    async def _owner_id(self, thread_id: str | None) -> str | None:
         """Whose an element's content is; None also while the database can't tell, which must not cost it."""
-        if not self._store.valid_id(thread_id):
+        if thread_id is None:
             return None
         if thread_id in self._owners:
             return self._owners[thread_id]
@@ -475,7 +480,7 @@ class ForebayDataLayer(BaseDataLayer):
     async def get_element(self, thread_id: str, element_id: str) -> ElementDict | None:
         """The element with a fresh URL, or None."""
         self._log_call("get_element")
-        await self._settle_uploads(thread_id)
+        await self._settle_uploads(self._store.ids.spell(thread_id) or "")
         found = await self._reads.element(thread_id, element_id)
         if not found:
             return None
@@ -487,15 +492,18 @@ class ForebayDataLayer(BaseDataLayer):
     def delete_element(self, element_id: str, thread_id: str | None = None) -> Awaitable[None]:
         """Delete an element's row, then its content."""
         self._log_call("delete_element")
-        key = cleaning.text(element_id)
+        key = self._store.ids.spell(element_id)
+        thread_key = self._store.ids.spell(thread_id) if thread_id else None
+        if key is None or (thread_id and thread_key is None):
+            return NOTHING  # no row can have them
         drop = partial(Uploads.drop, element_id=key)
-        return self._door.enter(partial(self._delete, "elements", key, thread_id, drop))
+        return self._door.enter(partial(self._delete, "elements", key, thread_key, drop))
 
     # ---- what they share
 
     def _made(self, make: Callable[..., Upsert], *arguments: Any) -> Upsert:
         try:
-            change = make(*arguments)
+            change = self._store.ids.enter(make(*arguments))
         except RowError as error:
             self._engine.refuse(error)
             raise
@@ -506,12 +514,12 @@ class ForebayDataLayer(BaseDataLayer):
     def _delete(
         self,
         table: str,
-        key: str,
+        key: str | None,
         thread_id: str | None = None,
         drop: Callable[[Uploads], list[Job]] | None = None,
     ) -> Awaitable[None]:
         """Queue a delete at once; with it go the uploads that `drop` names."""
-        if not self._store.valid_id(key):
+        if key is None:
             return NOTHING  # no row can have it
         deleted = self._engine.submit(Delete(table, key, thread_id), committed=True)
         jobs = drop(self._uploads) if drop is not None and self._uploads is not None else []
@@ -541,8 +549,8 @@ class ForebayDataLayer(BaseDataLayer):
     async def _in_use(self, object_keys: set[str]) -> set[str]:
         """Those that an element names again; its id is part of its key."""
         await self._engine.settle(None)
-        ids = {part for key in object_keys for part in key.split("/") if self._store.valid_id(part)}
-        like = cleaning.json([{"id": key} for key in ids]).decode()
+        spelled = {self._store.ids.spell(part) for key in object_keys for part in key.split("/")}
+        like = cleaning.json([{"id": key} for key in spelled if key is not None]).decode()
         return object_keys.intersection(await self._engine.read(self._statements.contents, elements=like))
 
     def _on_their_way(self, object_keys: set[str]) -> set[str]:
