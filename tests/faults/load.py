@@ -136,9 +136,10 @@ class Audit:
         )
         return {str(row["id"]): list(row["versions"]) for row in found}
 
-    async def journals(self) -> int:
-        """How many journals have left their checkpoint."""
-        return len(await self.fetch("SELECT * FROM forebay_checkpoints"))
+    async def positions(self) -> dict[str, tuple[int, int]]:
+        """Where each journal stands."""
+        found = await self.fetch("SELECT journal_id, applied_seq, token FROM forebay_checkpoints")
+        return {row["journal_id"]: (row["applied_seq"], row["token"]) for row in found}
 
     async def fetch(self, query: str) -> list[Any]:
         """A query's rows, over a connection of its own: the server may have crashed since the last."""
@@ -177,5 +178,6 @@ async def assert_exactly_once(layer: ForebayDataLayer, load: Load, audit: Audit)
     assert counts.dead_lettered.total() == counts.dropped.total() == counts.refused.total() == 0
     assert counts.accepted["steps"] == load.writes
     await layer.close()
-    assert await audit.journals() == 0
+    cursor = layer._engine.cursor
+    assert (await audit.positions())[cursor.journal_id] == cursor.at
     assert list(layer.settings.journal_dir.iterdir()) == []

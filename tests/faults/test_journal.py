@@ -115,7 +115,8 @@ async def test_what_the_database_has_already_is_not_written_again(
     await layer.close()
     layer = make_layer(migrated_url)
     assert await _numbers(layer, thread_id) == [3, 4]
-    assert await layer.execute_sql("SELECT * FROM forebay_checkpoints", {}) == []
+    found = await layer.execute_sql("SELECT journal_id, applied_seq FROM forebay_checkpoints", {})
+    assert found == [{"journal_id": path.stem, "applied_seq": 5}], "it stays for what may come late"
     await layer.close()
 
 

@@ -51,5 +51,5 @@ async def test_nothing_acknowledged_is_lost(number: int, migrated_postgres_url: 
     stored, applied = await audit.stored(), await audit.applied()
     assert {key: n for key, n in acknowledged.items() if stored.get(key, -1) < n} == {}, "lost"
     assert repeated(applied.values()) == [], "applied twice, or backwards"
-    assert await audit.journals() == 0
+    assert await audit.positions() != {}, "they stay for what may come late"
     assert list(tmp_path.iterdir()) == []

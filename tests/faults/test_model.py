@@ -32,7 +32,8 @@ from hypothesis.stateful import (
 )
 
 from forebay import Settings
-from forebay.database.store import Checkpoint, Store
+from forebay.database.checkpoint import Checkpoint
+from forebay.database.store import Store
 from forebay.errors import LayerClosed, QueueFull, RowError, TransientError
 from forebay.journal import journal
 from forebay.journal.journal import Journal

@@ -87,7 +87,7 @@ async def test_a_connection_that_cannot_be_made_refuses_no_row(emptied_postgres_
     store = Store(emptied_postgres_url, Settings(), connect_args={"statement_cache_size": "not a number"})
     try:
         with pytest.raises(DatabaseError) as failed:
-            await store.applied_seq("a")
+            await store.position("a")
         assert not isinstance(failed.value, RowError), "its rows would become dead letters"
     finally:
         await store.close()
@@ -105,7 +105,7 @@ async def test_a_driver_in_disorder_refuses_no_row(
     store = Store(emptied_postgres_url, Settings())
     try:
         with pytest.raises(TransientError):
-            await store.applied_seq("a")
+            await store.position("a")
     finally:
         await store.close()
 

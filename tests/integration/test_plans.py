@@ -17,6 +17,7 @@ from chainlit.types import Pagination, ThreadFilter
 from chainlit.user import User
 
 from forebay import ForebayDataLayer, Settings
+from forebay.database.checkpoint import Checkpoint, Position
 from forebay.database.sql.batch_parameters import Documents, documents
 from forebay.database.sql.sqlite import SQLITE_FUNCTIONS
 from forebay.database.sql.statement import Statement
@@ -75,6 +76,9 @@ async def fill(url: str) -> None:
     while batch := [change for change, _ in zip(chat, range(10_000), strict=False)]:
         await store.apply(batch)
     async with store.engine.begin() as connection:
+        # Those of processes that have ended stay for months.
+        positions = [{"journal_id": str(number), "applied_seq": 1, "token": 1} for number in range(10_000)]
+        await connection.execute(sa.insert(schema.checkpoints), positions)
         await connection.execute(sa.text("ANALYZE"))
     await store.close()
 
@@ -276,7 +280,8 @@ async def test_a_batch_on_postgresql_uses_indexes(
 ) -> None:
     assert batch.partial
     statement = statements_for(full_postgres_url).batch(partial=batch.partial, late=False, checkpoint=True)
-    parameters = {**batch.parameters, "journal_id": "journal", "applied_seq": 1}
+    step = Checkpoint("journal", Position(1, 1), Position(2, 2))
+    parameters = {**batch.parameters, **step.parameters}
     plan = await explain_postgres(statement, parameters)
     # PostgreSQL takes a document for 100 rows; then it is right to read a table of 10,000 through.
     assert plan.scanned <= {"threads", "elements", "feedbacks"}, plan

@@ -117,7 +117,7 @@ async def test_what_decides_is_read_from_the_primary(
     layer = _layer(make_layer, url, shared_standby)
     user = await a_user(layer)
     assert await layer.get_user("ada") == user
-    await layer._store.applied_seq("a")
+    await layer._store.position("a")
     await layer._store.read(layer._statements.garbage, first=1)
     assert _reads(layer) == {}
 

@@ -75,6 +75,12 @@ class Proxy:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
         self.port = self._server.sockets[0].getsockname()[1]
 
+    def lead_to(self, url: str) -> None:
+        """New connections go to another server, as when a name means another one."""
+        target = sa.make_url(url)
+        assert target.host is not None
+        self._upstream = (target.host, target.port or 5432)
+
     async def refuse(self) -> None:
         """Reset every connection, and refuse new ones until `listen`."""
         if self._server is not None:

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from itertools import groupby
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 from weakref import WeakSet
 
 import anyio
@@ -26,6 +26,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import AsyncAdaptedQueuePool, StaticPool
 
 from forebay.database import migrations
+from forebay.database.checkpoint import Checkpoint, CheckpointMoved, Position
 from forebay.database.drivers import (
     BUSY_TIMEOUT_MS,
     Connections,
@@ -51,13 +52,6 @@ logger = logging.getLogger("forebay.store")
 
 # A change that comes later than this, in a journal or as a dead letter, brings its deleted thread back. 90 days.
 _TOMBSTONES_KEPT_US = 90 * 24 * 3600 * 1_000_000
-
-
-class Checkpoint(NamedTuple):
-    """How far a journal is in the database."""
-
-    journal_id: str
-    applied_seq: int
 
 
 class Store:
@@ -210,7 +204,7 @@ class Store:
     def _needs_primary(self, statement: Statement) -> bool:
         """What decides over a login, over objects to delete, or over what a journal has still to write."""
         known = self.statements
-        return any(statement is one for one in (known.user, known.garbage, known.contents, known.applied_seq))
+        return any(statement is one for one in (known.user, known.garbage, known.contents, known.position))
 
     async def write(self, statement: Statement, **parameters: Any) -> Any:
         """Run one statement in a transaction of its own; its JSON document, as in `read`."""
@@ -275,7 +269,8 @@ class Store:
     ) -> frozenset[str]:
         """Write changes in their order, all in one transaction or none, and the journal's checkpoint with them.
 
-        Nothing is written when the checkpoint was reached before: then this has happened already.
+        Nothing is written where the checkpoint was reached before: then this has happened already. Raises
+        CheckpointMoved where the journal stands elsewhere than the checkpoint starts from.
         `late`: rows may have been written since the changes were made; what is newer stays. What belongs to a
         thread that was deleted is left out; returns the ids of those threads. Raises a DatabaseError.
         """
@@ -294,15 +289,32 @@ class Store:
                 async with driver.transaction():
                     # First, since it holds back the same batch of another connection until this one is in.
                     if checkpoint is not None and not await driver.fetch(
-                        self.statements.checkpoint, checkpoint._asdict()
+                        self.statements.checkpoint, checkpoint.parameters
                     ):
-                        return frozenset()
+                        return await self._already_in(driver, checkpoint)
                     return await self._apply_runs(driver, changes, late=late)
 
-    async def applied_seq(self, journal_id: str) -> int:
-        """Up to where a journal is in the database; 0 for nothing of it. Raises a DatabaseError."""
-        found = await self.read(self.statements.applied_seq, journal_id=journal_id)
-        return int(found["applied_seq"]) if found else 0
+    async def position(self, journal_id: str) -> Position:
+        """Where a journal stands in the database. Raises a DatabaseError."""
+        return _position(await self.read(self.statements.position, journal_id=journal_id))
+
+    async def _already_in(self, driver: Driver, checkpoint: Checkpoint) -> frozenset[str]:
+        """What was not taken has happened already, if its answer was lost. Raises CheckpointMoved otherwise."""
+        statement = self.statements.position
+        found = await driver.fetch(statement, {"journal_id": checkpoint.journal_id})
+        position = _position(statement.document(found))
+        if position != checkpoint.after:
+            raise CheckpointMoved(position)
+        return frozenset()
+
+    @property
+    def has_writer(self) -> bool:
+        """Whether the connection that batches are written on is open, as far as is known."""
+        writer = self._writer
+        if writer is None or writer.closed or writer.invalidated or writer.sync_connection is None:
+            return False
+        driver: Any = writer.sync_connection.connection.driver_connection
+        return not self._postgres or not driver.is_closed()
 
     async def _apply_runs(self, driver: Driver, changes: Sequence[Change], *, late: bool) -> frozenset[str]:
         dead: frozenset[str] = frozenset()
@@ -314,9 +326,9 @@ class Store:
                     await self._delete(driver, change)
         return dead
 
-    async def forget_journal(self, journal_id: str) -> None:
-        """Delete the checkpoint of a journal that is gone. Raises a DatabaseError."""
-        await self.write(self.statements.forget_journal, journal_id=journal_id)
+    async def clear_checkpoints(self) -> None:
+        """Forget the journals that nobody has written for long. Raises a DatabaseError."""
+        await self.write(self.statements.clear_checkpoints, kept_us=_TOMBSTONES_KEPT_US)
 
     async def _upsert_run(
         self, driver: Driver, upserts: Sequence[Upsert], *, late: bool, checkpoint: Checkpoint | None = None
@@ -326,8 +338,11 @@ class Store:
             statement = self.statements.batch(
                 partial=batch.partial, late=late, checkpoint=checkpoint is not None
             )
-            parameters = {**batch.parameters, **(checkpoint._asdict() if checkpoint else {})}
-            dead = {uuid.UUID(row[0]) for row in await driver.fetch(statement, parameters)}
+            parameters = {**batch.parameters, **(checkpoint.parameters if checkpoint else {})}
+            found = [row[0] for row in await driver.fetch(statement, parameters)]
+            if checkpoint is not None and None not in found:
+                return await self._already_in(driver, checkpoint)
+            dead = {uuid.UUID(thread_id) for thread_id in found if thread_id is not None}
             # As the changes spell them, which need not be PostgreSQL's way.
             ids = {upsert.thread_id for upsert in upserts if upsert.thread_id} if dead else ()
             return frozenset(thread_id for thread_id in ids if uuid.UUID(thread_id) in dead)
@@ -429,3 +444,7 @@ def _patience(settings: Settings) -> float:
 
 async def _fetch(driver: Driver, statement: Statement, parameters: Mapping[str, Any]) -> list[Any]:
     return await driver.fetch(statement, parameters)
+
+
+def _position(found: Mapping[str, Any] | None) -> Position:
+    return Position(int(found["seq"]), int(found["token"])) if found else Position()

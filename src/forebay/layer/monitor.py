@@ -84,7 +84,7 @@ class Operations:
 
     async def _ask_once(self) -> None:
         try:
-            await self._engine.store.applied_seq("")
+            await self._engine.store.position("")
         except DatabaseError as error:
             self._engine.health.note(error)
         else:

@@ -177,12 +177,15 @@ feedbacks = sa.Table(
     _written_at(),  # also tells the newest of several feedbacks on one step
 )
 
-# How far each writer's journal is in the database; written in the batch's own transaction.
+# How far each writer's journal is in the database; written in the batch's own transaction, and cleared by age:
+# a statement that comes late must find it.
 checkpoints = sa.Table(
     "forebay_checkpoints",
     metadata,
     sa.Column("journal_id", sa.Text(), primary_key=True),
     sa.Column("applied_seq", sa.BigInteger(), nullable=False),
+    sa.Column("token", sa.BigInteger()),  # of the statement that came last; null: a release that had none
+    sa.Column("noted_at", sa.BigInteger()),  # by the database's clock, in microseconds since 1970
 )
 
 # The threads that were deleted, which a write that comes late must not bring back.

@@ -3,20 +3,25 @@
 A transient error repeats the same batch, for ever and with backoff: nothing overtakes it. A row that the
 database refuses is found by halving the batch in order, and only that row is given up, to the dead letters.
 When nearly every row is refused, something else is wrong: then there is a pause before each further one.
+
+Each statement moves the journal's checkpoint on from where the one before has left it. Where the database has gone
+back, as one does that took over from a primary which it lagged behind, it is given again what the journal still has.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 import anyio
 
 from forebay.database import error_codes
-from forebay.database.store import Checkpoint
+from forebay.database.checkpoint import Checkpoint, CheckpointMoved, Position
 from forebay.errors import DatabaseError, JournalError, RowError, TransientError
 from forebay.model.changes import Change, Upsert
+from forebay.pipeline.cursor import Cursor
 from forebay.pipeline.queue import Batch, Op
 from forebay.primitives.backoff import Backoff
 from forebay.telemetry.counters import Counts
@@ -32,6 +37,7 @@ _REFUSED_MIN = 100
 _REFUSED_SHARE = 0.9
 _RECENT_ROWS = 200
 PAUSE = 10.0  # seconds
+_AGAIN_BYTES = 256 * 1024
 # Two writers that meet cost one of them a try. Nobody hears of so many, in so many seconds.
 _QUIET_TRIES = 5
 _QUIET_SPELL = 3.0
@@ -44,6 +50,9 @@ class Applies(Protocol):
         self, changes: Sequence[Change], checkpoint: Checkpoint | None, *, late: bool = False
     ) -> frozenset[str]:
         """Write changes in order, all or none; the ids of the deleted threads, whose rows are left out."""
+
+    async def position(self, journal_id: str) -> Position:
+        """Where a journal stands."""
 
 
 class Observer(Protocol):
@@ -103,45 +112,110 @@ class Writer:
     def __repr__(self) -> str:
         return f"<Writer {'failing' if self.failure else 'working'}>"
 
-    async def write(self, batch: Batch, journal_id: str | None, *, late: bool = False) -> None:
+    async def write(self, batch: Batch, cursor: Cursor | None = None, *, late: bool = False) -> None:
         """Write a batch, however long it takes, and give up the rows that the database refuses.
 
-        `journal_id`: whose checkpoint goes with it; `late`: what is newer in the database stays.
+        `cursor`: of the journal whose checkpoint goes with it; `late`: what is newer in the database stays.
         """
-        try:
-            dead = await self._apply(batch, journal_id, late)
-        except RowError as error:
-            await self._isolate(batch, error, journal_id, late)
-            return
-        self._settle(batch, dead)
+        task = _Task(cursor, late)
+        while True:
+            try:
+                await self._write(task, task.remaining(batch))
+                await self._conclude(task, batch)
+                return
+            except CheckpointMoved as moved:
+                assert cursor is not None
+                await self._realign(cursor, moved)
 
-    def _settle(self, batch: Batch, dead: frozenset[str]) -> None:
-        self._refusals.note_accepted(len(batch.ops))
+    async def _write(self, task: _Task, part: Batch) -> None:
+        try:
+            dead = await self._apply(task, part)
+        except RowError as error:
+            await self._isolate(task, part, error)
+        else:
+            self._settle(task, part, dead)
+
+    async def _conclude(self, task: _Task, batch: Batch) -> None:
+        """Say that all of the batch is accounted for, where its last row was given up."""
+        if task.cursor is not None and batch.last_seq > task.cursor.at.seq:
+            await self._apply(task, Batch(batch.oldest, last_seq=batch.last_seq))
+
+    def _settle(self, task: _Task, part: Batch, dead: frozenset[str]) -> None:
+        self._refusals.note_accepted(len(part.ops))
         if dead:
             self._observer.threads_deleted(dead)
-        for op in batch.ops:
+        for op in part.ops:
+            if not task.is_first(op):
+                continue
             if op.change.thread_id in dead and isinstance(op.change, Upsert):
                 self._counts.dropped["deleted_thread"] += 1
             else:
                 self._counts.written[op.change.table] += 1
             self._observer.op_settled(op, None)
 
-    async def _isolate(self, batch: Batch, error: RowError, journal_id: str | None, late: bool) -> None:
-        if len(batch.ops) > 1:
-            for half in batch.halves():
-                await self.write(half, journal_id, late=late)
+    async def _isolate(self, task: _Task, part: Batch, error: RowError) -> None:
+        task.is_split = True
+        if len(part.ops) > 1:
+            for half in part.halves():
+                await self._write(task, half)
             return
         if self._refusals.are_nearly_all:
             await self._wait_out(error)
             try:
-                dead = await self._apply(batch, journal_id, late)
+                dead = await self._apply(task, part)
             except RowError as again:
                 error = again
             else:
-                self._settle(batch, dead)
+                self._settle(task, part, dead)
                 return
         self._refusals.note_refused()
-        await self._give_up(batch.ops[0], error)
+        task.given_up.add(id(part.ops[0]))
+        await self._give_up(part.ops[0], error)
+
+    async def verify(self, cursor: Cursor) -> None:
+        """Look whether the database is where it was left, and give it again what it lacks. Raises a DatabaseError."""
+        position = await self._store.position(cursor.journal_id)
+        if position != cursor.at:
+            await self._realign(cursor, CheckpointMoved(position))
+
+    async def _realign(self, cursor: Cursor, moved: CheckpointMoved) -> None:
+        """Go on from where the database stands; what was acknowledged is never discarded on trust."""
+        position, known = moved.position, cursor.at
+        if not cursor.is_ahead_of(position):
+            self._counts.checkpoint_alarms["not_ours"] += 1
+            journal_id = cursor.journal_id
+            cursor.renew()
+            logger.critical(
+                "checkpoint not ours journal=%s stored=%d known=%d goes_on_as=%s reason=somebody else writes it too",
+                *(journal_id, position.seq, known.seq, cursor.journal_id),
+            )
+            return
+        self._counts.checkpoint_alarms["gone_back"] += 1
+        logger.critical(
+            "database gone back journal=%s stored=%d known=%d; what it lacks is written again",
+            *(cursor.journal_id, position.seq, known.seq),
+        )
+        cursor.went_back(position)
+        missing = known.seq - position.seq - await self._write_again(cursor, known.seq)
+        if missing > 0:
+            self._counts.checkpoint_alarms["not_kept"] += 1
+            logger.critical(
+                "changes lost changes=%d reason=the database had them, and the journal has not kept them",
+                missing,
+            )
+
+    async def _write_again(self, cursor: Cursor, up_to_seq: int) -> int:
+        """Write what the database has lost, beneath what is newer in it; how many changes that were."""
+        again = 0
+        while cursor.source is not None and cursor.at.seq < up_to_seq:
+            records = await cursor.source.read(cursor.at.seq, _AGAIN_BYTES)
+            records = [record for record in records if record[0] <= up_to_seq]
+            if not records:
+                break
+            await self.write(batch_of(records, self._clock(), self._counts), cursor, late=True)
+            again += len(records)
+            self._counts.replayed += len(records)
+        return again
 
     async def _wait_out(self, error: RowError) -> None:
         """Give the operator time, rather than empty the queue into the dead letters."""
@@ -171,17 +245,24 @@ class Writer:
             logger.error("row refused table=%s reason=%s", op.change.table, error)
         self._observer.op_settled(op, error)
 
-    async def _apply(self, batch: Batch, journal_id: str | None, late: bool) -> frozenset[str]:
-        """Try until the database answers yes, or no to a row. Raises RowError for the latter."""
-        checkpoint = Checkpoint(journal_id, batch.last_seq) if journal_id and batch.last_seq else None
+    async def _apply(self, task: _Task, part: Batch) -> frozenset[str]:
+        """Try until the database answers yes, or no to a row.
+
+        Raises RowError for the latter, CheckpointMoved where the journal is not where the cursor says.
+        """
+        # The same for every attempt, which tells whether one before this went through.
+        step = task.cursor.step(part.last_seq) if task.cursor is not None else None
 
         async def attempt() -> frozenset[str]:
             started = self._clock()
-            dead = await self._store.apply([op.change for op in batch.ops], checkpoint, late=late)
-            self._observer.batch_written(batch, self._clock() - started)
+            dead = await self._store.apply([op.change for op in part.ops], step, late=task.late)
+            self._observer.batch_written(part, self._clock() - started)
             return dead
 
-        return await self.until_answered(attempt)
+        dead = await self.until_answered(attempt)
+        if task.cursor is not None and step is not None:
+            task.cursor.reached(step.after)
+        return dead
 
     async def until_answered(self, attempt: Callable[[], Awaitable[_Answer]]) -> _Answer:
         """Repeat an attempt for as long as there is no answer. Raises RowError."""
@@ -190,7 +271,7 @@ class Writer:
             self.attempted_at = self._clock()
             try:
                 answer = await attempt()
-            except RowError:
+            except (RowError, CheckpointMoved):
                 self._recovered()
                 raise
             except (DatabaseError, JournalError) as error:
@@ -228,6 +309,41 @@ class Writer:
             logger.warning("writes resumed after=%.1fs", self._clock() - self._failing_since)
         self.failure = None
         self._backoff.reset()
+
+
+def batch_of(records: Sequence[tuple[int, Change]], now: float, counts: Counts) -> Batch:
+    """What was read from a journal, as a batch; each change is counted as accepted."""
+    batch = Batch(now)
+    for seq, change in records:
+        counts.accepted[change.table] += 1
+        batch.add(seq, change, None, counts)
+    return batch
+
+
+@dataclass(slots=True)
+class _Task:
+    """One batch on its way, which may be split, and written a second time to a database that went back."""
+
+    cursor: Cursor | None
+    late: bool
+    is_split: bool = False
+    given_up: set[int] = field(default_factory=set)  # rows, by `id`
+    _settled: set[int] = field(default_factory=set)
+
+    def is_first(self, op: Op) -> bool:
+        """Whether a row was not settled before."""
+        if not self.is_split:
+            return True
+        known = id(op) in self._settled
+        self._settled.add(id(op))
+        return not known
+
+    def remaining(self, batch: Batch) -> Batch:
+        """The batch without the rows that were given up."""
+        if not self.given_up:
+            return batch
+        ops = [op for op in batch.ops if id(op) not in self.given_up]
+        return Batch(batch.oldest, ops, batch.last_seq, sum(op.change.size for op in ops), batch.threads)
 
 
 class _Quiet:

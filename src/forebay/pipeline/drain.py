@@ -18,10 +18,11 @@ from forebay.database.store import Store
 from forebay.errors import DatabaseError, JournalError, RowError
 from forebay.journal.dead_letters import DeadLetters
 from forebay.journal.journals import Journals
-from forebay.journal.orphan import Orphan, Record, journal_paths, let_go
+from forebay.journal.orphan import Orphan, journal_paths, let_go
 from forebay.model.changes import Change
 from forebay.pipeline.batch_writer import Writer
 from forebay.pipeline.queue import Batch, Op
+from forebay.pipeline.replay import Replay, begin
 from forebay.settings import Settings
 from forebay.telemetry.collector import Metrics
 from forebay.telemetry.counters import Counts
@@ -39,17 +40,21 @@ _LOOK_FOR_OWNER = 0.5
 class _Followed:
     """A journal that this process writes out. `late`: its owner was gone before, so other writers may be newer."""
 
-    journal: Orphan
-    applied_seq: int
+    replay: Replay
     late: bool
     owned: bool
     looked: float = 0.0
 
     @property
+    def journal(self) -> Orphan:
+        """The journal itself."""
+        return self.replay.journal
+
+    @property
     def has_more(self) -> bool:
         """Whether there may be something to read."""
         progress = self.journal.progress
-        return not self.owned or progress is None or progress.durable > self.applied_seq
+        return not self.owned or progress is None or progress.durable > self.replay.read_seq
 
 
 class Drain:
@@ -81,7 +86,6 @@ class Drain:
         self._clock = clock
         self._metrics = metrics
         self._followed: dict[str, _Followed] = {}
-        self._in_flight: Batch | None = None
         self._writer = Writer(
             store,
             self,
@@ -144,11 +148,11 @@ class Drain:
             await self._follow(journal)
 
     async def _follow(self, journal: Orphan) -> None:
-        applied_seq = await self._writer.until_answered(lambda: self._store.applied_seq(journal.id))
+        replay = await begin(journal, self._store, self._writer, self.counts, self._clock)
         is_owned = journal.owned
-        self._followed[journal.id] = _Followed(journal, applied_seq, late=not is_owned, owned=is_owned)
+        self._followed[journal.id] = _Followed(replay, late=not is_owned, owned=is_owned)
         if journal.progress is not None:
-            journal.progress.applied = applied_seq
+            journal.progress.applied = replay.read_seq
             journal.progress.failing = False
         logger.info("journal adopted journal=%s owned=%s", journal.id, is_owned)
 
@@ -166,26 +170,14 @@ class Drain:
         if not followed.has_more:
             self._look_for_owner(followed)
             return False
-        records = await asyncio.to_thread(followed.journal.read, followed.applied_seq, self._batch_bytes)
-        if records:
-            await self._write(followed, records)
+        written = await followed.replay.advance(self._batch_bytes, late=followed.late)
+        if written:
+            self.changes += written
+            if followed.journal.progress is not None:
+                followed.journal.progress.applied = followed.replay.read_seq
         elif not followed.owned:
             await self._finish(followed)
-        return bool(records)
-
-    async def _write(self, followed: _Followed, records: list[Record]) -> None:
-        batch = self._in_flight = Batch(self._clock())
-        for seq, change in records:
-            self.counts.accepted[change.table] += 1
-            batch.add(seq, change, None, self.counts)
-        await self._writer.write(batch, followed.journal.id, late=followed.late)
-        self._in_flight = None
-        followed.applied_seq = batch.last_seq
-        if followed.journal.progress is not None:
-            followed.journal.progress.applied = batch.last_seq
-        self.changes += len(records)
-        if followed.late:
-            self.counts.replayed += len(records)
+        return bool(written)
 
     def _look_for_owner(self, followed: _Followed) -> None:
         now = self._clock()
@@ -208,8 +200,8 @@ class Drain:
         if not is_gone:
             return
         self.journals += 1
-        await self._writer.until_answered(lambda: self._store.forget_journal(journal_id))
         logger.warning("journal written out journal=%s", journal_id)
+        await self._writer.until_answered(self._store.clear_checkpoints)
 
     @property
     def parked(self) -> dict[str, str]:
@@ -228,11 +220,14 @@ class Drain:
     @property
     def pending(self) -> int:
         """Rows that are being written."""
-        return len(self._in_flight.ops) if self._in_flight is not None else 0
+        return sum(len(batch.ops) for batch in self._in_flight())
 
     def oldest(self) -> float | None:
         """When the oldest of them was read."""
-        return self._in_flight.oldest if self._in_flight is not None else None
+        return min((batch.oldest for batch in self._in_flight()), default=None)
+
+    def _in_flight(self) -> list[Batch]:
+        return [followed.replay.batch for followed in self._followed.values() if followed.replay.batch]
 
     # ---- what the writer tells
 

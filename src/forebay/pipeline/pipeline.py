@@ -37,9 +37,11 @@ from forebay.errors import (
 )
 from forebay.journal.dead_letters import DeadLetters
 from forebay.journal.journal import Journal
+from forebay.journal.orphan import Record
 from forebay.model.changes import Change, Delete
 from forebay.pipeline.barrier import Waiters
 from forebay.pipeline.batch_writer import Writer
+from forebay.pipeline.cursor import Cursor
 from forebay.pipeline.external_writer import Handover
 from forebay.pipeline.queue import Batch, Inbox, Op, Waiting
 from forebay.pipeline.recovery import Recovery
@@ -115,7 +117,8 @@ class Pipeline:
         # Called with the loop that the engine starts in.
         self.on_start: list[Callable[[asyncio.AbstractEventLoop], None]] = []
         self.journal: Journal | None = None
-        self._id = uuid.uuid4().hex  # whose the checkpoints are where there is no journal
+        # Where this process's changes stand in the database, whether a journal keeps them or not.
+        self.cursor = Cursor(uuid.uuid4().hex)
         self._metrics = metrics
         self._clock = clock
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -264,6 +267,7 @@ class Pipeline:
             except JournalError as error:
                 self.refuse(error)
                 raise
+            self.cursor = Cursor(self.journal.id, source=_Pages(self.journal, self.went_back))
         return self.journal
 
     def _is_dead(self, change: Change) -> bool:
@@ -438,10 +442,17 @@ class Pipeline:
             for seq in [seq for seq in self._spilled_tickets if seq <= applied_seq]:
                 settle(self._spilled_tickets.pop(seq), None)
 
-    @property
-    def journal_id(self) -> str:
-        """See `write_loop.Owner`."""
-        return self.journal.id if self.journal is not None else self._id
+    async def look_back(self) -> None:
+        """See `write_loop.Owner`. Whoever has lost its connection may meet another server behind the same name."""
+        if self.cursor.at.seq and not self.store.has_writer:
+            with contextlib.suppress(DatabaseError):
+                await self.writer.verify(self.cursor)
+
+    def went_back(self) -> None:
+        """Reads wait for what is written again as they do for what a process before this one has left."""
+        if self.recovery is not None:
+            self.recovery.done_once.clear()
+            self.recovery.due, self._patient_until = 0.0, None
 
     async def refill(self) -> None:
         """See `write_loop.Owner`."""
@@ -513,6 +524,8 @@ class Pipeline:
         """In a forked child: what is queued and journaled is the parent's."""
         if self._loop is not None:
             self._loop, self.is_forked = None, True
+        elif self.journal is None:
+            self.cursor.renew()  # or each child would take the others' batches for its own
 
     async def close(self) -> None:
         """Write out the queue within `close_timeout`, taking writes until a quiet spell, and disconnect."""
@@ -563,9 +576,9 @@ class Pipeline:
         if self.journal is not None:
             await self.journal.close(remove=finished)
         if finished and self.inbox.accepted_seq:
-            # A checkpoint without a journal does no harm.
+            # The checkpoint stays: a statement that comes late must find it. Those of long ago may go.
             with contextlib.suppress(DatabaseError), anyio.move_on_after(_FORGET_TIMEOUT):
-                await self.store.forget_journal(self.journal_id)
+                await self.store.clear_checkpoints()
 
     def _fail_waiters(self) -> None:
         closed = LayerClosed("the data layer was closed before the change was written")
@@ -579,6 +592,26 @@ async def _both(entered: Awaitable[None], ticket: asyncio.Future[None]) -> None:
     await entered
     # The change stays queued whatever becomes of the caller.
     await asyncio.shield(ticket)
+
+
+class _Pages:
+    """This process's journal as what can be read again; `went_back` is told when it has to be."""
+
+    def __init__(self, journal: Journal, went_back: Callable[[], None]) -> None:
+        self._journal = journal
+        self._went_back = went_back
+
+    async def read(self, after_seq: int, max_bytes: int) -> list[Record]:
+        """What can't be read back is told, and does not keep what comes after it from being written."""
+        try:
+            return await self._journal.read(after_seq, max_bytes)
+        except JournalError as error:
+            logger.critical("journal not read again reason=%s", error)
+            return []
+
+    def went_back(self, seq: int) -> None:
+        self._journal.trim(seq)
+        self._went_back()
 
 
 @cache

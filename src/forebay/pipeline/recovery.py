@@ -6,13 +6,12 @@ import asyncio
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 from forebay.errors import JournalError
 from forebay.journal.journals import Journals
 from forebay.journal.orphan import Orphan, let_go
 from forebay.pipeline.batch_writer import Writer
-from forebay.pipeline.queue import Batch
+from forebay.pipeline.replay import Database, Replay, begin
 from forebay.telemetry.counters import Counts
 
 logger = logging.getLogger("forebay.recovery")
@@ -20,16 +19,6 @@ logger = logging.getLogger("forebay.recovery")
 INTERVAL = 10.0  # seconds between two looks into the folder
 # Small, since new changes wait while one is written.
 _BATCH_BYTES = 256 * 1024
-
-
-class Database(Protocol):
-    """What recovery needs of a store."""
-
-    async def applied_seq(self, journal_id: str) -> int:
-        """Up to where a journal is in the database."""
-
-    async def forget_journal(self, journal_id: str) -> None:
-        """A journal is gone."""
 
 
 class Recovery:
@@ -57,7 +46,7 @@ class Recovery:
         self._counts = counts
         self._clock = clock
         self._orphan: Orphan | None = None
-        self._applied_seq = 0
+        self._replay: Replay | None = None
         self._replayed = 0
 
     def __repr__(self) -> str:
@@ -89,25 +78,15 @@ class Recovery:
     async def _adopt_next(self) -> None:
         self._orphan = await asyncio.to_thread(self._journals.adopt, self._location)
         self._counts.journals_parked = len(self._journals.parked)
-        if self._orphan is not None:
-            journal_id, self._replayed = self._orphan.id, 0
-            self._applied_seq = await self._writer.until_answered(
-                lambda: self._database.applied_seq(journal_id)
-            )
+        self._replay, self._replayed = None, 0
 
     async def _write_some(self, orphan: Orphan) -> None:
-        records = await asyncio.to_thread(orphan.read, self._applied_seq, _BATCH_BYTES)
-        if not records:
+        if self._replay is None:
+            self._replay = await begin(orphan, self._database, self._writer, self._counts, self._clock)
+        replayed = await self._replay.advance(_BATCH_BYTES, late=True)
+        self._replayed += replayed
+        if not replayed:
             await self._finish(orphan)
-            return
-        batch = Batch(self._clock())
-        for seq, change in records:
-            self._counts.accepted[change.table] += 1
-            batch.add(seq, change, None, self._counts)
-        await self._writer.write(batch, orphan.id, late=True)
-        self._applied_seq = batch.last_seq
-        self._replayed += len(records)
-        self._counts.replayed += len(records)
 
     async def _finish(self, orphan: Orphan) -> None:
         is_gone = await asyncio.to_thread(let_go, orphan)
@@ -116,8 +95,8 @@ class Recovery:
         self._counts.journals_parked = len(self._journals.parked)
         if not is_gone:
             return
-        await self._writer.until_answered(lambda: self._database.forget_journal(orphan.id))
         logger.warning("journal recovered changes=%d journal=%s", self._replayed, orphan.id)
+        await self._writer.until_answered(self._database.clear_checkpoints)
 
     def release(self) -> None:
         """Let go of the journal that is being written out; another process may go on with it."""

@@ -11,16 +11,20 @@ from collections.abc import Callable
 from typing import Protocol
 
 from forebay.pipeline.batch_writer import Writer
+from forebay.pipeline.cursor import Cursor
 from forebay.pipeline.queue import Batch, Inbox
-from forebay.pipeline.recovery import Recovery
+from forebay.pipeline.recovery import INTERVAL, Recovery
 
 
 class Owner(Protocol):
     """Whose changes the worker writes; see the engine."""
 
     @property
-    def journal_id(self) -> str:
-        """Whose checkpoint the batches carry."""
+    def cursor(self) -> Cursor:
+        """Where what the batches carry stands in the database."""
+
+    async def look_back(self) -> None:
+        """Now and then, while nothing is written: is the database still where it was left?"""
 
     async def refill(self) -> None:
         """Bring spilled changes back into the inbox."""
@@ -48,6 +52,7 @@ class Worker:
         self._sleep: asyncio.Future[None] | None = None
         self._due: float | None = None
         self._noticed = False
+        self._look_at = clock() + INTERVAL
 
     def notice(self, *, now: bool) -> None:
         """Something was queued; `now`: a batch is ready, so the linger must not be slept through."""
@@ -63,10 +68,13 @@ class Worker:
                 await self._owner.refill()
             ready = self._inbox.poll(self._clock())
             if isinstance(ready, Batch):
-                await self._writer.write(ready, self._owner.journal_id)
+                await self._writer.write(ready, self._owner.cursor)
                 self._inbox.done(ready)
                 self._owner.batch_settled()
             recovered = self._recovery is not None and await self._recovery.advance()
+            if not isinstance(ready, Batch) and self._clock() >= self._look_at:
+                self._look_at = self._clock() + INTERVAL
+                await self._owner.look_back()
             # What came while recovery was looking around is not in what was polled before.
             if not recovered and not self._noticed and not isinstance(ready, Batch):
                 await self._rest(ready)

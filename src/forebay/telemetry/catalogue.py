@@ -122,6 +122,13 @@ INSTRUMENTS = (
         "Journals of ended processes that can't be read, or removed, at present; the log names each.",
     ),
     Instrument(
+        "forebay_checkpoint_alarms",
+        _C,
+        "How often the database was not where it was left: it had `gone_back`, as after a failover, and was given "
+        "again what the journal has; some of that was `not_kept`; or the checkpoint is `not_ours`.",
+        ("found",),
+    ),
+    Instrument(
         "forebay_read_duration_seconds",
         _H,
         "How long a read took, with its waiting for writes before it.",

@@ -39,6 +39,7 @@ _REFUSED = ("InvalidId", "JournalError", "RowError", "cancelled", "queue_full")
 _RETRIES = ("TransientError",)
 _FLUSHED = ("committed", "failed")
 _REPLICA_READS = ("behind", "failed", "replica")
+_CHECKPOINT_ALARMS = ("gone_back", "not_kept", "not_ours")
 _UPLOADED = ("stored", "failed")
 
 
@@ -259,6 +260,9 @@ def _counters(counts: Counts) -> dict[str, _Source]:
         "forebay_flush_retries": by(counts.retries, _RETRIES),
         "forebay_writer_paused": lambda: {(): float(counts.paused)},
         "forebay_replica_reads": lambda: {(key,): counts.replica_reads[key] for key in _REPLICA_READS},
+        "forebay_checkpoint_alarms": lambda: {
+            (found,): counts.checkpoint_alarms[found] for found in _CHECKPOINT_ALARMS
+        },
         "forebay_journal_replayed_changes": lambda: {(): counts.replayed},
         "forebay_journals_parked": lambda: {(): counts.journals_parked},
         "forebay_uploads_pending": lambda: {(): counts.uploads_pending},

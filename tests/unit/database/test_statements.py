@@ -34,7 +34,7 @@ def _fixed_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def every_statement(of: Statements) -> Iterator[Statement]:
     names = ("user", "thread", "thread_author", "step", "element", "favorite_steps", "create_user")
-    yield from (getattr(of, name) for name in (*names, "checkpoint", "applied_seq", "forget_journal"))
+    yield from (getattr(of, name) for name in (*names, "checkpoint", "position", "clear_checkpoints"))
     yield from (of.garbage, of.forget_garbage, of.contents)
     for chosen in itertools.product([False, True], repeat=len(FLAGS)):
         yield of.page(**dict(zip(FLAGS, chosen, strict=True)))

@@ -11,10 +11,11 @@ from typing import Any, cast
 
 import pytest
 
-from forebay.database.store import Checkpoint
+from forebay.database.checkpoint import Checkpoint, CheckpointMoved, Position
 from forebay.errors import DatabaseError, JournalError, RowError, SchemaError, TransientError
 from forebay.model.changes import Change, Delete, Upsert
 from forebay.pipeline.batch_writer import Writer
+from forebay.pipeline.cursor import Cursor
 from forebay.pipeline.queue import Batch, Inbox, Op
 from forebay.pipeline.write_loop import Worker
 from forebay.primitives.backoff import Backoff
@@ -35,7 +36,7 @@ class FakeStore:
     def __init__(self) -> None:
         self.committed: list[str] = []
         self.attempts: list[list[str]] = []
-        self.checkpoints: dict[str, int] = {}
+        self.positions: dict[str, Position] = {}
         self.late: list[bool] = []
         self.dead: frozenset[str] = frozenset()
         self.bad: set[str] = set()
@@ -54,30 +55,41 @@ class FakeStore:
             raise self.fails.pop(0)
         if self.bad & {change.key for change in changes}:
             raise RowError("a value does not fit its column", sqlstate="22001")
-        if (
-            checkpoint is not None
-            and self.checkpoints.get(checkpoint.journal_id, 0) >= checkpoint.applied_seq
-        ):
-            return frozenset()
-        self.committed += [change.key for change in changes]
         if checkpoint is not None:
-            self.checkpoints[checkpoint.journal_id] = checkpoint.applied_seq
+            position = self.positions.get(checkpoint.journal_id, Position())
+            if position == checkpoint.after:
+                return frozenset()
+            if position != checkpoint.before:
+                raise CheckpointMoved(position)
+            self.positions[checkpoint.journal_id] = checkpoint.after
+        self.committed += [change.key for change in changes]
         if self.fails_after_the_commit:
             raise self.fails_after_the_commit.pop(0)
         return self.dead
+
+    async def position(self, journal_id: str) -> Position:
+        return self.positions.get(journal_id, Position())
+
+    @property
+    def checkpoints(self) -> dict[str, int]:
+        """Up to where each journal is."""
+        return {journal_id: position.seq for journal_id, position in self.positions.items()}
 
 
 @dataclass
 class FakeObserver:
     """Notes what it is told."""
 
-    journal_id: str = "own"
+    cursor: Cursor = field(default_factory=lambda: Cursor("own"))
     written: list[int] = field(default_factory=list)
     settled: int = 0
     deleted: set[str] = field(default_factory=set)
     ops: dict[str, Any] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     refills: list[Callable[[], None]] = field(default_factory=list)
+
+    async def look_back(self) -> None:
+        raise AssertionError("no time has gone by")
 
     async def refill(self) -> None:
         self.refills.pop(0)()
@@ -156,8 +168,8 @@ class Bench:
     async def settled(self) -> None:
         await self.until(lambda: self.inbox.pending == 0 and self.observer.settled > 0)
 
-    def write(self, batch: Batch, journal_id: str | None = None) -> Awaitable[None]:
-        return self.writer.write(batch, journal_id)
+    def write(self, batch: Batch, cursor: Cursor | None = None) -> Awaitable[None]:
+        return self.writer.write(batch, cursor)
 
 
 @pytest.fixture
@@ -385,26 +397,151 @@ async def test_one_bad_row_in_ten_good_ones_makes_no_pause(bench: Bench, pauses:
 
 
 async def test_a_journals_checkpoint_is_set_with_the_batch_alone(bench: Bench) -> None:
-    await bench.write(a_batch("a", last_seq=7), "journal")
-    assert bench.store.checkpoints == {"journal": 7}
-    await bench.write(a_batch("b"), "journal")
+    cursor = Cursor("journal")
+    await bench.write(a_batch("a", last_seq=7), cursor)
+    assert bench.store.positions == {"journal": cursor.at}
+    assert cursor.at.seq == 7
+    await bench.write(a_batch("b"))
     assert bench.store.checkpoints == {"journal": 7}
 
 
 async def test_a_checkpoint_waits_for_the_first_half_of_a_batch(bench: Bench) -> None:
     bench.store.bad = {"a"}
-    checkpoints: list[dict[str, int]] = []
-    bench.observer.op_settled = lambda op, error: checkpoints.append({**bench.store.checkpoints})  # type: ignore[method-assign]
-    await bench.write(a_batch("a", "b", "c", last_seq=9), "journal")
-    assert checkpoints == [{}, {"journal": 9}, {"journal": 9}]
+    seen: list[dict[str, int]] = []
+    bench.observer.op_settled = lambda op, error: seen.append({**bench.store.checkpoints})  # type: ignore[method-assign]
+    await bench.write(a_batch("a", "b", "c", last_seq=9), Cursor("journal"))
+    assert seen == [{}, {"journal": 9}, {"journal": 9}]
+
+
+async def test_a_checkpoint_is_set_also_where_the_last_row_is_given_up(bench: Bench) -> None:
+    bench.store.bad = {"c"}
+    await bench.write(a_batch("a", "b", "c", last_seq=9), Cursor("journal"))
+    assert bench.store.checkpoints == {"journal": 9}
 
 
 async def test_a_commit_whose_answer_was_lost_is_not_repeated(bench: Bench) -> None:
     bench.store.fails_after_the_commit = [TransientError("connection lost")]
-    await bench.write(a_batch("a", "b", last_seq=2), "journal")
+    await bench.write(a_batch("a", "b", last_seq=2), Cursor("journal"))
     assert bench.store.committed == ["a", "b"]
     assert bench.counts.written == {"steps": 2}
     assert bench.writer.failure is None
+
+
+async def test_nor_is_a_part_whose_answer_was_lost(bench: Bench) -> None:
+    bench.store.bad = {"d"}
+    bench.store.fails = [RowError("refused")]
+    bench.store.fails_after_the_commit = [TransientError("connection lost")] * 2
+    await bench.write(a_batch(*"abcd", last_seq=2), Cursor("journal"))
+    assert bench.store.committed == ["a", "b", "c"]
+
+
+async def test_a_part_that_comes_late_finds_nothing_to_start_from(bench: Bench) -> None:
+    steps: list[Checkpoint] = []
+    apply = bench.store.apply
+
+    async def noted(changes: Sequence[Change], checkpoint: Checkpoint | None, *, late: bool = False) -> Any:
+        assert checkpoint is not None
+        steps.append(checkpoint)
+        return await apply(changes, checkpoint, late=late)
+
+    bench.store.apply = noted  # type: ignore[method-assign]
+    bench.store.bad = {"d"}
+    await bench.write(a_batch(*"abcd", last_seq=4), Cursor("journal"))
+    for step in steps:
+        if step.after != bench.store.positions["journal"]:
+            with pytest.raises(CheckpointMoved):
+                await apply([upsert("late")], step)
+    assert bench.store.committed == ["a", "b", "c"]
+
+
+class _Kept:
+    """A journal that has kept the changes of these numbers."""
+
+    def __init__(self, *seqs: int) -> None:
+        self.records = [(seq, cast("Change", upsert(str(seq)))) for seq in seqs]
+        self.back_to: list[int] = []
+
+    async def read(self, after_seq: int, max_bytes: int) -> list[tuple[int, Change]]:
+        return [record for record in self.records if record[0] > after_seq][:2]
+
+    def went_back(self, seq: int) -> None:
+        self.back_to.append(seq)
+
+
+async def test_a_database_that_went_back_is_given_again_what_it_lacks(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = _Kept(*range(1, 7))
+    cursor = Cursor("journal", source=kept)
+    await bench.write(a_batch("1", "2", last_seq=2), cursor)
+    backup = dict(bench.store.positions)
+    await bench.write(a_batch("3", "4", "5", last_seq=5), cursor)
+    bench.store.positions, bench.store.committed = backup, ["1", "2"]
+    await bench.write(a_batch("6", last_seq=6), cursor)
+    assert bench.store.committed == ["1", "2", "3", "4", "5", "6"]
+    assert bench.store.late[-3:] == [True, True, False]
+    assert (kept.back_to, bench.store.checkpoints) == ([2], {"journal": 6})
+    assert bench.counts.checkpoint_alarms == {"gone_back": 1}
+    assert bench.counts.replayed == 3
+    assert bench.counts.written.total() == 9
+    assert "database gone back" in caplog.text
+
+
+async def test_it_may_go_back_again_meanwhile_and_within_a_batch(bench: Bench) -> None:
+    cursor = Cursor("journal", source=_Kept(*range(1, 5)))
+    await bench.write(a_batch("1", "2", "3", "4", last_seq=4), cursor)
+    apply, times = bench.store.apply, 0
+
+    async def goes_back(changes: Sequence[Change], step: Checkpoint | None, *, late: bool = False) -> Any:
+        nonlocal times
+        times += 1
+        if times in (2, 4, 7):
+            bench.store.positions, bench.store.committed = {}, []
+        return await apply(changes, step, late=late)
+
+    bench.store.apply = goes_back  # type: ignore[method-assign,assignment]
+    bench.store.bad = {"bad"}
+    await bench.write(a_batch("5", "6", "bad", "7", last_seq=8), cursor)
+    assert sorted(set(bench.store.committed)) == [str(number) for number in range(1, 8)]
+    assert bench.letters == ["bad"]
+    assert bench.counts.written.total() + bench.counts.dead_lettered.total() == 4 + 4 + bench.counts.replayed
+    assert bench.store.checkpoints == {"journal": 8}
+
+
+async def test_what_is_not_kept_any_more_is_told(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    for source, lost in ((_Kept(4), 3), (None, 4)):
+        caplog.clear()
+        cursor = Cursor("journal", source=source)
+        bench.store.positions = {}
+        await bench.write(a_batch("4", last_seq=4), cursor)
+        bench.store.positions = {}
+        await bench.write(a_batch("5", last_seq=5), cursor)
+        assert f"changes lost changes={lost}" in caplog.text
+        assert bench.store.checkpoints == {"journal": 5}
+
+
+async def test_a_checkpoint_that_somebody_else_moves_on_discards_nothing(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    for lost in ([], [TransientError("connection lost")]):
+        bench.store.fails = [*lost]
+        bench.store.positions, bench.store.committed = {"shared": Position(20, 7)}, []
+        cursor = Cursor("shared")
+        await bench.write(a_batch("a", last_seq=20), cursor)
+        assert bench.store.committed == ["a"]
+        assert bench.store.positions["shared"] == Position(20, 7)
+        assert cursor.journal_id != "shared"
+        assert "checkpoint not ours" in caplog.text
+
+
+async def test_it_is_looked_after_without_a_batch(bench: Bench) -> None:
+    cursor = Cursor("journal", source=_Kept(1, 2))
+    await bench.write(a_batch("1", "2", last_seq=2), cursor)
+    await bench.writer.verify(cursor)
+    assert bench.store.committed == ["1", "2"]
+    bench.store.positions, bench.store.committed = {}, []
+    await bench.writer.verify(cursor)
+    assert bench.store.committed == ["1", "2"]
 
 
 async def test_an_outage_is_told_once_and_its_end_too(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:

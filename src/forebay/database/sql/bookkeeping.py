@@ -7,7 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from forebay.database.sql.dialect import Sql
+from forebay.database.sql.dialect import Expression, Sql
 from forebay.database.sql.statement import Compiler, Statement, text_parameter
 from forebay.model.schema import checkpoints, elements, garbage
 
@@ -17,24 +17,22 @@ class Bookkeeping(Compiler):
 
     @cached_property
     def checkpoint(self) -> Statement:
-        """Note that the journal `journal_id` is in the database up to `applied_seq`; no row when it was already."""
-        return self._compile(note_checkpoint(self._sql))
+        """Move the journal `journal_id` on, as `Checkpoint` says; no row where it stands elsewhere."""
+        return self._compile(step_checkpoint(self._sql))
 
     @cached_property
-    def applied_seq(self) -> Statement:
-        """Up to where the journal `journal_id` is in the database."""
+    def position(self) -> Statement:
+        """Where the journal `journal_id` stands in the database."""
         mine = checkpoints.c.journal_id == text_parameter("journal_id")
-        return self._compile(
-            sa.select(self._sql.result(self._sql.object({"applied_seq": checkpoints.c.applied_seq}))).where(
-                mine
-            )
-        )
+        # The token as text: whoever reads JSON numbers as floats would round it.
+        values = {"seq": checkpoints.c.applied_seq, "token": sa.cast(_token(), sa.Text())}
+        return self._compile(sa.select(self._sql.result(self._sql.object(values))).where(mine))
 
     @cached_property
-    def forget_journal(self) -> Statement:
-        """The journal `journal_id` is gone, and its checkpoint with it."""
-        deleted = sa.delete(checkpoints).where(checkpoints.c.journal_id == text_parameter("journal_id"))
-        return self._compile(deleted)
+    def clear_checkpoints(self) -> Statement:
+        """Journals that nobody has written for `kept_us` microseconds are forgotten."""
+        age = self._sql.moment() - checkpoints.c.noted_at
+        return self._compile(sa.delete(checkpoints).where(age > _number("kept_us")))
 
     @cached_property
     def garbage(self) -> Statement:
@@ -55,15 +53,31 @@ class Bookkeeping(Compiler):
         return self._compile(sa.delete(garbage).where(garbage.c.object_key == text_parameter("object_key")))
 
 
-def note_checkpoint(sql: Sql) -> Any:
-    """The upsert of a journal's checkpoint; it returns no row where that is as far already."""
-    insert = sql.insert(checkpoints).values(
-        journal_id=text_parameter("journal_id"),
-        applied_seq=sa.bindparam("applied_seq", type_=sa.BigInteger()),
-    )
+_CHECKPOINT = ("journal_id", "applied_seq", "token", "noted_at")
+
+
+def step_checkpoint(sql: Sql) -> Any:
+    """A journal's step from where it is known to stand; it returns no row where it stands elsewhere."""
+    mine = checkpoints.c.journal_id == text_parameter("journal_id")
+    # Where there is no row, a journal can only begin: else the database has gone back, or the row was cleared.
+    begins = (_number("from_seq") == 0) & (_number("from_token") == 0)
+    known = sa.select(checkpoints.c.journal_id).where(mine).correlate(None).scalar_subquery()
+    values = sa.select(
+        text_parameter("journal_id"), _number("to_seq"), _number("to_token"), sql.moment()
+    ).where(begins | known.is_not(None))
+    insert = sql.insert(checkpoints).from_select(_CHECKPOINT, values)
     # A statement that was given up may still arrive, when it has been repeated and newer ones are in.
+    stands = (checkpoints.c.applied_seq == _number("from_seq")) & (_token() == _number("from_token"))
     return insert.on_conflict_do_update(
         index_elements=["journal_id"],
-        set_={"applied_seq": insert.excluded.applied_seq},
-        where=checkpoints.c.applied_seq < insert.excluded.applied_seq,
+        set_={name: insert.excluded[name] for name in _CHECKPOINT if name != "journal_id"},
+        where=stands,
     ).returning(checkpoints.c.applied_seq)
+
+
+def _token() -> Expression:
+    return sa.func.coalesce(checkpoints.c.token, sa.literal_column("0"))
+
+
+def _number(name: str) -> sa.BindParameter[Any]:
+    return sa.bindparam(name, type_=sa.BigInteger())

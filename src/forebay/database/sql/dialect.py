@@ -74,6 +74,9 @@ class Sql(Protocol):
     def is_favorite(self) -> Expression:
         """Whether a step is marked as a favourite."""
 
+    def moment(self) -> Expression:
+        """The database's own clock, in microseconds since 1970."""
+
 
 def literal(value: Any) -> Expression:
     """A value of the schema's own, written into the statement."""

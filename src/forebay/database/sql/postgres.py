@@ -105,5 +105,9 @@ class PostgresSql:
         """The condition of the partial index."""
         return schema.FAVORITE
 
+    def moment(self) -> Expression:
+        """`clock_timestamp()`."""
+        return sa.literal_column("(extract(epoch FROM clock_timestamp()) * 1000000)::bigint")
+
     def _json(self, name: str, kind: sa.types.TypeEngine[Any]) -> Expression:
         return sa.cast(sa.bindparam(name, type_=sa.Text()), kind)

@@ -114,6 +114,10 @@ class SqliteSql:
         marked = sa.case((valid, sa.func.json_extract(text, sa.literal_column("'$.favorite'"))))
         return marked == sa.literal_column("1")
 
+    def moment(self) -> Expression:
+        """By `julianday`, which every release has; of milliseconds."""
+        return sa.literal_column("CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER) * 1000")
+
 
 def _merge(stored: str | None, given: str | None, removed: str | None) -> str | None:
     if given is None and removed is None:

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.sql.selectable import FromClause
 
 from forebay.database.sql.batch_parameters import MUST_HAVE, NOW
-from forebay.database.sql.bookkeeping import note_checkpoint
+from forebay.database.sql.bookkeeping import step_checkpoint
 from forebay.database.sql.dialect import Expression
 from forebay.database.sql.statement import Compiler, Statement, id_parameter, text_parameter
 from forebay.model import schema
@@ -25,9 +25,10 @@ class Upserts(Compiler):
     def _batch(self, *, partial: bool, late: bool, checkpoint: bool) -> Statement:
         """All tables' upserts as one data-modifying statement: one round trip, and atomic by itself.
 
-        `late`: beneath what is newer; `checkpoint`: with the journal's, and not at all where that is as far
-        already. It returns the ids of those threads that were deleted before, whose rows it leaves out. Foreign
-        keys are checked at its end, so the order of its parts does not matter. PostgreSQL only.
+        `late`: beneath what is newer; `checkpoint`: with the journal's, and not at all where that stands elsewhere;
+        where it is taken, a row is null. The others are the ids of those threads that were deleted before, whose
+        rows it leaves out. Foreign keys are checked at its end, so the order of its parts does not matter.
+        PostgreSQL only.
         """
         named = self._sql.source(threads)
         # Each thread of the batch has a row there, if only its stub.
@@ -37,12 +38,15 @@ class Upserts(Compiler):
             .cte("dead")
             .prefix_with("MATERIALIZED")
         )
-        first = note_checkpoint(self._sql).cte("w_checkpoint") if checkpoint else None
+        first = step_checkpoint(self._sql).cte("w_checkpoint") if checkpoint else None
         parts = [
             self._upsert(table, partial, late, dead, first).cte(f"w_{table.name}")
             for table in schema.WRITE_ORDER
         ]
-        return self._compile(sa.select(sa.cast(dead.c.thread_id, sa.Text())).add_cte(*parts))
+        found: Any = sa.select(sa.cast(dead.c.thread_id, sa.Text()))
+        if first is not None:
+            found = sa.union_all(found, sa.select(sa.cast(sa.null(), sa.Text())).select_from(first))
+        return self._compile(found.add_cte(*parts))
 
     @cached_property
     def dead_threads(self) -> Statement:

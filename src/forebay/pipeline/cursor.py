@@ -1,0 +1,66 @@
+"""Where a journal stands in the database, as far as the process that writes it knows."""
+
+from __future__ import annotations
+
+import secrets
+import uuid
+from typing import Protocol
+
+from forebay.database.checkpoint import Checkpoint, Position
+from forebay.model.changes import Change
+
+_TOKEN_BITS = 62  # a BIGINT's, and none is 0
+
+
+class Source(Protocol):
+    """Where a journal's changes can be read again."""
+
+    async def read(self, after_seq: int, max_bytes: int) -> list[tuple[int, Change]]:
+        """The next changes behind `after_seq`, at least one where there is any."""
+
+    def went_back(self, seq: int) -> None:
+        """The database has it up to here only."""
+
+
+class Cursor:
+    """A journal's place. `at` is where the last answered statement led; `source`, where it can be read again."""
+
+    def __init__(self, journal_id: str, at: Position | None = None, source: Source | None = None) -> None:
+        self.journal_id = journal_id
+        self.at = at or Position()
+        self.source = source
+        self._parts: list[Position] = []  # where it was since `at` has its `seq`
+
+    def __repr__(self) -> str:
+        return f"<Cursor {self.journal_id} at {self.at.seq}>"
+
+    def step(self, last_seq: int) -> Checkpoint:
+        """The next step, to `last_seq`, or, with 0, of a part that leaves `seq` where it is."""
+        # The system's randomness: two copies of a virtual machine would draw the same otherwise.
+        after = Position(last_seq or self.at.seq, secrets.randbits(_TOKEN_BITS) + 1)
+        return Checkpoint(self.journal_id, self.at, after)
+
+    def reached(self, position: Position) -> None:
+        """A step was carried out."""
+        if position.seq == self.at.seq:
+            self._parts.append(self.at)
+        else:
+            self._parts.clear()
+        self.at = position
+
+    def is_ahead_of(self, position: Position) -> bool:
+        """Whether it was there before: the database has gone back, and nobody else has written the journal."""
+        return position.seq < self.at.seq or position in self._parts
+
+    def went_back(self, position: Position) -> None:
+        """Go on from where the database stands."""
+        self.at = position
+        self._parts.clear()
+        if self.source is not None:
+            self.source.went_back(position.seq)
+
+    def renew(self) -> None:
+        """Begin a checkpoint of its own: somebody else goes on with the present one."""
+        self.journal_id = uuid.uuid4().hex
+        self.at = Position()
+        self._parts.clear()

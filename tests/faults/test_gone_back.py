@@ -1,0 +1,248 @@
+"""A database that has gone back: a standby that lagged behind takes over, or a copy of earlier is put in its place."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from forebay import ForebayDataLayer, Settings
+from forebay.database.checkpoint import Checkpoint, CheckpointMoved, Position
+from forebay.database.store import Store
+from forebay.model import changes
+from forebay.pipeline.drain import Drain
+from forebay.telemetry.collector import Metrics
+from tests.faults.conftest import MakeLayer
+from tests.faults.load import Audit, versioned
+from tests.integration.contract import accounted_for, until
+from tests.support.postgres import PostgresServer, Standby, name_of
+from tests.support.proxy import Proxy
+
+
+async def _write(layer: ForebayDataLayer, thread_id: str, numbers: range) -> None:
+    for number in numbers:
+        step_id = str(uuid.uuid5(uuid.UUID(thread_id), str(number)))
+        await layer.create_step(versioned(step_id, thread_id, number))
+
+
+async def _versions(url: str) -> list[int]:
+    return sorted((await Audit(url).stored()).values())
+
+
+class _Place:
+    """A database behind a name, of which a copy can be made, and be put in its place."""
+
+    def __init__(self, server: PostgresServer, url: str) -> None:
+        self.server = server
+        self.url = url
+        self.name = name_of(url)
+        self._elsewhere = Audit(server.url())
+
+    async def _end_sessions(self) -> None:
+        await self._elsewhere.fetch(
+            f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{self.name}'"
+        )
+
+    async def copy(self) -> None:
+        """A backup; nobody may be connected."""
+        await self._elsewhere.fetch(f'ALTER DATABASE "{self.name}" ALLOW_CONNECTIONS false')
+        await self._end_sessions()
+        await self._elsewhere.fetch(f'CREATE DATABASE "{self.name}_copy" TEMPLATE "{self.name}"')
+        await self._elsewhere.fetch(f'ALTER DATABASE "{self.name}" ALLOW_CONNECTIONS true')
+
+    async def restore(self) -> None:
+        """The backup takes its place."""
+        await self._elsewhere.fetch(f'ALTER DATABASE "{self.name}" ALLOW_CONNECTIONS false')
+        await self._end_sessions()
+        await self._elsewhere.fetch(f'ALTER DATABASE "{self.name}" RENAME TO "{self.name}_old"')
+        await self._elsewhere.fetch(f'ALTER DATABASE "{self.name}_copy" RENAME TO "{self.name}"')
+
+
+@pytest.fixture
+async def place(postgres_server: PostgresServer, migrated_postgres_url: str) -> AsyncIterator[_Place]:
+    place = _Place(postgres_server, migrated_postgres_url)
+    yield place
+    for suffix in ("_old", "_copy"):
+        postgres_server.execute(f'DROP DATABASE IF EXISTS "{place.name}{suffix}"')
+
+
+@pytest.mark.parametrize("written_since", [True, False])
+async def test_a_backup_that_is_put_back_gets_what_came_after_it(
+    place: _Place, make_journaled: MakeLayer, written_since: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    layer, thread_id = make_journaled(place.url), str(uuid.uuid4())
+    await _write(layer, thread_id, range(20))
+    await layer.flush()
+    await place.copy()
+    await _write(layer, thread_id, range(20, 60))
+    await layer.flush()
+    await place.restore()
+    assert await _versions(place.url) == [*range(20)]
+    if written_since:
+        await _write(layer, thread_id, range(60, 70))
+        await layer.flush()
+    else:
+        await until(lambda: not layer._store.has_writer)
+        await layer._engine.look_back()
+    assert await _versions(place.url) == [*range(70 if written_since else 60)]
+    assert layer._engine.counts.checkpoint_alarms == {"gone_back": 1}
+    assert accounted_for(layer)
+    assert "gone back" in caplog.text
+
+
+async def test_a_process_that_was_killed_too(
+    place: _Place, make_journaled: MakeLayer, tmp_path: Path
+) -> None:
+    """Its journal is written from where the copy has it, by the next process or by `forebay drain`."""
+    for index, drained in enumerate((False, True)):
+        folder, thread_id = tmp_path / str(index), str(uuid.uuid4())
+        layer = make_journaled(place.url, journal_dir=folder)
+        await _write(layer, thread_id, range(10))
+        await layer.flush()
+        if not drained:
+            await place.copy()
+        await _write(layer, thread_id, range(10, 30))
+        await layer.flush()
+        journal = layer._engine.journal
+        assert journal is not None
+        await journal.close(remove=False)  # as if it had ended without a word
+        if drained:
+            await Audit(place.url).fetch("UPDATE forebay_checkpoints SET applied_seq = 10, token = 1")
+            await Audit(place.url).fetch("DELETE FROM steps WHERE split_part(output, ' ', 1)::int >= 10")
+            settings = Settings(journal_dir=folder)
+            drain = Drain(folder, Store(place.url, settings), settings, Metrics())
+            await drain.run()
+            await drain.close()
+        else:
+            await place.restore()
+            following = make_journaled(place.url, journal_dir=folder)
+            await following.get_thread(thread_id)
+        assert await _versions(place.url) == [*range(30)]
+        await Audit(place.url).fetch("DELETE FROM steps")
+
+
+async def test_an_asynchronous_failover_loses_nothing(
+    make_journaled: MakeLayer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with PostgresServer(own=True, durable=True) as primary:
+        url = primary.create_database()
+        async with Proxy.before(url) as proxy:
+            layer, thread_id = make_journaled(proxy.url(url), auto_migrate=True), str(uuid.uuid4())
+            await _write(layer, thread_id, range(50))
+            await layer.flush()
+            with Standby(primary) as standby:
+                await asyncio.to_thread(standby.catch_up)
+                # It hears no more, and nobody waits for it.
+                standby.execute("ALTER SYSTEM SET primary_conninfo = ''")
+                standby.execute("SELECT pg_reload_conf()")
+                await until(lambda: not standby.execute("SELECT 1 FROM pg_stat_wal_receiver"))
+                await _write(layer, thread_id, range(50, 250))
+                await layer.flush()
+                await _write(layer, thread_id, range(250, 300))
+                await asyncio.to_thread(primary.crash)
+                await asyncio.to_thread(standby.promote)
+                proxy.lead_to(standby.url(name_of(url)))
+                proxy.reset()
+                await _write(layer, thread_id, range(300, 320))
+                async with asyncio.timeout(60):
+                    await layer.flush()
+                assert await _versions(standby.url(name_of(url))) == [*range(320)]
+                assert layer._engine.counts.checkpoint_alarms == {"gone_back": 1}
+                assert accounted_for(layer)
+                await layer.close()
+    assert "gone back" in caplog.text
+
+
+# ---- the statement itself
+
+
+@pytest.fixture
+async def store(migrated_url: str) -> AsyncIterator[Store]:
+    store = Store(migrated_url, Settings())
+    yield store
+    await store.close()
+
+
+_THREAD = str(uuid.UUID(int=255))
+
+
+async def test_a_step_is_taken_from_where_it_starts_alone(store: Store) -> None:
+    async def put(number: int, before: Position, after: Position, *, delete: bool = False) -> None:
+        change = changes.thread(_THREAD, metadata={"n": number})
+        more = [changes.Delete("steps", str(uuid.UUID(int=1)))] if delete else []
+        await store.apply([change, *more], Checkpoint("j", before, after))
+
+    async def stored() -> int:
+        number: int = (await store.read(store.statements.thread, id=_THREAD))["metadata"]["n"]
+        return number
+
+    start, third, part = Position(), Position(3, 30), Position(3, 31)
+    await put(3, start, third)
+    await put(30, start, third)  # its answer was lost
+    assert (await stored(), await store.position("j")) == (3, third)
+    await put(4, third, part, delete=True)
+    for before, after in ((start, Position(4, 4)), (third, Position(4, 4)), (Position(2, 2), Position(4, 4))):
+        for delete in (False, True):
+            with pytest.raises(CheckpointMoved) as moved:
+                await put(9, before, after, delete=delete)
+            assert moved.value.position == part
+    assert (await stored(), await store.position("j")) == (4, part)
+    await store.clear_checkpoints()
+    assert await store.position("j") == part
+    await put(5, part, Position(2**62, 2**62))
+    assert (await stored(), await store.position("j")) == (5, Position(2**62, 2**62))
+
+
+async def test_a_journal_that_the_database_does_not_know_can_only_begin(store: Store) -> None:
+    with pytest.raises(CheckpointMoved) as moved:
+        await store.apply([changes.thread(_THREAD)], Checkpoint("j", Position(1, 1), Position(2, 2)))
+    assert moved.value.position == Position()
+    assert await store.read(store.statements.thread, id=_THREAD) is None
+
+
+async def test_what_a_release_before_has_left_is_gone_on_from(store: Store) -> None:
+    await store.execute_sql("INSERT INTO forebay_checkpoints (journal_id, applied_seq) VALUES ('j', 7)", {})
+    assert await store.position("j") == Position(7, 0)
+    await store.apply([changes.thread(_THREAD)], Checkpoint("j", Position(7, 0), Position(8, 8)))
+    assert await store.position("j") == Position(8, 8)
+
+
+async def test_a_checkpoint_is_cleared_by_its_age(store: Store) -> None:
+    await store.apply([], Checkpoint("new", Position(), Position(1, 1)))
+    await store.apply([], Checkpoint("old", Position(), Position(1, 1)))
+    days = 91 * 24 * 3600 * 1_000_000
+    await store.execute_sql(
+        f"UPDATE forebay_checkpoints SET noted_at = noted_at - {days} WHERE journal_id = 'old'", {}
+    )
+    await store.clear_checkpoints()
+    assert (await store.position("new"), await store.position("old")) == (Position(1, 1), Position())
+
+
+@pytest.mark.parametrize("durability", ["commit", "memory", "journal"])
+async def test_two_processes_with_one_id_lose_nothing(
+    migrated_url: str, make_journaled: MakeLayer, durability: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As after a fork, or when a virtual machine was copied."""
+    caplog.set_level(logging.CRITICAL)
+    thread_id = str(uuid.uuid4())
+    first, second = (make_journaled(migrated_url, durability=durability) for _ in range(2))
+    await _write(first, thread_id, range(5))
+    await first.flush()
+    await second.get_thread(thread_id)
+    if durability == "journal":
+        second._engine._own_journal()
+    second._engine.cursor.journal_id = first._engine.cursor.journal_id
+    await _write(second, thread_id, range(5, 20))
+    await second.flush()
+    await _write(first, thread_id, range(20, 30))
+    await first.flush()
+    thread = await first.get_thread(thread_id)
+    assert thread is not None
+    assert len(thread["steps"]) == 30
+    assert second._engine.counts.checkpoint_alarms == {"not_ours": 1}
+    assert first._engine.counts.checkpoint_alarms == {}
+    assert "checkpoint not ours" in caplog.text
