@@ -156,7 +156,7 @@ async def _retry(letters: DeadLetters, found: Sequence[Letter], url: str | None)
 async def _retry_one(letters: DeadLetters, letter: Letter, store: Store) -> str:
     from forebay.errors import RowError
 
-    if letter.database != store.location:
+    if not letter.is_for(store.label, await store.own_id()):
         raise click.ClickException(f"letter {letter.id} is for {letter.database}, not for {store.location}")
     try:
         dead = await store.apply([letter.change], late=True)

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from itertools import groupby
+from pathlib import Path
 from typing import Any, cast
 from weakref import WeakSet
 
@@ -42,8 +43,9 @@ from forebay.database.replica import WRITTEN, Replica
 from forebay.database.sql.batch_parameters import documents
 from forebay.database.sql.statement import Statement
 from forebay.database.sql.statements import statements_of
-from forebay.database.urls import in_memory, is_postgres, location_of, parse_url, tls_context
+from forebay.database.urls import in_memory, is_postgres, label_of, location_of, parse_url, tls_context
 from forebay.errors import SchemaError, SettingsError
+from forebay.model import schema
 from forebay.model.changes import Change, Delete, Upsert
 from forebay.model.ids import Ids
 from forebay.settings import Settings
@@ -78,6 +80,8 @@ class Store:
                 raise SettingsError("ssl_require: a SQLite file has no connection to secure")
             arguments["ssl"] = tls_context(verify=settings.tls_verify)
         self.location = location_of(self.url)  # where the database is, without the password
+        self.label = label_of(self.url, {**from_url, **arguments})
+        self.database_id: str | None = None  # the database's own, when it has been asked
         self.engine = self._create_engine({**from_url, **arguments})
         self._connections = Connections(self.engine, self.location, settings.pool_size, _patience(settings))
         self.replica = self._create_replica(settings.read_url, arguments)
@@ -152,6 +156,7 @@ class Store:
             if not self._prepared:
                 with translated(self.location, sends_rows=False):
                     await self._check_schema()
+                    self.database_id = await self._ask_id()
                 self._prepared = True
 
     async def _open_file(self) -> None:
@@ -170,6 +175,26 @@ class Store:
                 f"the tables of {self.location} are not forebay's yet: run `forebay migrate`,"
                 " or set FOREBAY_AUTO_MIGRATE=true"
             )
+
+    async def _ask_id(self) -> str | None:
+        """The id in the tables, and which copy of them this is: a copied database or schema keeps the id.
+
+        The server's own word for it is the same for every user and host, and behind a pooler that renames it.
+        """
+        place: sa.ColumnElement[str] = sa.literal(Path(self.url.database or "").name)
+        if self._postgres:
+            place = sa.func.concat(sa.func.current_database(), ".", sa.func.current_schema())
+        async with self.engine.connect() as connection:
+            row = (await connection.execute(sa.select(schema.database.c.id, place))).first()
+            return f"{row[0]} {row[1]}" if row is not None else None
+
+    async def own_id(self) -> str | None:
+        """The database's own id and name, which it keeps under every URL; None where somebody has deleted the id.
+
+        Raises a DatabaseError.
+        """
+        await self.prepare()
+        return self.database_id
 
     async def migrate(self) -> list[str]:
         """Bring the tables to forebay's; what was done, a line each. Raises a DatabaseError."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import sqlalchemy as sa
@@ -26,6 +26,7 @@ _NUMBERS: dict[str, Callable[[str], float]] = {
     "statement_cache_size": int,
     "prepared_statement_cache_size": int,
 }
+_PLACES = ("host", "port", "search_path", "options")  # which server it is, and which schema
 _VERIFYING = ("verify-ca", "verify-full")
 _SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _STYLES = "postgresql://user:password@host:port/database or sqlite:///path/to/file"
@@ -45,6 +46,17 @@ def parse_url(text: str | None, variable: str = "FOREBAY_DATABASE_URL") -> tuple
 def location_of(url: sa.URL) -> str:
     """Where a database is, without the password."""
     return url.set(drivername=url.get_backend_name(), query={}).render_as_string(hide_password=True)
+
+
+def label_of(url: sa.URL, arguments: Mapping[str, Any]) -> str:
+    """Where a database is, in full, without the password: also the host, the schema and the options of the query.
+
+    `arguments` are the driver's. Two URLs of one database may have different labels, but no two databases one.
+    """
+    given = {**url.query, **(arguments.get("server_settings") or {})}
+    query = {name: given[name] for name in _PLACES if name in given} if is_postgres(url) else {}
+    label = url.set(drivername=url.get_backend_name(), query=query)
+    return label.render_as_string(hide_password=True)
 
 
 def _parse(text: str | None) -> tuple[sa.URL, dict[str, Any]]:

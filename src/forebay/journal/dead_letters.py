@@ -23,16 +23,17 @@ FILE_NAME = "dead-letters.db"
 _TABLE = """
 CREATE TABLE IF NOT EXISTS letters (
     id INTEGER PRIMARY KEY AUTOINCREMENT, made_at REAL NOT NULL, database TEXT NOT NULL, row_table TEXT NOT NULL,
-    row_id TEXT NOT NULL, sqlstate TEXT, error TEXT NOT NULL, change BLOB NOT NULL,
+    row_id TEXT NOT NULL, sqlstate TEXT, error TEXT NOT NULL, change BLOB NOT NULL, database_id TEXT,
     UNIQUE (database, row_table, row_id, change));
 """
-_COLUMNS = "id, made_at, database, row_table, row_id, sqlstate, error, change"
+_COLUMNS = "id, made_at, database, row_table, row_id, sqlstate, error, database_id, change"
 
 
 @dataclass(frozen=True, slots=True)
 class Letter:
     """A refused change. `made_at`: when it was refused, in seconds since 1970; `database`: where, without a password.
 
+    `database_id` is that database's own id, None in what the first release has left.
     `error` never quotes the row; the change does hold its content.
     """
 
@@ -43,7 +44,14 @@ class Letter:
     row_id: str
     sqlstate: str | None
     error: str
+    database_id: str | None
     change: Change
+
+    def is_for(self, location: str, database_id: str | None) -> bool:
+        """Whether it was refused by this database, under whatever URL."""
+        if self.database_id is not None and database_id is not None:
+            return self.database_id == database_id
+        return self.database == location
 
 
 class DeadLetters:
@@ -55,7 +63,9 @@ class DeadLetters:
     def __repr__(self) -> str:
         return f"<DeadLetters {self.path}>"
 
-    def keep(self, database: str, change: Change, error: ForebayError) -> None:
+    def keep(
+        self, database: str, change: Change, error: ForebayError, database_id: str | None = None
+    ) -> None:
         """Write a refused change to the disk; returns when it is synced."""
         values = (
             time.time(),
@@ -65,11 +75,12 @@ class DeadLetters:
             getattr(error, "sqlstate", None),
             str(error),
             changes.encode([change]),
+            database_id,
         )
         with self._opened() as connection:
             connection.execute(
-                "INSERT INTO letters (made_at, database, row_table, row_id, sqlstate, error, change)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                "INSERT INTO letters (made_at, database, row_table, row_id, sqlstate, error, change, database_id)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
                 values,
             )
 
@@ -109,6 +120,7 @@ class DeadLetters:
             with contextlib.closing(sqlite3.connect(self.path, timeout=10)) as connection, connection:
                 connection.execute("PRAGMA synchronous = FULL")
                 connection.execute(_TABLE)
+                _add_column(connection)
                 yield connection
         except (sqlite3.Error, OSError) as error:
             reason = getattr(error, "sqlite_errorname", None) or type(error).__name__
@@ -122,3 +134,9 @@ class DeadLetters:
         with contextlib.suppress(FileExistsError):
             os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
             sync_folder(self.path.parent)
+
+
+def _add_column(connection: sqlite3.Connection) -> None:
+    """The first release's letters lack one."""
+    if "database_id" not in {row[1] for row in connection.execute("PRAGMA table_info(letters)")}:
+        connection.execute("ALTER TABLE letters ADD COLUMN database_id TEXT")

@@ -49,9 +49,18 @@ class _Read:
     done: asyncio.Future[list[Record]]
 
 
+@dataclass(slots=True)
+class _Name:
+    database_id: str
+
+
+_Work = Group | _Read | _Name
+
+
 class Journal:
     """The journal of this process, in a log of its own in `folder`, for the database at `location`.
 
+    `database_id` is that database's own id; while it is None, `location` is all that tells which one it is.
     `external`: another process writes it to the database. What the database has is kept for `keep` seconds, at
     most `keep_bytes` of it. `size` is what the database has not, `kept_size` what is kept, in bytes. `on_commit`
     is called in the journal's thread with the seconds that a commit took, `on_failure` in the event loop with the
@@ -65,6 +74,7 @@ class Journal:
         loop: asyncio.AbstractEventLoop,
         location: str = "",
         *,
+        database_id: str | None = None,
         external: bool = False,
         keep: float = 0.0,
         keep_bytes: int = 0,
@@ -73,19 +83,22 @@ class Journal:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.id = uuid.uuid4().hex
+        self.database_id = database_id
         self.size = 0
         self.kept_size = 0
         self.durable_seq = 0
         self.path = folder / f"{self.id}{JOURNAL}"
         self._loop = loop
-        self._lock_file, self.progress, self._log = _create(folder, self.path, location, external=external)
+        self._lock_file, self.progress, self._log = _create(
+            folder, self.path, location, database_id, external=external
+        )
         self._reader = Reader(self.path)
         self._on_commit = on_commit
         self._on_failure = on_failure
         self._group = Group()  # what gathers
         self._committing = False
         self._will_seal = False
-        self._work: queue.SimpleQueue[Group | _Read | None] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
         # What the database has not, and what it has and is kept: last seq and bytes of each chunk.
         self._live: deque[tuple[int, int]] = deque()
         self._kept: deque[tuple[int, int]] = deque()
@@ -173,6 +186,11 @@ class Journal:
         while self._kept and self._kept[0][0] <= kept_seq:
             self.kept_size -= self._kept.popleft()[1]
 
+    def name(self, database_id: str) -> None:
+        """The database has told its own id."""
+        self.database_id = database_id
+        self._work.put(_Name(database_id))
+
     async def read(self, after_seq: int, max_bytes: int) -> list[Record]:
         """The next changes behind `after_seq` that are on disk and intact, at least one group, about `max_bytes`.
 
@@ -212,10 +230,12 @@ class Journal:
             while (work := self._next_work()) is not None:
                 if isinstance(work, Group):
                     self._commit(work)
-                else:
+                elif isinstance(work, _Read):
                     self._answer(work)
+                else:
+                    self._log.name(work.database_id)
 
-    def _next_work(self) -> Group | _Read | None:
+    def _next_work(self) -> _Work | None:
         while True:
             self._retention.look(self._applied_seq)
             with contextlib.suppress(queue.Empty):
@@ -291,13 +311,15 @@ def _add(chunks: deque[tuple[int, int]], seq: int, size: int) -> None:
     chunks.append((seq, size))
 
 
-def _create(folder: Path, path: Path, location: str, *, external: bool) -> tuple[Any, Progress | None, Log]:
+def _create(
+    folder: Path, path: Path, location: str, database_id: str | None, *, external: bool
+) -> tuple[Any, Progress | None, Log]:
     try:
         make_folder(folder)
         # The log last: whoever finds it looks for the others.
         lock_file = lock(path.with_suffix(OWNER if external else LOCK))
         progress = Progress(path.with_suffix(PROGRESS), create=True) if external else None
-        return lock_file, progress, Log(path, About(FORMAT, path.stem, location))
+        return lock_file, progress, Log(path, About(FORMAT, path.stem, location), database_id)
     except OSError as error:
         raise JournalError(
             f"the journal can't be written in {folder} ({reason_of(error)}); set FOREBAY_JOURNAL_DIR to a folder on a"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from forebay.journal.orphan import Orphan, adopt, reason_of
-from forebay.journal.ownership import sweep
+from forebay.journal.orphan import Orphan, adopt, journal_paths, reason_of
+from forebay.journal.ownership import is_owned, is_written_out, sweep
 from forebay.primitives.backoff import Backoff
 
 logger = logging.getLogger("forebay.journal")
@@ -41,14 +42,35 @@ class Journals:
     def __repr__(self) -> str:
         return f"<Journals in {self._folder}, {len(self.parked)} parked>"
 
-    def adopt(self, location: str | None, *, owned: bool = False, but: Sequence[str] = ()) -> Orphan | None:
+    def are_there(self) -> bool:
+        """Whether there is a journal that nobody writes out and no living process appends to. Raises no error."""
+        with contextlib.suppress(OSError):
+            paths = journal_paths(self._folder)
+            return any(not is_written_out(path) and not is_owned(path) for path in paths)
+        return True
+
+    def adopt(
+        self,
+        location: str | None,
+        database_id: str | None,
+        *,
+        owned: bool = False,
+        but: Sequence[str] = (),
+    ) -> Orphan | None:
         """See `orphan.adopt`; those that are parked are left alone until it is time. Raises no error."""
         now = self._clock()
         left = [journal_id for journal_id, parked in self.parked.items() if parked.until > now]
         try:
             if self._folder.is_dir():
                 sweep(self._folder)
-            return adopt(self._folder, location, owned=owned, but=(*but, *left), on_error=self._not_taken)
+            return adopt(
+                self._folder,
+                location,
+                database_id=database_id,
+                owned=owned,
+                but=(*but, *left),
+                on_error=self._not_taken,
+            )
         except OSError as error:
             logger.error("journals not looked for in=%s reason=%s", self._folder, reason_of(error))
             return None

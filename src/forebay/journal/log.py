@@ -45,7 +45,7 @@ class Log:
 
     def __init__(self, folder: Path, about: About, database_id: str | None = None) -> None:
         self._about = about
-        self.database_id = database_id
+        self._database_id = database_id
         self.closed: deque[Segment] = deque()  # the oldest first
         self.first_seq = 0  # of the segment that is written to; 0 while it holds nothing
         self._number = 0
@@ -111,6 +111,13 @@ class Log:
         os.fsync(self._file)
         self._reserved = 0
 
+    def name(self, database_id: str) -> None:
+        """Say whose the log is, now that it is known: a segment that does so begins."""
+        self._database_id = database_id
+        self.end_segment()
+        with contextlib.suppress(OSError):  # the next group begins it
+            self._open()
+
     def end_segment(self) -> None:
         """Close the segment that is written to; the next group begins another."""
         if self._file >= 0:
@@ -141,7 +148,7 @@ class Log:
 
     def _heads(self) -> bytes:
         before = self.closed[-1].size if self.closed else 0
-        head = Head(self.database_id, self._about.database, before)
+        head = Head(self._database_id, self._about.database, before)
         return b"".join(_head_record(orjson.dumps(each)) for each in (self._about, head))
 
     def remove_oldest(self) -> None:

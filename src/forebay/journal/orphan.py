@@ -98,13 +98,15 @@ def adopt(
     folder: Path,
     location: str | None = "",
     *,
+    database_id: str | None = None,
     owned: bool = False,
     but: Sequence[str] = (),
     on_error: Callable[[str, OSError], None] | None = None,
 ) -> Orphan | None:
     """Take the oldest journal in the folder that nobody writes out; two adopters never take one.
 
-    `location`: for that database only, None for any; `owned`: also those that a living process appends to;
+    `database_id`: for that database only; `location`: the same, for journals that do not say the id, and None for any
+    database; `owned`: also those that a living process appends to;
     `but`: not these ids; `on_error` is told the id of one that can't be taken, and the others are tried. Raises
     OSError where the folder can't be read.
     """
@@ -112,7 +114,9 @@ def adopt(
         return None
     for path in sorted(folder.glob(f"*{JOURNAL}"), key=_age):
         try:
-            orphan = _take(path, location, owned=owned) if path.stem not in but else None
+            if path.stem in but:
+                continue
+            orphan = _take(path, location, database_id, owned=owned)
         except OSError as error:
             if on_error is None:
                 raise
@@ -123,7 +127,7 @@ def adopt(
     return None
 
 
-def _take(path: Path, location: str | None, *, owned: bool) -> Orphan | None:
+def _take(path: Path, location: str | None, database_id: str | None, *, owned: bool) -> Orphan | None:
     if not owned and is_held(path.with_suffix(OWNER)):
         return None
     lock_file = lock(path.with_suffix(LOCK))
@@ -132,7 +136,7 @@ def _take(path: Path, location: str | None, *, owned: bool) -> Orphan | None:
     try:
         if not path.exists():  # somebody else wrote it out in between
             path.with_suffix(LOCK).unlink(missing_ok=True)
-        elif _is_for(path, location):
+        elif _is_for(path, location, database_id):
             orphan, lock_file = Orphan(path, lock_file, owned=owned), None
             return orphan
     finally:
@@ -178,21 +182,32 @@ def _age(path: Path) -> float:
 _left_alone: set[Path] = set()  # told once
 
 
-def _is_for(path: Path, location: str | None) -> bool:
-    """Whether the journal can be read by this release and is for the database. One that doesn't say so is."""
-    about, _ = read_heads(path)
-    if about is None:
-        return True
-    if about.format != FORMAT:
-        reason = "another release of forebay wrote it"
-    elif location is not None and about.database not in ("", location):
-        reason = f"it is for {about.database}"
-    else:
-        return True
-    if path not in _left_alone:
+def _is_for(path: Path, location: str | None, database_id: str | None) -> bool:
+    """Whether the journal can be read by this release and is for the database."""
+    reason = _strangeness(path, location, database_id)
+    if reason is not None and path not in _left_alone:
         _left_alone.add(path)
-        logger.error("journal left alone path=%s reason=%s", path, reason)
-    return False
+        remedy = f"`forebay drain {path.parent}` with its database's URL, or with --any-database into yours"
+        logger.error("journal left alone path=%s reason=%s", path, f"{reason}; {remedy}")
+    return reason is None
+
+
+def _strangeness(path: Path, location: str | None, database_id: str | None) -> str | None:
+    """Why a journal is not this release's to read, or another database's; None for neither."""
+    about, head = read_heads(path)
+    if about is not None and about.format != FORMAT:
+        return "another release of forebay wrote it"
+    if location is None:
+        return None
+    if head is not None and head.database_id is not None and database_id is not None:
+        if head.database_id == database_id:
+            return None
+        return f"it is for another database, which was at {head.location}"
+    written_for = head.location if head is not None else about.database if about is not None else None
+    if written_for is None:  # nothing was written, or it is damaged
+        is_empty = location == "" or not Reader(path).read(0, NO_LIMIT, 1)
+        return None if is_empty else "it does not say any more which database it is for"
+    return None if written_for in ("", location) else f"it is for {written_for}"
 
 
 def read_records(reader: Reader, after_seq: int, up_to_seq: int, max_bytes: int) -> list[Record]:

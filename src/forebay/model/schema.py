@@ -188,6 +188,14 @@ checkpoints = sa.Table(
     sa.Column("noted_at", sa.BigInteger()),  # by the database's clock, in microseconds since 1970
 )
 
+# The database's own id, in one row: a URL may lead elsewhere tomorrow, and one database has several.
+database = sa.Table(
+    "forebay_database",
+    metadata,
+    sa.Column("row", sa.Integer(), primary_key=True, autoincrement=False),
+    sa.Column("id", sa.Text(), nullable=False),
+)
+
 # The threads that were deleted, which a write that comes late must not bring back.
 tombstones = sa.Table(
     "forebay_tombstones",

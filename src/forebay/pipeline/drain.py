@@ -81,7 +81,7 @@ class Drain:
         self._journals = Journals(folder, clock)
         self._store = store
         self._batch_bytes = settings.batch_max_bytes
-        self._location = None if any_database else store.location
+        self._location = None if any_database else store.label
         self._letters = DeadLetters(folder)
         self._clock = clock
         self._metrics = metrics
@@ -140,7 +140,9 @@ class Drain:
         found = False
         while True:
             held = tuple(self._followed)
-            journal = await asyncio.to_thread(self._journals.adopt, self._location, owned=owned, but=held)
+            journal = await asyncio.to_thread(
+                self._journals.adopt, self._location, self._store.database_id, owned=owned, but=held
+            )
             self.counts.journals_parked = len(self._journals.parked)
             if journal is None:
                 return found
@@ -254,7 +256,7 @@ class Drain:
                 followed.journal.progress.failing = failing
 
     async def _keep_letter(self, change: Change, error: RowError) -> None:
-        await asyncio.to_thread(self._letters.keep, self._store.location, change, error)
+        await asyncio.to_thread(self._letters.keep, self._store.label, change, error, self._store.database_id)
 
     async def close(self) -> None:
         """Disconnect."""

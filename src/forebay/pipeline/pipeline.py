@@ -152,7 +152,7 @@ class Pipeline:
         if self.store.in_memory or self._external:
             return None
         return Recovery(
-            self.settings.journal_dir, self.store.location, self.writer, self.store, self.counts, clock
+            self.settings.journal_dir, self.store.label, self.writer, self.store, self.counts, clock
         )
 
     @property
@@ -257,7 +257,8 @@ class Pipeline:
                 self.journal = Journal(
                     self.settings.journal_dir,
                     asyncio.get_running_loop(),
-                    self.store.location,
+                    self.store.label,
+                    database_id=self.store.database_id,
                     external=self._external,
                     keep=self.settings.journal_keep,
                     keep_bytes=self.settings.journal_keep_bytes,
@@ -406,7 +407,7 @@ class Pipeline:
             self._bury(thread_id)
 
     async def _keep_letter(self, change: Change, error: RowError) -> None:
-        await asyncio.to_thread(self.letters.keep, self.store.location, change, error)
+        await asyncio.to_thread(self.letters.keep, self.store.label, change, error, self.store.database_id)
 
     # ---- what the worker tells
 
@@ -414,6 +415,8 @@ class Pipeline:
         """See `write_loop.Owner`."""
         if self.journal is not None:
             self.journal.trim(self.inbox.applied_seq)
+            if self.journal.database_id is None and self.store.database_id is not None:
+                self.journal.name(self.store.database_id)
         if self.inbox.waiting:
             self._admit()
         self._reached()

@@ -6,12 +6,14 @@ import asyncio
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from forebay.errors import JournalError
 from forebay.journal.journals import Journals
 from forebay.journal.orphan import Orphan, let_go
+from forebay.pipeline import replay
 from forebay.pipeline.batch_writer import Writer
-from forebay.pipeline.replay import Database, Replay, begin
+from forebay.pipeline.replay import Replay, begin
 from forebay.telemetry.counters import Counts
 
 logger = logging.getLogger("forebay.recovery")
@@ -21,10 +23,17 @@ INTERVAL = 10.0  # seconds between two looks into the folder
 _BATCH_BYTES = 256 * 1024
 
 
+class Database(replay.Database, Protocol):
+    """What recovery needs of a store."""
+
+    async def own_id(self) -> str | None:
+        """The database's own id."""
+
+
 class Recovery:
     """Adopts the journals for `database` in `folder` that nobody holds, and has `writer` write them.
 
-    `location` names the database that they must be for.
+    Those that do not say the id of the database that they are for must be for `location`.
     """
 
     def __init__(
@@ -76,7 +85,9 @@ class Recovery:
         self._counts.journals_parked = len(self._journals.parked)
 
     async def _adopt_next(self) -> None:
-        self._orphan = await asyncio.to_thread(self._journals.adopt, self._location)
+        if await asyncio.to_thread(self._journals.are_there):
+            database_id = await self._writer.until_answered(self._database.own_id)
+            self._orphan = await asyncio.to_thread(self._journals.adopt, self._location, database_id)
         self._counts.journals_parked = len(self._journals.parked)
         self._replay, self._replayed = None, 0
 

@@ -144,7 +144,7 @@ async def test_one_journals_trouble_is_its_own(
     written: list[str] = []
 
     def work() -> None:
-        while (orphan := journals.adopt("")) is not None:
+        while (orphan := journals.adopt("", None)) is not None:
             try:
                 assert _numbers(orphan) == [1, 2, 3, 4, 5]
                 assert let_go(orphan)
@@ -159,7 +159,7 @@ async def test_one_journals_trouble_is_its_own(
     assert [*journals.parked] == [path.stem]
     assert path.exists()
     now += 1
-    assert journals.adopt("") is None, "it is left for a while"
+    assert journals.adopt("", None) is None, "it is left for a while"
     monkeypatch.undo()
     if trouble is _unlockable:
         path.with_suffix(".lock").rmdir()
@@ -184,7 +184,7 @@ async def test_a_file_that_stays_keeps_no_journal(tmp_path: Path) -> None:
     (left,) = tmp_path.iterdir()
     assert segments_of(left) == []
     (left / ".nfs0000").rmdir()
-    assert Journals(tmp_path, lambda: 0.0).adopt("") is None
+    assert Journals(tmp_path, lambda: 0.0).adopt("", None) is None
     assert list(tmp_path.iterdir()) == []
 
 
@@ -195,7 +195,7 @@ async def test_what_a_crash_leaves_of_a_journal_that_was_begun_is_swept(tmp_path
         (tmp_path / name).write_bytes(b"")
     alive = lock(tmp_path / "c.owner")
     (tmp_path / "c.new").mkdir()
-    assert Journals(tmp_path, lambda: 0.0).adopt("") is None
+    assert Journals(tmp_path, lambda: 0.0).adopt("", None) is None
     assert {path.name for path in tmp_path.iterdir()} == {"c.owner", "c.new"}, (
         "one that is begun just now stays"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import uuid
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 
@@ -13,6 +14,7 @@ from sqlalchemy.schema import CreateTable
 from forebay.database.migrations.activity import fill, fill_statement
 from forebay.database.migrations.todo import OLD_COLUMN, NewIndex, Todo, repeated_identifiers
 from forebay.errors import SchemaError
+from forebay.model.schema import database
 
 logger = logging.getLogger("forebay.migrations")
 
@@ -48,6 +50,12 @@ class Work:
                 self._create_index(index)
             self.fill_activity()
         self.todo = Todo()  # whatever revision comes next has nothing left to do
+
+    def name_database(self) -> None:
+        """Give the database its id, unless it has one, as one that was copied or restored has."""
+        named = sa.select(database.c.id).exists()
+        new = sa.select(sa.literal(1), sa.literal(str(uuid.uuid4()))).where(~named)
+        self.op.execute(sa.insert(database).from_select(["row", "id"], new))
 
     def fill_activity(self) -> None:
         """Fill `threads."updatedAt"` if need be. On PostgreSQL the connection is in autocommit."""
