@@ -126,21 +126,23 @@ def test_it_is_gone_when_whoever_started_it_is_killed(how: signal.Signals, tmp_p
     _wait_until(lambda: not data.parent.exists() and not _is_alive(server))
 
 
-def _serve_as(account: pwd.struct_passwd) -> None:
+def _serve_as(account: pwd.struct_passwd, binaries: Path | None) -> None:
     os.setgroups([])
     os.setgid(account.pw_gid)
     os.setuid(account.pw_uid)
     os.environ["HOME"] = account.pw_dir  # where the driver looks for keys; root's is closed
     tempfile.tempdir = None  # root's choice; a new one is looked for
-    with PostgresServer(own=True) as server:
+    with PostgresServer(own=True, binaries=binaries) as server:
         assert server.execute("SELECT 1")[0][0] == 1
         assert server.data.stat().st_uid == account.pw_uid
 
 
 @_as_root
-def test_it_runs_as_an_ordinary_user() -> None:
-    # A fork, since an ordinary user may not be able to read root's Python.
-    child = multiprocessing.get_context("fork").Process(target=_serve_as, args=(pwd.getpwnam("nobody"),))
+def test_it_runs_as_an_ordinary_user(own_postgres_server: PostgresServer) -> None:
+    # A fork, since an ordinary user may not be able to read root's Python, nor the wheel beside it: root's server
+    # has copied that to where its account can run it.
+    arguments = (pwd.getpwnam("nobody"), own_postgres_server._binaries)
+    child = multiprocessing.get_context("fork").Process(target=_serve_as, args=arguments)
     child.start()
     child.join(60)
     assert child.exitcode == 0
