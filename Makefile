@@ -11,7 +11,7 @@ PYTEST_ARGS ?= -n 2
 
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test lint fmt pins clean load
+.PHONY: help demo test lint fmt docs pins clean load
 
 help:  ## What can be made
 	@awk -F ':.*##' '/^[a-z]+:.*##/ { printf "  make %-8s%s\n", $$1, $$2 }' Makefile
@@ -34,6 +34,10 @@ lint: $(VENV)/development  ## Lint, check the types and the floors
 fmt: $(VENV)/development  ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/development  ## Render docs/ as a site in build/site; a link that leads nowhere fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "build/site/index.html"
 
 pins: $(VENV)/development  ## Pin the newest versions of everything in requirements*.txt
 	$(PIP) install uv

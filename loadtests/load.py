@@ -170,7 +170,7 @@ def show(summary: dict[str, Any], console: Console) -> None:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The table for the README: a line for each run."""
+    """The table as Markdown: a line for each run."""
     header = ("people", "data layer", "turns/s", "turn p50 / p95, ms", "history p95, ms", "resume p95, ms")
     lines: list[tuple[str, ...]] = [
         (*header, "server, % of a CPU", "requests failed", "lost, stale or misplaced")

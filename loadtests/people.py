@@ -182,7 +182,7 @@ def _cells(values: dict[str, float]) -> tuple[str, ...]:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The table for the README."""
+    """The table as Markdown."""
     lines = [_COLUMNS, ("---", *("---:",) * (len(_COLUMNS) - 1)), *rows(report)]
     about = f"Medians of {report['rounds_made']} rounds on {report['cpus']} cores: `{report['command']}`."
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{about}"
@@ -233,7 +233,7 @@ def _run(layers: tuple[Layer, ...], people: int, turns: int, rounds: int, think:
     "--layer", "layers", multiple=True, type=click.Choice(LAYERS), help="Only this; may be repeated."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
-@click.option("--markdown", "as_markdown", is_flag=True, help="Print the README's table.")
+@click.option("--markdown", "as_markdown", is_flag=True, help="Print the table of docs/performance.")
 @click.option("--save", is_flag=True, help=f"Keep the results in {RESULTS.name}.")
 @click.option("--load", is_flag=True, help="Measure nothing: show what was saved.")
 def main(

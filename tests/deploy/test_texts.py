@@ -1,4 +1,4 @@
-"""The runbook and the README of deploy/, and how the YAML is written."""
+"""The runbook of the alerts, the README of deploy/, and how the YAML is written."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from forebay.cli import main
 from forebay.settings import Settings, variable_of
 from tests.deploy import files
 
-_RUNBOOK = (files.DEPLOY / "RUNBOOK.md").read_text()
+_RUNBOOK = (files.ROOT / "docs" / "operations" / "runbook.md").read_text()
 _TEXTS = sorted(files.DEPLOY.rglob("*.md"))
 _ALL = sorted(path for path in files.DEPLOY.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
 _LINT = """

@@ -37,7 +37,7 @@ class Grid:
         return table
 
     def markdown(self) -> str:
-        """For a README."""
+        """As Markdown."""
         lines = [self.header, ("---",) + ("---:",) * (len(self.header) - 1), *self.rows]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -53,7 +53,7 @@ def grids(report: Report | Growth) -> list[Grid]:
 
 
 def markdown(report: Report | Growth) -> str:
-    """The tables for the README, with what they were measured on."""
+    """All tables as Markdown, with what they were measured on."""
     about = report.about
     how = f"Medians of {report.scale['rounds']} rounds" if isinstance(report, Report) else "One round"
     measured_on = (

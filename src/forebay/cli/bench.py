@@ -29,7 +29,10 @@ _SUFFIXES = (".png", ".svg", ".pdf")
 @click.command(short_help="Measure forebay beside Chainlit's own layers.")
 @click.option("--quick", "scale", flag_value="quick", help="A minute or so: enough to see the outline.")
 @click.option(
-    "--full", "scale", flag_value="full", help="Ten minutes or so: the README's figures, a million steps."
+    "--full",
+    "scale",
+    flag_value="full",
+    help="Ten minutes or so: the figures of docs/performance, a million steps.",
 )
 @click.option("--tiny", "scale", flag_value="tiny", hidden=True)
 @click.option(

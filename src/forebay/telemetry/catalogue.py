@@ -1,4 +1,4 @@
-"""Every metric: its name, kind, help, labels and buckets, said once. The README's table is this list."""
+"""Every metric: its name, kind, help, labels and buckets, said once. The reference's table is this list."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Instrument:
 
     @property
     def row(self) -> str:
-        """The metric's row in the README's table."""
+        """The metric's row in the table of docs/reference/metrics.md."""
         labels = ", ".join(f"`{label}`" for label in self.labels)
         return f"| `{self.exposed}` | {self.kind} | {labels} | {self.help} |"
 

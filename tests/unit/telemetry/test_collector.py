@@ -18,7 +18,7 @@ from forebay.telemetry.collector import JournalView, Metrics
 from forebay.telemetry.counters import Counts
 
 _SECRET = "nobody may see this"
-_README = (Path(__file__).parents[3] / "README.md").read_text()
+_REFERENCE = (Path(__file__).parents[3] / "docs" / "reference" / "metrics.md").read_text()
 _PARSED_AS = {Kind.INFO: "gauge"}  # the older text format has no type of its own for it
 
 
@@ -99,8 +99,8 @@ def test_what_is_exposed_is_the_list() -> None:
     }
 
 
-def test_the_readmes_table_is_the_list() -> None:
-    rows = re.findall(r"^\| `forebay_.*\|$", _README, re.MULTILINE)
+def test_the_references_table_is_the_list() -> None:
+    rows = re.findall(r"^\| `forebay_.*\|$", _REFERENCE, re.MULTILINE)
     assert rows == [instrument.row for instrument in INSTRUMENTS]
 
 

@@ -1,0 +1,19 @@
+-- Two roles and a database: `owner` owns the tables and migrates them, `app` reads and writes their rows. As a superuser,
+-- before the migration; a second run sets the passwords anew.
+--
+--     psql --variable=ON_ERROR_STOP=1 --variable=owner=forebay_owner --variable=app=chat --variable=database=forebay \
+--       --variable=owner_password=… --variable=app_password=… --file=roles.sql
+SELECT format('CREATE ROLE %I LOGIN', name)
+FROM unnest(ARRAY[:'owner', :'app']) AS name
+WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = name) \gexec
+ALTER ROLE :"owner" LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE PASSWORD :'owner_password';
+ALTER ROLE :"app" LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE PASSWORD :'app_password';
+SELECT format('CREATE DATABASE %I OWNER %I', :'database', :'owner')
+WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = :'database') \gexec
+REVOKE ALL ON DATABASE :"database" FROM PUBLIC;
+GRANT CONNECT ON DATABASE :"database" TO :"app";
+\connect :database
+-- Only the owner makes tables.
+ALTER SCHEMA public OWNER TO :"owner";
+REVOKE CREATE ON SCHEMA public FROM PUBLIC;
+GRANT USAGE ON SCHEMA public TO :"app";
