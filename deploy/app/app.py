@@ -1,7 +1,7 @@
 """The smallest Chainlit app on forebay that is fit to be deployed. Replace `answer` by your own.
 
 From the environment: the database (FOREBAY_DATABASE_URL), what signs the logins (CHAINLIT_AUTH_SECRET), and one login
-(CHAT_USER, CHAT_PASSWORD).
+(CHAT_USER, CHAT_PASSWORD). Without these secrets it does not start.
 """
 
 from __future__ import annotations
@@ -13,6 +13,10 @@ import chainlit as cl
 from chainlit.data import get_data_layer
 
 from forebay import ForebayDataLayer
+
+_SECRETS = ("FOREBAY_DATABASE_URL", "CHAINLIT_AUTH_SECRET", "CHAT_PASSWORD")
+if missing := [name for name in _SECRETS if not os.environ.get(name)]:
+    raise SystemExit(f"not set: {', '.join(missing)}")
 
 
 @cl.data_layer

@@ -39,12 +39,30 @@ def document(path: Path) -> Any:
     return only
 
 
+def image_environment() -> dict[str, str]:
+    """The variables that the image sets."""
+    text = re.search(r"^ENV (.*?)(?<!\\)$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE | re.DOTALL)
+    assert text is not None
+    return dict(re.findall(r"([A-Z_]+)=(\S+)", text[1]))
+
+
+def journal_volume(settings: dict[str, str]) -> float:
+    """Bytes that a process's journal, and what waits for its upload, may take with these settings."""
+    segment = 8 * 2**20
+    journal, kept, uploads = (
+        int(settings[f"FOREBAY_{name}_BYTES"]) for name in ("JOURNAL_MAX", "JOURNAL_KEEP", "UPLOAD_DISK_MAX")
+    )
+    return journal * 1.01 + kept + segment + uploads
+
+
 def alerts() -> list[dict[str, Any]]:
     """The alerting rules."""
     return [rule for group in document(RULES)["groups"] for rule in group["rules"]]
 
 
-def run(*command: str | Path, package: str | None = None) -> subprocess.CompletedProcess[str]:
+def run(
+    *command: str | Path, package: str | None = None, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run a program to its end; skip the test when it is missing, which names Debian's `package`.
 
     Without a package it is one that the development pins install.
@@ -55,7 +73,9 @@ def run(*command: str | Path, package: str | None = None) -> subprocess.Complete
         assert package is not None, f"{name} is missing: pip install -r requirements-dev.txt"
         pytest.skip(f"{name} is missing: apt-get install {package}")
     words = [found, *map(str, command[1:])]
-    return subprocess.run(words, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
+    return subprocess.run(
+        words, capture_output=True, text=True, timeout=_TIMEOUT, check=False, env=environment
+    )
 
 
 def assert_silent(done: subprocess.CompletedProcess[str]) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.parse
@@ -19,16 +22,13 @@ _LOGIN = {"CHAT_USER": "ada", "CHAT_PASSWORD": "lovelace"}
 
 def _image_environment(folder: Path) -> dict[str, str]:
     """The variables of the Dockerfile, with a folder of the test for each of its own."""
-    text = re.search(
-        r"^ENV (.*?)(?<!\\)$", (files.DEPLOY / "Dockerfile").read_text(), re.MULTILINE | re.DOTALL
-    )
-    assert text is not None
-    found = dict(re.findall(r"([A-Z_]+)=(\S+)", text[1]))
+    found = files.image_environment()
     del found["PATH"]
     return {
         **found,
         "CHAINLIT_APP_ROOT": str(folder),
         "FOREBAY_JOURNAL_DIR": str(folder / "journals"),
+        "FOREBAY_STORAGE_DIR": str(folder / "files"),
         "FOREBAY_METRICS_ADDRESS": f"127.0.0.1:{free_port()}",
     }
 
@@ -62,6 +62,25 @@ def test_the_probes_answer_before_anybody_comes(tmp_path: Path, migrated_postgre
     with ChainlitServer(files.DEPLOY / "app" / "app.py", tmp_path, environment, path="/health"):
         for path in ("/healthz", "/readyz", "/metrics"):
             _wait_for(f"http://{environment['FOREBAY_METRICS_ADDRESS']}{path}")
+
+
+@pytest.mark.parametrize("name", ["FOREBAY_DATABASE_URL", "CHAINLIT_AUTH_SECRET", "CHAT_PASSWORD"])
+def test_it_does_not_start_on_a_secret_that_nobody_has_chosen(name: str, tmp_path: Path) -> None:
+    chosen = {"FOREBAY_DATABASE_URL": "sqlite:///chat.db", "CHAINLIT_AUTH_SECRET": "a-secret", **_LOGIN}
+    environment = {**os.environ, **_image_environment(tmp_path), **chosen, name: ""}
+    app, port = files.DEPLOY / "app" / "app.py", str(free_port())
+    command = [sys.executable, "-m", "chainlit", "run", str(app), "--headless", "--port", port]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode != 0
+    assert f"not set: {name}" in done.stderr
+
+
+def test_no_example_holds_a_secret() -> None:
+    for path in (files.DEPLOY / "systemd" / "secrets.env.example", files.DEPLOY / "example.env"):
+        values = dict(re.findall(r"^(\w+)=(.*)$", path.read_text(), re.MULTILINE))
+        assert {name for name, value in values.items() if value} <= {"CHAT_USER"}
 
 
 def _wait_for(url: str) -> None:

@@ -27,10 +27,6 @@ def _last(name: str) -> str:
     return [value for instruction, value in _instructions() if instruction == name][-1]
 
 
-def _image_environment() -> dict[str, str]:
-    return dict(re.findall(r"([A-Z_]+)=(\S+)", _last("ENV")))
-
-
 def test_hadolint_finds_nothing() -> None:
     files.assert_silent(files.run("hadolint", "--no-color", _DOCKERFILE))
 
@@ -59,7 +55,7 @@ def test_what_is_copied_is_sent_to_the_builder() -> None:
 
 
 def test_the_metrics_can_be_reached_from_outside_the_container() -> None:
-    address = _image_environment()["FOREBAY_METRICS_ADDRESS"]
+    address = files.image_environment()["FOREBAY_METRICS_ADDRESS"]
     port = address.removeprefix("0.0.0.0:")
     assert address != port
     assert port in _last("EXPOSE").split()
@@ -106,18 +102,64 @@ def test_compose_listens_on_this_machine_alone() -> None:
 
 def test_compose_migrates_first_and_gives_time_to_drain() -> None:
     app = _SERVICES["app"]
-    assert app["depends_on"] == {"migrate": {"condition": "service_completed_successfully"}}
+    done = {"condition": "service_completed_successfully"}
+    assert app["depends_on"] == {"grants": done}
+    assert _SERVICES["grants"]["depends_on"] == {"migrate": done}
     assert _SERVICES["migrate"]["command"] == ["forebay", "migrate"]
+    assert _SERVICES["migrate"]["depends_on"] == {"roles": done}
     close_timeout = Settings.model_fields["close_timeout"].default
     assert int(app["stop_grace_period"].removesuffix("s")) > 2 * close_timeout
-    (journals,) = app["volumes"]
-    assert journals.split(":")[1] == _image_environment()["FOREBAY_JOURNAL_DIR"]
 
 
-@pytest.mark.parametrize("service", ["app", "migrate"])
-def test_what_forebay_runs_in_may_do_little(service: str) -> None:
+def test_compose_keeps_journals_and_attachments_on_volumes() -> None:
+    image = files.image_environment()
+    mounted = {mount.split(":")[1]: mount.split(":")[0] for mount in _SERVICES["app"]["volumes"]}
+    named = files.document(_COMPOSE)["volumes"]
+    for variable in ("FOREBAY_JOURNAL_DIR", "FOREBAY_STORAGE_DIR"):
+        assert mounted[image[variable]] in named
+    (made,) = [value for instruction, value in _instructions() if "install --directory" in value]
+    for folder in mounted:  # or the volume would be root's
+        assert folder in made.split()
+    defaults = {
+        f"FOREBAY_{name.upper()}": str(field.default) for name, field in Settings.model_fields.items()
+    }
+    assert files.journal_volume(_SERVICES["app"]["environment"]) < files.journal_volume(defaults)
+
+
+def test_compose_uses_no_superuser_but_to_make_roles() -> None:
+    def user(service: str) -> str:
+        return str(_SERVICES[service]["environment"]["FOREBAY_DATABASE_URL"]).split("//")[1].split(":")[0]
+
+    roles = dict(word.removeprefix("--variable=").split("=") for word in _SERVICES["roles"]["command"]
+                 if word.startswith("--variable="))  # fmt: skip
+    assert user("migrate") == roles["owner"] == _SERVICES["grants"]["environment"]["PGUSER"]
+    assert user("app") == roles["app"]
+    assert f"--variable=app={roles['app']}" in _SERVICES["grants"]["command"]
+    assert "POSTGRES_PASSWORD" not in yaml.safe_dump(
+        {"app": _SERVICES["app"], "migrate": _SERVICES["migrate"]}
+    )
+    assert "PASSWORD" not in " ".join(_SERVICES["roles"]["command"])
+
+
+@pytest.mark.parametrize("service", ["app", "migrate", "roles", "grants"])
+def test_what_is_ours_may_do_little(service: str) -> None:
     assert _SERVICES[service]["cap_drop"] == ["ALL"]
+    assert _SERVICES[service]["read_only"] is True
+
+
+@pytest.mark.parametrize("service", _SERVICES)
+def test_nothing_gains_privileges_and_every_image_has_a_version(service: str) -> None:
     assert _SERVICES[service]["security_opt"] == ["no-new-privileges:true"]
+    if "build" not in _SERVICES[service]:
+        assert re.fullmatch(r"[\w/.-]+:v?\d[\w.]*(@sha256:[0-9a-f]{64})?", _SERVICES[service]["image"])
+
+
+def test_the_database_is_reached_by_those_who_need_it() -> None:
+    assert files.document(_COMPOSE)["networks"]["database"]["internal"] is True
+    there = {name for name, service in _SERVICES.items() if "database" in service["networks"]}
+    assert there == {"postgres", "roles", "migrate", "grants", "app"}
+    assert _SERVICES["postgres"]["networks"] == ["database"]
+    assert "ports" not in _SERVICES["postgres"]
 
 
 def test_compose_is_read_with_its_anchors_filled_in() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,15 @@ import yaml
 from kubernetes_validate import utils as schemas
 
 from forebay.settings import Settings
-from tests.deploy import files
+from tests.deploy import files, restricted
 
 _KUBERNETES = files.DEPLOY / "kubernetes"
 _BASE = _KUBERNETES / "base"
+_PATCHES = {"with-bucket", "with-drain"}
 _FILES = sorted(
     path
     for path in _KUBERNETES.rglob("*.yaml")
-    if path.name != "kustomization.yaml" and path.parent.name != "with-drain"
+    if path.name != "kustomization.yaml" and path.parent.name not in _PATCHES
 )
 _KUSTOMIZATIONS = sorted(path.parent for path in _KUBERNETES.rglob("kustomization.yaml"))
 # From the first with sidecars that are on by default to the newest that there are schemas of.
@@ -27,6 +30,7 @@ _VERSIONS = [
     for version in dict.fromkeys(schemas.all_versions())
     if tuple(map(int, version.split(".")[:2])) >= (1, 29)
 ]
+_DEAD_LETTERS = 256 * 2**20  # room for them
 _KUBECTL = "kubernetes-client"  # 1.27 or newer, as from Debian 13 on
 # What PodMonitor has, of what is used here: its schema is the operator's, and comes with no package.
 _POD_MONITOR = {"jobLabel", "selector", "podMetricsEndpoints"}
@@ -70,6 +74,21 @@ def _chat() -> dict[str, Any]:
     return chat
 
 
+def _bytes(quantity: str) -> int:
+    """A quantity as Kubernetes writes it."""
+    return int(quantity[:-2]) * {"Mi": 2**20, "Gi": 2**30}[quantity[-2:]]
+
+
+def _rendered(folder: Path) -> list[dict[str, Any]]:
+    """What kustomize makes of a folder."""
+    client = json.loads(files.run("kubectl", "version", "--client", "-o", "json", package=_KUBECTL).stdout)
+    if client.get("kustomizeVersion", "v0") < "v5":
+        pytest.skip(f"kubectl is too old: apt-get install {_KUBECTL}")
+    done = files.run("kubectl", "kustomize", folder, package=_KUBECTL)
+    assert (done.returncode, done.stderr) == (0, "")
+    return list(yaml.safe_load_all(done.stdout))
+
+
 def _settings() -> dict[str, str]:
     (generator,) = files.document(_BASE / "kustomization.yaml")["configMapGenerator"]
     return dict(literal.split("=", 1) for literal in generator["literals"])
@@ -105,16 +124,11 @@ def test_a_wrong_manifest_is_noticed() -> None:
 
 @pytest.mark.parametrize("folder", _KUSTOMIZATIONS, ids=files.name_of)
 def test_kustomize_renders_it(folder: Path) -> None:
-    client = json.loads(files.run("kubectl", "version", "--client", "-o", "json", package=_KUBECTL).stdout)
-    if client.get("kustomizeVersion", "v0") < "v5":
-        pytest.skip(f"kubectl is too old: apt-get install {_KUBECTL}")
-    done = files.run("kubectl", "kustomize", folder, package=_KUBECTL)
-    assert (done.returncode, done.stderr) == (0, "")
-    rendered = list(yaml.safe_load_all(done.stdout))
+    rendered = _rendered(folder)
     for resource in rendered:
         _validate(resource, _VERSIONS[-1])
         assert resource["metadata"].get("namespace") == "forebay" or resource["kind"] == "Namespace"
-    images = {line.split("image: ")[1] for line in done.stdout.splitlines() if "image: " in line}
+    images = set(re.findall(r"image: (\S+)", yaml.safe_dump_all(rendered)))
     assert images == {"registry.example.com/forebay-chat:0.1.0"}
 
 
@@ -159,13 +173,23 @@ def test_every_secret_that_is_asked_for_is_in_the_example() -> None:
         for secret in files.documents(_KUBERNETES / "secret.example.yaml")
         for key in secret["stringData"]
     }
+    # Whole Secrets, in the one patch that takes any.
+    (patched,) = files.documents(_KUBERNETES / "with-bucket" / "bucket.yaml")
+    (chat,) = patched["spec"]["template"]["spec"]["containers"]
+    whole = {source["secretRef"]["name"] for source in chat["envFrom"] if "secretRef" in source}
     asked = {
         (variable["valueFrom"]["secretKeyRef"]["name"], variable["valueFrom"]["secretKeyRef"]["key"])
         for container in _containers()
         for variable in container.get("env", [])
         if "valueFrom" in variable
     }
-    assert asked == known
+    assert asked == {(name, key) for name, key in known if name not in whole}
+    assert whole <= {name for name, _ in known}
+
+
+def test_the_examples_secrets_open_nothing() -> None:
+    for secret in files.documents(_KUBERNETES / "secret.example.yaml"):
+        assert set(secret["stringData"].values()) == {""}
 
 
 def test_there_is_time_to_drain() -> None:
@@ -177,18 +201,17 @@ def test_there_is_time_to_drain() -> None:
 
 
 def test_the_drain_runs_beside_the_chat_server() -> None:
-    (drain,) = _stateful_set(with_drain=True)["spec"]["template"]["spec"]["initContainers"]
+    drain = _stateful_set(with_drain=True)["spec"]["template"]["spec"]["initContainers"][-1]
     assert drain["restartPolicy"] == "Always"  # or the pod would wait for its end before it starts
-    folder = _chat()["volumeMounts"][0]["mountPath"]
-    assert drain["command"] == ["forebay", "drain", folder, "--watch"]
-    assert drain["volumeMounts"] == _chat()["volumeMounts"]
+    (journals,) = [mount for mount in _chat()["volumeMounts"] if mount["name"] == "journals"]
+    assert drain["command"] == ["forebay", "drain", journals["mountPath"], "--watch"]
+    assert drain["volumeMounts"] == [journals]
 
 
 def test_there_is_room_for_the_journal() -> None:
     (claim,) = _stateful_set()["spec"]["volumeClaimTemplates"]
-    room = claim["spec"]["resources"]["requests"]["storage"]
-    assert room.endswith("Gi")
-    assert int(room[:-2]) * 2**30 > 2 * int(_settings()["FOREBAY_JOURNAL_MAX_BYTES"])
+    needed = files.journal_volume(_settings())
+    assert _bytes(claim["spec"]["resources"]["requests"]["storage"]) > needed + _DEAD_LETTERS
     assert _stateful_set()["spec"]["persistentVolumeClaimRetentionPolicy"] == {
         "whenDeleted": "Retain",
         "whenScaled": "Retain",
@@ -249,8 +272,116 @@ def test_no_pod_may_more_than_it_must() -> None:
     for container in _containers():
         assert container["securityContext"]["allowPrivilegeEscalation"] is False
         assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
-        assert container["resources"]["limits"]["memory"]
-        assert set(container["resources"]["requests"]) == {"cpu", "memory"}
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
+        requests, limits = container["resources"]["requests"], container["resources"]["limits"]
+        assert set(requests) == {"cpu", "memory", "ephemeral-storage"}
+        assert set(limits) == {
+            "memory",
+            "ephemeral-storage",
+        }  # throttling would show as lag of the event loop
+        for name in limits:
+            assert _bytes(requests[name]) <= _bytes(limits[name])
+
+
+@pytest.mark.parametrize("workload", _workloads(), ids=lambda workload: workload["metadata"]["name"])
+def test_a_cluster_that_enforces_restricted_takes_it(workload: dict[str, Any]) -> None:
+    assert restricted.violations(workload["spec"]["template"]["spec"]) == []
+    (namespace,) = _of_kind("Namespace")
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+_WRONG: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("hostNetwork is on", {"hostNetwork": True}, {}),
+    ("volume disk is a hostPath", {"volumes": [{"name": "disk", "hostPath": {"path": "/"}}]}, {}),
+    ("the pod runs as root", {"securityContext": {"runAsUser": 0}}, {}),
+    ("sysctl kernel.msgmax", {"securityContext": {"sysctls": [{"name": "kernel.msgmax", "value": "1"}]}}, {}),
+    (
+        "the pod has an open seccomp profile",
+        {"securityContext": {"seccompProfile": {"type": "Unconfined"}}},
+        {},
+    ),
+    ("chat is privileged", {}, {"privileged": True}),
+    ("chat may gain privileges", {}, {"allowPrivilegeEscalation": True}),
+    ("chat runs as root", {}, {"runAsNonRoot": False}),
+    ("chat keeps capabilities", {}, {"capabilities": {"drop": ["NET_RAW"]}}),
+    ("chat has more capabilities", {}, {"capabilities": {"drop": ["ALL"], "add": ["SYS_ADMIN"]}}),
+    ("chat sees all of /proc", {}, {"procMount": "Unmasked"}),
+    ("chat has an open AppArmor profile", {}, {"appArmorProfile": {"type": "Unconfined"}}),
+    ("chat has SELinux options of its own", {}, {"seLinuxOptions": {"user": "root"}}),
+]
+
+
+@pytest.mark.parametrize(("told", "pod", "context"), _WRONG, ids=[told for told, _, _ in _WRONG])
+def test_what_restricted_forbids_is_noticed(told: str, pod: dict[str, Any], context: dict[str, Any]) -> None:
+    spec = _stateful_set()["spec"]["template"]["spec"]
+    spec["securityContext"] = {**spec["securityContext"], **pod.pop("securityContext", {})}
+    spec.update(pod)
+    (chat,) = spec["containers"]
+    chat["securityContext"] = {**chat["securityContext"], **context}
+    assert told in restricted.violations(spec)
+
+
+def test_attachments_are_shared_by_all_pods() -> None:
+    mounts = {mount["name"]: mount["mountPath"] for mount in _chat()["volumeMounts"]}
+    image = files.image_environment()
+    assert mounts["files"] == image["FOREBAY_STORAGE_DIR"]
+    assert mounts["journals"] == image["FOREBAY_JOURNAL_DIR"]
+    (volume,) = [
+        one for one in _stateful_set()["spec"]["template"]["spec"]["volumes"] if one["name"] == "files"
+    ]
+    (claim,) = _of_kind("PersistentVolumeClaim")
+    assert volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+
+
+def test_with_a_bucket_nothing_of_the_folder_is_left() -> None:
+    rendered = _rendered(_KUBERNETES / "with-bucket")
+    assert [one for one in rendered if one["kind"] == "PersistentVolumeClaim"] == []
+    (workload,) = [one for one in rendered if one["kind"] == "StatefulSet"]
+    pod = workload["spec"]["template"]["spec"]
+    assert "files" not in {volume["name"] for volume in pod["volumes"]}
+    (chat,) = pod["containers"]
+    # So content that no variable leads to a bucket is refused, and not lost with the container.
+    assert "files" not in {mount["name"] for mount in chat["volumeMounts"]}
+    assert chat["securityContext"]["readOnlyRootFilesystem"] is True
+    assert {"secretRef": {"name": "forebay-bucket"}} in chat["envFrom"]
+    assert restricted.violations(pod) == []
+
+
+def test_the_network_lets_through_what_is_needed_and_nothing_else() -> None:
+    policies = {policy["metadata"]["name"]: policy["spec"] for policy in _of_kind("NetworkPolicy")}
+    default = policies.pop("forebay-default")
+    assert default == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    chat, jobs = policies["forebay-chat"], policies["forebay-jobs"]
+    assert chat["podSelector"]["matchLabels"] == _stateful_set()["spec"]["template"]["metadata"]["labels"]
+    ports = {port["containerPort"] for one in _stateful_set(with_drain=True)["spec"]["template"]["spec"][
+        "initContainers"] + [_chat()] for port in one.get("ports", [])}  # fmt: skip
+    let_in = {port["port"] for rule in chat["ingress"] for port in rule["ports"]}
+    assert let_in == ports
+    assert all(rule["from"] for rule in chat["ingress"]), "from somewhere that is named"
+    (component,) = jobs["podSelector"]["matchExpressions"]
+    for job in _of_kind("Job"):
+        labels = job["spec"]["template"]["metadata"]["labels"]
+        assert labels["app.kubernetes.io/component"] in component["values"]
+    assert "ingress" not in jobs
+    assert "ipBlock" not in json.dumps(jobs)
+
+
+def test_what_people_name_is_fetched_from_the_internet_alone() -> None:
+    (chat,) = [one["spec"] for one in _of_kind("NetworkPolicy") if one["metadata"]["name"] == "forebay-chat"]
+    (web,) = [rule for rule in chat["egress"] if {"port": 443} in rule["ports"]]
+    for target in web["to"]:
+        block = ipaddress.ip_network(target["ipBlock"]["cidr"])
+        left_out = [ipaddress.ip_network(one) for one in target["ipBlock"].get("except", [])]
+        for private in ("10.1.2.3", "172.20.0.1", "192.168.1.1", "169.254.169.254", "fd00::1", "fe80::1"):
+            address = ipaddress.ip_address(private)
+            assert address not in block or any(address in one for one in left_out), private
+
+
+def test_no_image_is_whatever_is_newest() -> None:
+    for folder in _KUSTOMIZATIONS:
+        for image in files.document(folder / "kustomization.yaml").get("images", []):
+            assert image.get("newTag", "latest") != "latest" or image.get("digest"), folder
 
 
 def test_people_stay_with_their_pod() -> None:
