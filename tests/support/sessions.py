@@ -9,6 +9,7 @@ from typing import Any
 
 from chainlit.context import ChainlitContext, context_var
 from chainlit.session import WebsocketSession, ws_sessions_id, ws_sessions_sid
+from chainlit.user import PersistedUser, User
 
 
 async def _unheard(*_: Any) -> None:
@@ -16,8 +17,10 @@ async def _unheard(*_: Any) -> None:
 
 
 @contextmanager
-def in_session(*, spoken: bool = False) -> Iterator[WebsocketSession]:
-    """What is called within is of a new chat; `spoken`: its first message has come."""
+def in_session(
+    *, spoken: bool = False, thread_id: str | None = None, user: User | PersistedUser | None = None
+) -> Iterator[WebsocketSession]:
+    """What is called within is of a chat, a new one by default; `spoken`: its first message has come."""
     session = WebsocketSession(
         id=str(uuid.uuid4()),
         socket_id=str(uuid.uuid4()),
@@ -25,6 +28,8 @@ def in_session(*, spoken: bool = False) -> Iterator[WebsocketSession]:
         emit_call=_unheard,
         user_env={},
         client_type="webapp",
+        thread_id=thread_id,
+        user=user,
     )
     session.has_first_interaction = spoken
     token = context_var.set(ChainlitContext(session))

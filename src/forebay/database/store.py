@@ -41,6 +41,7 @@ from forebay.database.drivers import (
 )
 from forebay.database.replica import WRITTEN, Replica
 from forebay.database.sql.batch_parameters import documents
+from forebay.database.sql.claims import claim_parameters, is_claim
 from forebay.database.sql.statement import Statement
 from forebay.database.sql.statements import statements_of
 from forebay.database.urls import in_memory, is_postgres, label_of, location_of, parse_url, tls_context
@@ -307,7 +308,7 @@ class Store:
                 self._writing() as driver,
                 self._committing(driver),
             ):
-                if self._postgres and not any(isinstance(change, Delete) for change in changes):
+                if self._postgres and not any(map(_takes_more, changes)):
                     return await self._upsert_run(
                         driver, cast("Sequence[Upsert]", changes), late=late, checkpoint=checkpoint
                     )
@@ -345,11 +346,19 @@ class Store:
         dead: frozenset[str] = frozenset()
         for is_upsert, run in groupby(changes, lambda change: isinstance(change, Upsert)):
             if is_upsert:
-                dead |= await self._upsert_run(driver, cast("list[Upsert]", list(run)), late=late)
+                upserts = cast("list[Upsert]", list(run))
+                dead |= await self._upsert_run(driver, upserts, late=late)
+                await self._give_to_claimants(driver, upserts)
             else:
                 for change in run:
                     await self._delete(driver, change)
         return dead
+
+    async def _give_to_claimants(self, driver: Driver, upserts: Sequence[Upsert]) -> None:
+        parameters = claim_parameters(upserts)
+        if parameters is not None:
+            await driver.fetch(self.statements.claimants, parameters)
+            await driver.fetch(self.statements.claimed, parameters)
 
     async def clear_checkpoints(self) -> None:
         """Forget the journals that nobody has written for long. Raises a DatabaseError."""
@@ -460,6 +469,11 @@ class Store:
                     await writer.invalidate()
             finally:
                 await self._connections.drop(writer)
+
+
+def _takes_more(change: Change) -> bool:
+    """Whether it is more than a row of the batch's one statement."""
+    return isinstance(change, Delete) or is_claim(change)
 
 
 def _patience(settings: Settings) -> float:

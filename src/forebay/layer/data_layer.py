@@ -32,7 +32,9 @@ from forebay.errors import DatabaseError, RowError
 from forebay.layer import dicts
 from forebay.layer.cursors import Cursor, Positions
 from forebay.layer.monitor import Operations
+from forebay.layer.people import People
 from forebay.layer.queued import Door, placed
+from forebay.layer.sessions import claimant_of
 from forebay.model import changes, cleaning
 from forebay.model.changes import Delete, Upsert
 from forebay.model.schema import EXTRA
@@ -103,6 +105,7 @@ class ForebayDataLayer(BaseDataLayer):
         self._operations = Operations(self.settings, self._engine, self._metrics)
         self._statements = self._store.statements
         self._reads = Reads(self._store, self._engine)
+        self._people = People(self._find_user, self._save_user)
         self._positions = Positions()
         client = storage_provider if storage_provider is not None else configured_storage(self.settings)
         counts = self._engine.counts
@@ -211,14 +214,20 @@ class ForebayDataLayer(BaseDataLayer):
 
     @_timed
     async def get_user(self, identifier: str) -> PersistedUser | None:
-        """The user with this login name, or None."""
+        """The user with this login name, or None. Who was seen before is known also while the database is away."""
         self._log_call("get_user")
-        found = await self._reads.user(identifier)
-        return dicts.user(found) if found else None
+        return await self._people.find(identifier)
 
     async def create_user(self, user: User) -> PersistedUser | None:
         """Store a user, or replace the metadata of the one with this identifier; the stored user."""
         self._log_call("create_user")
+        return await self._people.save(user)
+
+    async def _find_user(self, identifier: str) -> PersistedUser | None:
+        found = await self._reads.user(identifier)
+        return dicts.user(found) if found else None
+
+    async def _save_user(self, user: User) -> PersistedUser:
         stored = await self._engine.write_now(
             self._statements.create_user,
             id=str(uuid.uuid4()),
@@ -239,9 +248,15 @@ class ForebayDataLayer(BaseDataLayer):
         metadata: dict[Any, Any] | None = None,
         tags: list[str] | None = None,
     ) -> Awaitable[None]:
-        """Create or change a thread. None leaves a field alone; `metadata` is merged, None deletes a key."""
+        """Create or change a thread. None leaves a field alone; `metadata` is merged, None deletes a key.
+
+        A chat that was begun while the database could not tell who is there belongs to whoever began it.
+        """
         self._log_call("update_thread")
-        change = self._made(changes.thread, thread_id, name, user_id, metadata, tags)
+        claimant = claimant_of(thread_id) if user_id is None else None
+        change = self._made(
+            partial(changes.thread, claimant=claimant), thread_id, name, user_id, metadata, tags
+        )
         if user_id is not None:
             self._owners.pop(change.key, None)
         self._door.release()

@@ -16,11 +16,11 @@ from collections.abc import Awaitable, Callable, Coroutine
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
-from chainlit.context import context_var
 from chainlit.session import WebsocketSession
 
 from forebay.errors import ForebayError, QueueFull
 from forebay.layer.held_back import Enter, HeldBack, Room
+from forebay.layer.sessions import chat_at_hand
 from forebay.model.changes import OVERHEAD_BYTES, Upsert
 from forebay.primitives.awaitables import NOTHING, failed
 
@@ -79,7 +79,7 @@ class Door:
 
     def write(self, change: Upsert) -> Awaitable[None]:
         """Queue a row, now or with its session's first message; what to wait for. Raises what `submit` raises."""
-        session = _session()
+        session = chat_at_hand()
         if session is not None:
             if not session.has_first_interaction:
                 return self._hold(session, change, change.size)
@@ -89,7 +89,7 @@ class Door:
 
     def enter(self, enter: Enter, size: int = OVERHEAD_BYTES) -> Awaitable[None]:
         """As `write`, for what is more than a row: `enter` takes its place at once. `size`: its bytes in memory."""
-        session = _session()
+        session = chat_at_hand()
         if session is not None and not session.has_first_interaction:
             return self._hold(session, enter, size)
         self.release()
@@ -97,7 +97,7 @@ class Door:
 
     def release(self) -> None:
         """Before what Chainlit never puts off: let in what the session has held back, once it has spoken."""
-        session = _session()
+        session = chat_at_hand()
         if session is not None and session.has_first_interaction and session.thread_queues:
             self._open(session)
 
@@ -138,13 +138,6 @@ async def _all_of(waiting: list[Awaitable[None]]) -> None:
             logger.error(
                 "not written, of what came before the first message reason=%s", type(result).__name__
             )
-
-
-def _session() -> WebsocketSession | None:
-    """The session whose first message Chainlit would wait for; None where it puts nothing off."""
-    context = context_var.get(None)
-    session = context.session if context is not None else None
-    return session if isinstance(session, WebsocketSession) else None
 
 
 _numbers = itertools.count(1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import orjson
@@ -16,7 +16,7 @@ import orjson
 from forebay.errors import RowError
 from forebay.model import cleaning, schema
 from forebay.model.rows import Row, clean, size_of
-from forebay.model.schema import EXTRA, WRITTEN_AT, Kind, Merge
+from forebay.model.schema import CLAIM, EXTRA, WRITTEN_AT, Kind, Merge
 
 # What a queued change costs beside its text: the objects that hold it. Measured with tracemalloc.
 OVERHEAD_BYTES = 600
@@ -51,6 +51,23 @@ class Delete:
 
 
 Change = Upsert | Delete
+
+
+@dataclass(frozen=True, slots=True)
+class Claimant:
+    """Who began a chat, by login name alone. `metadata`, JSON text, is theirs where the database does not know them."""
+
+    identifier: str
+    metadata: str = "{}"
+
+    def encode(self) -> str:
+        """As a row holds it."""
+        return orjson.dumps(asdict(self)).decode()
+
+    @classmethod
+    def decode(cls, encoded: str) -> Claimant:
+        """What `encode` has made."""
+        return cls(**orjson.loads(encoded))
 
 
 def step(values: Mapping[str, Any]) -> Upsert:
@@ -88,8 +105,13 @@ def thread(
     user_id: str | None = None,
     metadata: Mapping[str, Any] | None = None,
     tags: list[str] | None = None,
+    *,
+    claimant: Claimant | None = None,
 ) -> Upsert:
-    """`update_thread`'s arguments. None leaves a field alone; a None within `metadata` removes its key."""
+    """`update_thread`'s arguments. None leaves a field alone; a None within `metadata` removes its key.
+
+    `claimant`: whose the thread is where it has no owner.
+    """
     given = metadata or {}
     if name is None:
         name = given.get("name")
@@ -100,6 +122,8 @@ def thread(
     kept = _keys(given)
     if kept:
         row["metadata"] = kept
+    if claimant is not None:
+        row[CLAIM] = claimant.encode()
     # Two keys may be one when they are cleaned; then the one with a value counts, here and in a fold.
     removed = frozenset(cleaning.text(key) for key, value in given.items() if value is None) - kept.keys()
     return _upsert("threads", row, row.get("id"), size_of(row), removed)
@@ -160,6 +184,8 @@ def fold(older: Upsert, newer: Upsert) -> Upsert:
     for name, rule in _FOLDED[older.table]:
         if name in older.row and name in newer.row:
             row[name] = _MEET[rule](older.row[name], newer.row[name])
+    if CLAIM in older.row:
+        row[CLAIM] = older.row[CLAIM]  # it has its owner then
     removed = _fold_removed(older, newer, row)
     thread_id = newer.thread_id if newer.thread_id is not None else older.thread_id
     return Upsert(older.table, older.key, row, thread_id, OVERHEAD_BYTES + size_of(row), removed)

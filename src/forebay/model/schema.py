@@ -85,6 +85,10 @@ NOW = object()  # a default: the time at which the change was made
 WRITTEN_AT = "forebayWrittenAt"
 
 
+# A change of a thread that nobody may own yet: whose it is then. It comes with the change and is in no table.
+CLAIM = "forebayClaim"
+
+
 def _written_at() -> sa.Column[Any]:
     return sa.Column(WRITTEN_AT, sa.BigInteger(), info={"kind": Kind.INT, "merge": Merge.LAST})
 

@@ -7,13 +7,14 @@ from functools import cache
 from sqlalchemy.engine import Dialect
 
 from forebay.database.sql.bookkeeping import Bookkeeping
+from forebay.database.sql.claims import Claims
 from forebay.database.sql.deletes import Deletes
 from forebay.database.sql.reads import Reads
 from forebay.database.sql.upserts import Upserts
 from forebay.model import schema
 
 
-class Statements(Upserts, Deletes, Bookkeeping, Reads):
+class Statements(Upserts, Claims, Deletes, Bookkeeping, Reads):
     """All of them, in one database's SQL."""
 
     def __init__(self, dialect: Dialect) -> None:

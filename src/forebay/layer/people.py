@@ -1,0 +1,79 @@
+"""Who has logged in: what the database said of them last answers for it while it can't be asked."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import TypeVar
+
+from chainlit.user import PersistedUser, User
+
+from forebay.errors import TransientError
+
+_MOST = 10_000
+
+_User = TypeVar("_User", bound=User)
+
+
+class People:
+    """The users of one layer, `find` and `save` being the database's.
+
+    A person who was seen before goes on while the database is away, with what a login has said in the meantime, which
+    is stored when the database is back. Nobody else is made up: an id of forebay's own could be another's.
+    """
+
+    def __init__(
+        self,
+        find: Callable[[str], Awaitable[PersistedUser | None]],
+        save: Callable[[User], Awaitable[PersistedUser]],
+    ) -> None:
+        self._find = find
+        self._save = save
+        self._seen: OrderedDict[str, PersistedUser] = OrderedDict()
+        self._unsaved: OrderedDict[str, User] = OrderedDict()
+
+    async def find(self, identifier: str) -> PersistedUser | None:
+        """A user by login name. Raises a DatabaseError when the database can't tell, and never has."""
+        unsaved = self._unsaved.get(identifier)
+        if unsaved is not None:
+            return await self.save(unsaved)
+        try:
+            user = await self._find(identifier)
+        except TransientError:
+            known = self._seen.get(identifier)
+            if known is None:
+                raise
+            return _copy(known)  # Chainlit writes into what it is given
+        if user is None:
+            self._seen.pop(identifier, None)
+            return None
+        return self._saw(user)
+
+    async def save(self, user: User) -> PersistedUser:
+        """Store a user, or replace the metadata of the one who is there. Raises a DatabaseError, as `find`."""
+        try:
+            stored = await self._save(user)
+        except TransientError:
+            known = self._seen.get(user.identifier)
+            if known is None:
+                raise
+            _keep(self._unsaved, user.identifier, user)
+            return self._saw(replace(known, metadata=user.metadata or {}))
+        self._unsaved.pop(user.identifier, None)
+        return self._saw(stored)
+
+    def _saw(self, user: PersistedUser) -> PersistedUser:
+        _keep(self._seen, user.identifier, _copy(user))
+        return user
+
+
+def _copy(user: PersistedUser) -> PersistedUser:
+    return replace(user, metadata=dict(user.metadata or {}))
+
+
+def _keep(kept: OrderedDict[str, _User], key: str, user: _User) -> None:
+    kept[key] = user
+    kept.move_to_end(key)
+    if len(kept) > _MOST:
+        kept.popitem(last=False)
