@@ -15,6 +15,10 @@ class SettingsError(ForebayError, ValueError):
     """A setting has a wrong value; the message names its variable."""
 
 
+class OverrideError(ForebayError, TypeError):
+    """A subclass overrides a method that forebay does not call; the message names it, and the way."""
+
+
 class QueueFull(ForebayError):
     """The queue stayed at its byte limit for longer than `queue_timeout`; the change was not taken."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,23 +28,29 @@ def storage() -> MemoryStorage:
 
 
 @pytest.fixture
-async def make_layer(
+async def make_layer_of(
     storage: MemoryStorage, chainlit_context: ChainlitContext, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> AsyncIterator[MakeLayer]:
-    """Makes layers, with the storage client unless told otherwise, and closes them."""
+    """Makes layers of the class given first, with the storage client unless told otherwise, and closes them."""
     monkeypatch.setattr(pipeline, "_QUIET_SPELL", 0.001)  # no handler goes on here while a layer closes
     monkeypatch.setenv("FOREBAY_JOURNAL_DIR", str(tmp_path / "journals"))
     monkeypatch.setenv("FOREBAY_FETCH_PRIVATE", "true")  # the tests' web servers are on this machine
     made: list[ForebayDataLayer] = []
 
-    def make(url: str, **arguments: Any) -> ForebayDataLayer:
-        made.append(ForebayDataLayer(url, **{"storage_provider": storage, **arguments}))
+    def make(kind: type[ForebayDataLayer], url: str, **arguments: Any) -> ForebayDataLayer:
+        made.append(kind(url, **{"storage_provider": storage, **arguments}))
         return made[-1]
 
     yield make
     for layer in made:
         await layer.close()
         assert accounted_for(layer), repr(layer)
+
+
+@pytest.fixture
+def make_layer(make_layer_of: MakeLayer) -> MakeLayer:
+    """Makes layers, as `make_layer_of` does."""
+    return partial(make_layer_of, ForebayDataLayer)
 
 
 @pytest.fixture(scope="session")

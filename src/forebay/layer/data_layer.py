@@ -8,10 +8,10 @@ from __future__ import annotations
 import logging
 import uuid
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import asdict
 from functools import partial, wraps
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 from chainlit.data.base import BaseDataLayer
 from chainlit.data.storage_clients.base import BaseStorageClient
@@ -20,17 +20,19 @@ from chainlit.step import StepDict
 from chainlit.types import Feedback, PageInfo, PaginatedResponse, Pagination, ThreadDict, ThreadFilter
 from chainlit.user import PersistedUser, User
 from prometheus_client import CollectorRegistry
-from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from forebay.attachments.blobs import Blobs
 from forebay.attachments.providers import configured_storage
 from forebay.attachments.uploads import Content, Job, Uploads
+from forebay.database.own_sessions import sessions
 from forebay.database.reads import Page, Reads
 from forebay.database.store import Store
 from forebay.database.urls import is_postgres
 from forebay.errors import DatabaseError, RowError
 from forebay.layer import dicts
 from forebay.layer.cursors import Cursor, Positions
+from forebay.layer.drop_in import Overrides, overrides_of, page_of
 from forebay.layer.monitor import Operations
 from forebay.layer.people import People
 from forebay.layer.queued import Door, placed
@@ -79,7 +81,18 @@ class ForebayDataLayer(BaseDataLayer):
     else a folder), `user_thread_limit` caps a page of threads (None: no cap), `show_logger` logs each call's
     name. `settings` default to the environment's, and metrics go to `registry`. Raises SettingsError for what
     can't be used.
+
+    A subclass's methods are called where Chainlit's SQLAlchemy layer would call them; a class with one that could
+    not be is refused when it is made, with OverrideError, unless `for_own_calls` names it.
     """
+
+    _own: ClassVar[Overrides] = Overrides()
+    _for_own_calls: ClassVar[frozenset[str]] = frozenset()
+
+    def __init_subclass__(cls, *, for_own_calls: Collection[str] = (), **named: Any) -> None:
+        super().__init_subclass__(**named)
+        cls._for_own_calls |= frozenset(for_own_calls)
+        cls._own = overrides_of(cls, ForebayDataLayer, cls._for_own_calls)
 
     def __init__(
         self,
@@ -118,7 +131,7 @@ class ForebayDataLayer(BaseDataLayer):
         if self._uploads is not None:
             self._engine.on_start.append(self._uploads.start)
         self._owners: OrderedDict[str, str] = OrderedDict()
-        self.async_session = async_sessionmaker(self.engine, expire_on_commit=False)
+        self.async_session = sessions(self.engine, partial(self._engine.settle, None))
 
     @classmethod
     def from_env(
@@ -198,6 +211,19 @@ class ForebayDataLayer(BaseDataLayer):
         result = await self._store.execute_sql(query, parameters)
         return cast("list[dict[str, Any]] | int", self.clean_result(result))
 
+    async def _get_user_id_by_thread(self, thread_id: str) -> str | None:
+        """The owner's id, which is part of the names of elements' contents; None for a thread that is nobody's."""
+        return (await self._reads.author(thread_id)).get("userId")
+
+    async def _get_user_identifer_by_id(self, user_id: str) -> str:
+        """A user's login name. Raises KeyError for one who is unknown."""
+        found = await self.execute_sql(
+            "SELECT identifier FROM users WHERE id = :user_id", {"user_id": user_id}
+        )
+        if not isinstance(found, list) or not found:
+            raise KeyError("no user has this id")
+        return str(found[0]["identifier"])
+
     async def get_current_timestamp(self) -> str:
         """The present time: UTC, ISO 8601, with a `Z`."""
         return cleaning.now()
@@ -221,7 +247,8 @@ class ForebayDataLayer(BaseDataLayer):
     async def create_user(self, user: User) -> PersistedUser | None:
         """Store a user, or replace the metadata of the one with this identifier; the stored user."""
         self._log_call("create_user")
-        return await self._people.save(user)
+        stored = await self._people.save(user)
+        return await self.get_user(user.identifier) if self._own.get_user else stored
 
     async def _find_user(self, identifier: str) -> PersistedUser | None:
         found = await self._reads.user(identifier)
@@ -266,6 +293,12 @@ class ForebayDataLayer(BaseDataLayer):
     async def get_thread(self, thread_id: str) -> ThreadDict | None:
         """The thread with its steps by time, their feedback, and its elements with fresh URLs; or None."""
         self._log_call("get_thread")
+        if self._own.get_all_user_threads:
+            found = await self.get_all_user_threads(thread_id=thread_id)
+            return found[0] if found else None
+        return await self._thread(thread_id)
+
+    async def _thread(self, thread_id: str) -> ThreadDict | None:
         await self._settle_uploads(self._store.ids.spell(thread_id) or "")
         found = await self._reads.thread(thread_id)
         return (await self._signed([found]))[0] if found else None
@@ -303,6 +336,8 @@ class ForebayDataLayer(BaseDataLayer):
         self._log_call("list_threads")
         if not filters.userId:
             raise ValueError("userId is required")
+        if self._own.get_all_user_threads:
+            return page_of(await self.get_all_user_threads(user_id=filters.userId) or (), pagination, filters)
         first = max(0, pagination.first)
         if self.user_thread_limit is not None:
             first = min(first, self.user_thread_limit)
@@ -343,7 +378,7 @@ class ForebayDataLayer(BaseDataLayer):
         """A user's threads up to `user_thread_limit`, or one thread, with steps and elements."""
         self._log_call("get_all_user_threads")
         if thread_id is not None:
-            thread = await self.get_thread(thread_id)
+            thread = await self._thread(thread_id)
             return [thread] if thread else []
         limit = self.user_thread_limit if self.user_thread_limit is not None else 2**31 - 1
         threads = (
@@ -357,13 +392,27 @@ class ForebayDataLayer(BaseDataLayer):
     def create_step(self, step_dict: StepDict) -> Awaitable[None]:
         """Create or change a step; what `step_dict` leaves out or has as None stays as it is."""
         self._log_call("create_step")
-        return self._door.write(self._made(changes.step, step_dict))
+        change = self._made(changes.step, step_dict)
+        return self._after_its_thread(change) if self._own.update_thread else self._door.write(change)
+
+    def _after_its_thread(self, change: Upsert) -> Awaitable[None]:
+        """As Chainlit's layer does it, which makes the thread of each step by `update_thread`."""
+
+        async def write() -> None:
+            if change.thread_id is not None:
+                await self.update_thread(change.thread_id)
+            await self._door.write(change)
+
+        return self._door.enter(partial(Deferred, write), change.size)
 
     @placed
     def update_step(self, step_dict: StepDict) -> Awaitable[None]:
         """The same as `create_step`: whichever comes first creates the row."""
         self._log_call("update_step")
-        return self._door.write(self._made(changes.step, step_dict))
+        if self._own.create_step:
+            return self.create_step(step_dict)
+        change = self._made(changes.step, step_dict)
+        return self._after_its_thread(change) if self._own.update_thread else self._door.write(change)
 
     @placed
     def delete_step(self, step_id: str) -> Awaitable[None]:
@@ -470,19 +519,20 @@ class ForebayDataLayer(BaseDataLayer):
         """A step's descendants, for the uploads of their elements that are on their way."""
         try:
             typed = "CAST(:id AS UUID)" if is_postgres(self._store.url) else ":id"
-            found = await self.execute_sql(_STEPS_BELOW.format(id=typed), {"id": key})
+            await self._engine.settle(None)
+            found = await self._store.execute_sql(_STEPS_BELOW.format(id=typed), {"id": key})
         except DatabaseError:  # the delete itself will wait for the database; its own elements are known
             found = []
-        return {row["id"] for row in found} if isinstance(found, list) else set()
+        return {str(row["id"]) for row in found} if isinstance(found, list) else set()
 
     async def _owner_id(self, thread_id: str | None) -> str | None:
         """Whose an element's content is; None also while the database can't tell, which must not cost it."""
         if thread_id is None:
             return None
-        if thread_id in self._owners:
+        if thread_id in self._owners and not self._own._get_user_id_by_thread:
             return self._owners[thread_id]
         try:
-            owner: str | None = (await self._reads.author(thread_id)).get("userId")
+            owner = await self._get_user_id_by_thread(thread_id)
         except DatabaseError:
             return None
         if owner is not None:  # it only names the content, so one that another process changes does no harm

@@ -103,16 +103,17 @@ def thread(
     thread_id: str,
     name: str | None = None,
     user_id: str | None = None,
-    metadata: Mapping[str, Any] | None = None,
-    tags: list[str] | None = None,
+    metadata: Mapping[str, Any] | str | None = None,
+    tags: list[str] | str | None = None,
     *,
     claimant: Claimant | None = None,
 ) -> Upsert:
     """`update_thread`'s arguments. None leaves a field alone; a None within `metadata` removes its key.
 
-    `claimant`: whose the thread is where it has no owner.
+    Metadata and tags may be JSON text. `claimant`: whose the thread is where it has no owner. Raises RowError for
+    metadata that is no object.
     """
-    given = metadata or {}
+    given = _given(metadata)
     if name is None:
         name = given.get("name")
     values = {"id": thread_id, "name": name, "userId": user_id, "tags": tags, "createdAt": cleaning.now()}
@@ -127,6 +128,18 @@ def thread(
     # Two keys may be one when they are cleaned; then the one with a value counts, here and in a fold.
     removed = frozenset(cleaning.text(key) for key, value in given.items() if value is None) - kept.keys()
     return _upsert("threads", row, row.get("id"), size_of(row), removed)
+
+
+def _given(metadata: Mapping[str, Any] | str | None) -> Mapping[str, Any]:
+    if not metadata or isinstance(metadata, Mapping):
+        return metadata or {}
+    try:
+        found = orjson.loads(metadata)
+    except orjson.JSONDecodeError:
+        found = None
+    if not isinstance(found, dict):
+        raise RowError("threads: metadata is no object")
+    return found
 
 
 def thread_stub(thread_id: str, newest_step: str | None, now: str) -> Row:

@@ -116,14 +116,23 @@ def integer(value: Any) -> int:
 
 
 def strings(value: Any) -> list[str]:
-    """A list of texts; one text is a list of one, and None within is left out."""
+    """A list of texts, also as JSON; another text is a list of one, and None within is left out."""
     if isinstance(value, str | bytes):
-        return [text(value)]
+        value = _listed(value)
     if isinstance(value, set | frozenset):
         return sorted(text(item) for item in value if item is not None)
     if isinstance(value, Iterable) and not isinstance(value, Mapping):
         return [text(item) for item in value if item is not None]
     raise Misfit
+
+
+def _listed(value: str | bytes) -> list[Any]:
+    """What subclasses for SQLite give: it has no lists."""
+    try:
+        listed = orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return [value]
+    return listed if isinstance(listed, list) else [value]
 
 
 def document(value: Any) -> bytes:
