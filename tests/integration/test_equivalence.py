@@ -61,6 +61,7 @@ TAKEN_AS = {
 # - deleting a step that has children: they stay there.
 # - writing into a thread or a step that was deleted or is unknown: a ghost or a lost row there.
 # - two feedbacks on one step: the step is there twice.
+# - a feedback without the comment that it had: it keeps it there.
 # - feedback=0 as a filter: not looked at there. A search that meets a thread's name or a step's input.
 # - the place in the list of a thread without steps (last there, by its createdAt here), or of one whose newest
 #   step was deleted (it stays up here).
@@ -173,6 +174,7 @@ class Conversation:
         self.threads: set[int] = set()
         self.gone: set[int] = set()
         self.steps: dict[int, Document] = {}
+        self.comments: dict[int, str | None] = {}
         self.elements: dict[int, Document] = {}
 
     def id(self, kind: str, number: int) -> str:
@@ -242,6 +244,7 @@ class Conversation:
     async def feedback(self, number: int, value: int, comment: str | None) -> None:
         if number not in self.steps:
             return
+        comment = self.comments[number] = comment or self.comments.get(number)
         thread = self.id("thread", self.steps[number]["thread"])
         given = Feedback(
             forId=self.id("step", number),

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
@@ -49,12 +50,17 @@ from forebay.errors import SchemaError, SettingsError
 from forebay.model import schema
 from forebay.model.changes import Change, Delete, Upsert
 from forebay.model.ids import Ids
+from forebay.primitives import threads
 from forebay.settings import Settings
 
 logger = logging.getLogger("forebay.store")
 
 # A change that comes later than this, in a journal or as a dead letter, brings its deleted thread back. 90 days.
 _TOMBSTONES_KEPT_US = 90 * 24 * 3600 * 1_000_000
+
+
+# From here on an answer is parsed beside the event loop: it takes milliseconds.
+_MANY_ROWS, _LONG_DOCUMENT = 500, 500_000
 
 
 class Store:
@@ -224,7 +230,7 @@ class Store:
         if self.replica is not None and not self._needs_primary(statement):
             rows = await self.replica.fetch(statement, parameters)
             if rows is not None:
-                return statement.document(rows)
+                return await _document(statement, rows)
         return await self._one_document(statement, parameters)
 
     def _needs_primary(self, statement: Statement) -> bool:
@@ -247,7 +253,7 @@ class Store:
         with self._rechecking(), translated(self.location):
             async with asyncio.timeout(self._settings.statement_timeout), self._reader() as driver:
                 rows = await (self._write if writes else _fetch)(driver, statement, parameters)
-        return statement.document(rows)
+        return await _document(statement, rows)
 
     async def _write(self, driver: Driver, statement: Statement, parameters: Mapping[str, Any]) -> list[Any]:
         async with self._committing(driver):
@@ -479,6 +485,14 @@ def _takes_more(change: Change) -> bool:
 def _patience(settings: Settings) -> float:
     """How long a reader waits for a connection, in seconds: the statement itself has to get its turn too."""
     return settings.statement_timeout / 2
+
+
+async def _document(statement: Statement, rows: Sequence[Sequence[Any]]) -> Any:
+    """What it returned, parsed; of much, in a thread: the event loop would stand still for seconds."""
+    head = rows[0][0] if rows else None
+    if len(rows) > _MANY_ROWS or (head is not None and len(head) > _LONG_DOCUMENT):
+        return await threads.run(partial(statement.document, rows))
+    return statement.document(rows)
 
 
 async def _fetch(driver: Driver, statement: Statement, parameters: Mapping[str, Any]) -> list[Any]:

@@ -36,12 +36,13 @@ from forebay.layer.drop_in import Overrides, overrides_of, page_of
 from forebay.layer.monitor import Operations
 from forebay.layer.people import People
 from forebay.layer.queued import Door, placed
-from forebay.layer.sessions import claimant_of
+from forebay.layer.sessions import Variables, chat_at_hand, claimant_of, is_elsewhere, variables_of
 from forebay.model import changes, cleaning
-from forebay.model.changes import Delete, Upsert
+from forebay.model.changes import STAR, Delete, Upsert
 from forebay.model.schema import EXTRA
 from forebay.pipeline.pipeline import Pipeline
 from forebay.primitives.awaitables import NOTHING, Deferred
+from forebay.primitives.threads import run as run_in_thread
 from forebay.settings import Settings
 from forebay.telemetry.collector import Metrics
 from forebay.telemetry.logs import limit_repeats
@@ -64,6 +65,7 @@ def _timed(method: _Method) -> _Method:
     return cast("_Method", timed)
 
 
+_MANY_STEPS = 500  # from here on they are made Chainlit's beside the event loop, which would stand still
 _OWNERS = 10_000  # threads whose owners are remembered while their elements are stored
 _STEPS_BELOW = """
 WITH RECURSIVE below AS (
@@ -114,14 +116,15 @@ class ForebayDataLayer(BaseDataLayer):
         self._store = Store(conninfo, self.settings, connect_args=connect_args, ssl_require=ssl_require)
         self._metrics = Metrics(registry)
         self._engine = Pipeline(self.settings, self._store, self._metrics)
-        self._door = Door(self._engine.submit, self._engine.refuse, self.settings.queue_max_bytes)
+        counts = self._engine.counts
+        self._door = Door(self._engine.submit, self._engine.refuse, self.settings.queue_max_bytes, counts)
         self._operations = Operations(self.settings, self._engine, self._metrics)
         self._statements = self._store.statements
         self._reads = Reads(self._store, self._engine)
         self._people = People(self._find_user, self._save_user)
         self._positions = Positions()
+        self._variables = Variables()
         client = storage_provider if storage_provider is not None else configured_storage(self.settings)
-        counts = self._engine.counts
         self._blobs = Blobs(client, counts)
         self._uploads = (
             Uploads(client, self._blobs, self.settings, counts, self._metrics, self._engine.write)
@@ -272,7 +275,7 @@ class ForebayDataLayer(BaseDataLayer):
         thread_id: str,
         name: str | None = None,
         user_id: str | None = None,
-        metadata: dict[Any, Any] | None = None,
+        metadata: Mapping[Any, Any] | None = None,
         tags: list[str] | None = None,
     ) -> Awaitable[None]:
         """Create or change a thread. None leaves a field alone; `metadata` is merged, None deletes a key.
@@ -281,9 +284,12 @@ class ForebayDataLayer(BaseDataLayer):
         """
         self._log_call("update_thread")
         claimant = claimant_of(thread_id) if user_id is None else None
-        change = self._made(
-            partial(changes.thread, claimant=claimant), thread_id, name, user_id, metadata, tags
-        )
+        variables = variables_of(metadata)
+        if variables is not None:
+            metadata = self._variables.changed(thread_id, variables)
+        # A variable may be called `name`; the thread has been named by its first message, or by hand.
+        make = partial(changes.thread, claimant=claimant, names=variables is None)
+        change = self._made(make, thread_id, name, user_id, metadata, tags)
         if user_id is not None:
             self._owners.pop(change.key, None)
         self._door.release()
@@ -301,10 +307,18 @@ class ForebayDataLayer(BaseDataLayer):
     async def _thread(self, thread_id: str) -> ThreadDict | None:
         await self._settle_uploads(self._store.ids.spell(thread_id) or "")
         found = await self._reads.thread(thread_id)
-        return (await self._signed([found]))[0] if found else None
+        if not found:
+            return None
+        (thread,) = await self._signed([found])
+        self._variables.give(thread_id, thread["metadata"] or {})
+        return thread
 
     async def _signed(self, found: list[dicts.Document]) -> list[ThreadDict]:
-        threads = [dicts.thread(document) for document in found]
+        def convert() -> list[ThreadDict]:
+            return [dicts.thread(document) for document in found]
+
+        many = sum(len(document.get("steps", ())) for document in found) > _MANY_STEPS
+        threads = await run_in_thread(convert) if many else convert()
         await self._blobs.sign([element for thread in threads for element in thread["elements"] or ()])
         return threads
 
@@ -419,17 +433,24 @@ class ForebayDataLayer(BaseDataLayer):
         """Delete a step, its descendants, their feedback and elements, then the elements' content."""
         self._log_call("delete_step")
         key = self._store.ids.spell(step_id)
-        return self._door.enter(partial(self._delete_step, key)) if key is not None else NOTHING
+        if key is None:
+            return NOTHING
+        return self._door.enter(partial(self._delete_step, key, self._chats_thread()))
 
-    def _delete_step(self, key: str) -> Awaitable[None]:
+    def _chats_thread(self) -> str | None:
+        """The thread of the chat at hand, which deletes in that one only."""
+        session = chat_at_hand()
+        return self._store.ids.spell(session.thread_id) if session is not None else None
+
+    def _delete_step(self, key: str, thread_id: str | None) -> Awaitable[None]:
         if self._uploads is not None and self._uploads.steps - {key}:
             # Which of them are below this one can't be asked any more once it is deleted.
-            return Deferred(partial(self._delete_with_uploads_below, key))
-        return self._delete("steps", key, drop=lambda uploads: uploads.drop(steps={key}))
+            return Deferred(partial(self._delete_with_uploads_below, key, thread_id))
+        return self._delete("steps", key, thread_id, lambda uploads: uploads.drop(steps={key}))
 
-    async def _delete_with_uploads_below(self, key: str) -> None:
+    async def _delete_with_uploads_below(self, key: str, thread_id: str | None) -> None:
         below = await self._steps_below(key)
-        await self._delete("steps", key, drop=lambda uploads: uploads.drop(steps={key, *below}))
+        await self._delete("steps", key, thread_id, lambda uploads: uploads.drop(steps={key, *below}))
 
     @_timed
     async def get_step(self, step_id: str) -> StepDict | None:
@@ -445,9 +466,18 @@ class ForebayDataLayer(BaseDataLayer):
         return [dicts.step(document) for document in await self._reads.favorite_steps(user_id)]
 
     async def set_step_favorite(self, step_dict: StepDict, favorite: bool) -> StepDict:
-        """Mark a step as a favourite, or no longer; the step as it is then."""
-        step_dict["metadata"] = {**(step_dict.get("metadata") or {}), "favorite": favorite}
-        await self.update_step(step_dict)
+        """Mark a step as a favourite, or no longer; the step as it is then.
+
+        Chainlit lists a person's favourites in each of their chats: the step may be of another thread, and is not one
+        of those that wait for this chat's first message.
+        """
+        step_dict["metadata"] = {**(step_dict.get("metadata") or {}), STAR: favorite}
+        session = chat_at_hand()
+        if self._own.create_step or self._own.update_step or not is_elsewhere(session, step_dict["threadId"]):
+            await self.update_step(step_dict)
+            return step_dict
+        starred = {key: step_dict.get(key) for key in ("id", "threadId", "metadata")}
+        await self._engine.submit(self._made(changes.step, starred))
         return step_dict
 
     # ---- feedback
@@ -461,6 +491,8 @@ class ForebayDataLayer(BaseDataLayer):
         self._log_call("upsert_feedback")
         self._door.release()
         values = {**asdict(feedback), "id": feedback.id or str(uuid.uuid4())}
+        if feedback.id and feedback.comment is None:
+            values["comment"] = ""  # a feedback is changed whole
         if not values["threadId"]:
             return Deferred(partial(self._with_the_steps_thread, feedback, values))
         change = self._made(changes.feedback, values)
@@ -508,7 +540,7 @@ class ForebayDataLayer(BaseDataLayer):
             return NOTHING
         # At once: Chainlit changes the element afterwards.
         change = self._made(changes.element, element.to_dict())
-        if self._uploads is None:
+        if self._uploads is None or is_elsewhere(chat_at_hand(), change.thread_id):
             return self._door.write(change)
         content = Content.of(element, change.key)
         owner = partial(self._owner_id, change.thread_id)
@@ -561,6 +593,9 @@ class ForebayDataLayer(BaseDataLayer):
         thread_key = self._store.ids.spell(thread_id) if thread_id else None
         if key is None or (thread_id and thread_key is None):
             return NOTHING  # no row can have them
+        if is_elsewhere(chat_at_hand(), thread_key):
+            return self._door.drop("elements")
+        thread_key = self._chats_thread() or thread_key
         drop = partial(Uploads.drop, element_id=key)
         return self._door.enter(partial(self._delete, "elements", key, thread_key, drop))
 

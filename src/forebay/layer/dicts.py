@@ -61,9 +61,8 @@ def step(document: Document) -> StepDict:
 def _feedback(document: Document | None) -> FeedbackDict | None:
     if document is None:
         return None
-    return FeedbackDict(
-        forId=document["forId"], id=document["id"], value=document["value"], comment=document["comment"]
-    )
+    comment = document["comment"] or None  # it is emptied where a newer feedback has none
+    return FeedbackDict(forId=document["forId"], id=document["id"], value=document["value"], comment=comment)
 
 
 def element(document: Document) -> ElementDict:

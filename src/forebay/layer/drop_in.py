@@ -21,6 +21,7 @@ class Overrides:
     """Which methods a subclass has its own of, among those that Chainlit's layer calls from others."""
 
     create_step: bool = False  # from update_step
+    update_step: bool = False  # from set_step_favorite
     update_thread: bool = False  # from create_step
     get_all_user_threads: bool = False  # from get_thread and list_threads
     get_user: bool = False  # from create_user

@@ -20,9 +20,10 @@ from chainlit.session import WebsocketSession
 
 from forebay.errors import ForebayError, QueueFull
 from forebay.layer.held_back import Enter, HeldBack, Room
-from forebay.layer.sessions import chat_at_hand
+from forebay.layer.sessions import chat_at_hand, is_elsewhere
 from forebay.model.changes import OVERHEAD_BYTES, Upsert
 from forebay.primitives.awaitables import NOTHING, failed
+from forebay.telemetry.counters import Counts
 
 logger = logging.getLogger("forebay")
 
@@ -62,7 +63,8 @@ async def _later(method: Callable[_P, Awaitable[_T]], *arguments: _P.args, **nam
 class Door:
     """Lets one layer's writes in: `submit` takes a change's place at once.
 
-    What sessions hold back takes at most `max_bytes`; what is more is refused, which `refuse` counts and logs.
+    What a chat writes into a thread that is not its own is dropped, counted and logged. What sessions hold back takes
+    at most `max_bytes`; what is more is refused, which `refuse` counts and logs.
     """
 
     def __init__(
@@ -70,7 +72,9 @@ class Door:
         submit: Callable[[Upsert], Awaitable[None]],
         refuse: Callable[[ForebayError], None],
         max_bytes: int,
+        counts: Counts,
     ) -> None:
+        self._counts = counts
         self.room = Room(max_bytes)
         self._submit = submit
         self._refuse = refuse
@@ -81,6 +85,8 @@ class Door:
         """Queue a row, now or with its session's first message; what to wait for. Raises what `submit` raises."""
         session = chat_at_hand()
         if session is not None:
+            if is_elsewhere(session, change.thread_id):
+                return self.drop(change.table)
             if not session.has_first_interaction:
                 return self._hold(session, change, change.size)
             if session.thread_queues:
@@ -94,6 +100,13 @@ class Door:
             return self._hold(session, enter, size)
         self.release()
         return enter()
+
+    def drop(self, table: str) -> Awaitable[None]:
+        """Leave a change out that a chat makes in another's thread."""
+        self._counts.accepted[table] += 1
+        self._counts.dropped["other_thread"] += 1
+        logger.warning("change dropped table=%s reason=a chat writes into its own thread only", table)
+        return NOTHING
 
     def release(self) -> None:
         """Before what Chainlit never puts off: let in what the session has held back, once it has spoken."""

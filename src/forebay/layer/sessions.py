@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import uuid
+from collections.abc import Mapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
 from chainlit.context import context_var
 from chainlit.session import WebsocketSession
 from chainlit.user import PersistedUser
@@ -30,3 +36,61 @@ def claimant_of(thread_id: str) -> Claimant | None:
         return None
     metadata = cleaning.json(user.metadata or {}).decode()
     return Claimant(cleaning.text(user.identifier), metadata)
+
+
+def is_elsewhere(session: WebsocketSession | None, thread_id: str | None) -> bool:
+    """Whether a chat writes into a thread that is not its own. Ids that it names come from its client."""
+    if session is None or thread_id is None or thread_id == session.thread_id:
+        return False
+    return _spelled(thread_id) != _spelled(session.thread_id)
+
+
+def _spelled(key: str) -> str:
+    try:
+        return str(uuid.UUID(key))
+    except ValueError:
+        return key
+
+
+class Variables:
+    """What chats were given of their threads' metadata: a chat writes back only what it has changed of it since.
+
+    Chainlit fills a resumed chat's variables with its thread's metadata, and stores all of them when the window is
+    closed. That would undo what was done to the thread elsewhere in the meantime, as to share it no longer.
+    """
+
+    def __init__(self) -> None:
+        self._given: WeakKeyDictionary[WebsocketSession, dict[str, bytes]] = WeakKeyDictionary()
+
+    def give(self, thread_id: str, metadata: Mapping[str, Any]) -> None:
+        """A thread is read: by the chat at hand, if it resumes it. It does so once, before anything else."""
+        session = chat_at_hand()
+        if session is not None and not is_elsewhere(session, thread_id):
+            self._given.setdefault(session, _digests(metadata))
+
+    def changed(self, thread_id: str, metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Of a chat's variables those that are to be stored; all of what is something else."""
+        session = chat_at_hand()
+        if session is None or is_elsewhere(session, thread_id):
+            return metadata
+        digests = _digests(metadata)
+        given = self._given.get(session, {})
+        self._given[session] = {**given, **digests}
+        return {key: value for key, value in metadata.items() if given.get(key) != digests[key]}
+
+
+def variables_of(metadata: object) -> Mapping[str, Any] | None:
+    """A thread's metadata, where they are a session's variables and not what an application says of the thread."""
+    if context_var.get(None) is None or not isinstance(metadata, Mapping):
+        return None
+    return metadata if metadata.keys() >= _OF_EACH_SESSION else None
+
+
+_OF_EACH_SESSION = {"chat_profile", "chat_settings", "client_type"}
+
+
+def _digests(metadata: Mapping[str, Any]) -> dict[str, bytes]:
+    """Values may be large, and may be changed in place."""
+    return {
+        key: hashlib.blake2b(cleaning.json(value), digest_size=16).digest() for key, value in metadata.items()
+    }

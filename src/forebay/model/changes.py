@@ -52,6 +52,11 @@ class Delete:
 
 Change = Upsert | Delete
 
+_TIMES = ("createdAt", "start", "end")
+# Who edits a message may not know that it is a favourite; who says that it is none says so.
+STAR = "favorite"
+_STARRED = b'"favorite"'
+
 
 @dataclass(frozen=True, slots=True)
 class Claimant:
@@ -75,10 +80,19 @@ def step(values: Mapping[str, Any]) -> Upsert:
     row, extra, size = clean("steps", values)
     if "showInput" in row:
         row["showInput"] = row["showInput"].lower()
+    created = row.get("createdAt")
+    if created is None or created[-1:] != "Z":
+        _to_utc(row)
     if extra:
         row[EXTRA] = extra
         size = size_of(row)
     return _upsert("steps", row, row.get("threadId"), size)
+
+
+def _to_utc(row: Row) -> None:
+    for name in _TIMES:
+        if name in row:
+            row[name] = cleaning.utc(row[name])
 
 
 def element(values: Mapping[str, Any]) -> Upsert:
@@ -107,14 +121,15 @@ def thread(
     tags: list[str] | str | None = None,
     *,
     claimant: Claimant | None = None,
+    names: bool = True,
 ) -> Upsert:
     """`update_thread`'s arguments. None leaves a field alone; a None within `metadata` removes its key.
 
-    Metadata and tags may be JSON text. `claimant`: whose the thread is where it has no owner. Raises RowError for
-    metadata that is no object.
+    Metadata and tags may be JSON text. `claimant`: whose the thread is where it has no owner. `names`: without a `name`
+    the thread gets the metadata's. Raises RowError for metadata that is no object.
     """
     given = _given(metadata)
-    if name is None:
+    if name is None and names:
         name = given.get("name")
     values = {"id": thread_id, "name": name, "userId": user_id, "tags": tags, "createdAt": cleaning.now()}
     row, _, _ = clean("threads", values)
@@ -197,11 +212,21 @@ def fold(older: Upsert, newer: Upsert) -> Upsert:
     for name, rule in _FOLDED[older.table]:
         if name in older.row and name in newer.row:
             row[name] = _MEET[rule](older.row[name], newer.row[name])
+    if "metadata" in newer.row and older.table == "steps" and _STARRED in older.row.get("metadata", b""):
+        row["metadata"] = keep_star(older.row["metadata"], newer.row["metadata"])
     if CLAIM in older.row:
         row[CLAIM] = older.row[CLAIM]  # it has its owner then
     removed = _fold_removed(older, newer, row)
     thread_id = newer.thread_id if newer.thread_id is not None else older.thread_id
     return Upsert(older.table, older.key, row, thread_id, OVERHEAD_BYTES + size_of(row), removed)
+
+
+def keep_star(stored: bytes | str, given: bytes | str) -> bytes:
+    """A step's metadata, `given` over `stored`, both JSON."""
+    older, newer = orjson.loads(stored), orjson.loads(given)
+    if isinstance(older, dict) and isinstance(newer, dict) and STAR in older and STAR not in newer:
+        return cleaning.json({**newer, STAR: older[STAR]})
+    return given if isinstance(given, bytes) else given.encode()
 
 
 def _fold_removed(older: Upsert, newer: Upsert, row: Row) -> frozenset[str]:

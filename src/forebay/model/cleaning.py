@@ -42,6 +42,17 @@ def now() -> str:
     return timestamp(datetime.now(UTC))
 
 
+def utc(written: str) -> str:
+    """A time in ISO 8601 with an offset as `timestamp` writes it; any other text as it is."""
+    if written[-1:] == "Z":
+        return written
+    try:
+        moment = datetime.fromisoformat(written)
+        return timestamp(moment) if moment.tzinfo is not None else written
+    except (ValueError, OverflowError):
+        return written
+
+
 def text(value: Any) -> str:
     """Any value as text that UTF-8 and both databases can hold."""
     written = value if type(value) is str else _as_text(value)

@@ -41,6 +41,9 @@ class Sql(Protocol):
     def merge_keys(self, stored: Expression, given: Expression, *, removing: bool) -> Expression:
         """The stored object with the given one's keys laid over it, less the removed ones."""
 
+    def keep_star(self, stored: Expression, given: Expression) -> Expression:
+        """A step's metadata, the given over the stored one; a favourite stays one unless told otherwise."""
+
     def plain(self, column: sa.Column[Any]) -> Expression:
         """A column as it goes into a JSON object."""
 

@@ -11,6 +11,7 @@ from sqlalchemy.sql.selectable import FromClause
 
 from forebay.database.sql.dialect import NEEDLE, REMOVED, STORED_THREAD_ID, Expression, literal, pairs
 from forebay.model import schema
+from forebay.model.changes import STAR
 
 _ESCAPE = "!"  # not the backslash, which releases of SQLAlchemy render differently
 
@@ -52,6 +53,14 @@ class PostgresSql:
         mine = self.json_parameter(REMOVED).op("->")(sa.cast(STORED_THREAD_ID, sa.Text()))
         keys = sa.func.array(sa.select(sa.func.jsonb_array_elements_text(mine)).scalar_subquery())
         return base.op("-")(keys).op("||")(given)
+
+    def keep_star(self, stored: Expression, given: Expression) -> Expression:
+        """Objects only: `-` and `||` mean other things for lists."""
+        star = literal(STAR)
+        objects = sa.and_(*(sa.func.jsonb_typeof(one) == literal("object") for one in (stored, given)))
+        kept = objects & sa.func.jsonb_exists(stored, star) & ~sa.func.jsonb_exists(given, star)
+        starred = given.op("||")(sa.func.jsonb_build_object(star, stored.op("->")(star)))
+        return sa.case((kept, starred), else_=sa.func.coalesce(given, stored))
 
     def plain(self, column: sa.Column[Any]) -> Expression:
         """As it is."""

@@ -45,6 +45,7 @@ class Reads(Compiler):
         }
         columns[SELDOM] = self._seldom({name: all_values[name] for name in _SELDOM_IN_STEPS})
         columns["feedback"] = self._sql.result(self._newest_feedback())
+        columns[WRITTEN_AT] = steps.c[WRITTEN_AT]
         document = self._thread_document(elements=self._of_thread(elements, elements.c.id))
         nothing = [sa.null().label(name) for name in columns]
         values = [value.label(name) for name, value in columns.items()]
@@ -62,7 +63,7 @@ class Reads(Compiler):
     def thread_author(self) -> Statement:
         """The owner's identifier and id, by the thread's `id`."""
         author = self._sql.object(
-            {"userIdentifier": threads.c.userIdentifier, "userId": self._sql.plain(threads.c.userId)}
+            {"userIdentifier": _identifier(threads), "userId": self._sql.plain(threads.c.userId)}
         )
         return self._compile(sa.select(self._sql.result(author)).where(threads.c.id == id_parameter("id")))
 
@@ -151,7 +152,8 @@ class Reads(Compiler):
         return sa.or_(self._sql.contains(threads.c.name), in_steps.is_not(None))
 
     def _thread_document(self, **more: Expression) -> Expression:
-        return self._sql.object({**self._values(threads, leaving_out=("updatedAt",)), **more})
+        values = self._values(threads, leaving_out=("updatedAt",))
+        return self._sql.object({**values, "userIdentifier": _identifier(threads), **more})
 
     def _of_thread(self, table: sa.Table, order: Expression) -> Expression:
         document = self._step_document() if table is steps else self._document(table)
@@ -186,6 +188,12 @@ def _as_row(table: sa.Table, name: str, value: Expression) -> Expression:
     """Ids and JSON as text: the driver would make objects of them, one by one and with a slower parser."""
     as_text = schema.kind_of(table.columns[name]) in (Kind.ID, Kind.OBJECT)
     return sa.cast(value, sa.Text()) if as_text else value
+
+
+def _identifier(thread: FromClause) -> Expression:
+    """The owner's login name as it is now: it may have changed since the thread was written."""
+    owner = sa.select(users.c.identifier).where(users.c.id == thread.c["userId"])
+    return sa.func.coalesce(owner.correlate(thread).scalar_subquery(), thread.c["userIdentifier"])
 
 
 def _computed_activity(thread: FromClause = threads) -> Expression:

@@ -12,10 +12,12 @@ from sqlalchemy.sql.selectable import FromClause
 
 from forebay.database.sql.dialect import NEEDLE, REMOVED, STORED_THREAD_ID, Expression, literal, pairs
 from forebay.model import schema
+from forebay.model.changes import STAR, keep_star
 from forebay.model.schema import Kind, steps
 
 # Functions that SQLite has none of its own for; see SQLITE_FUNCTIONS.
 _MERGE = "forebay_merge"
+_KEEP_STAR = "forebay_keep_star"
 _CASEFOLD = "forebay_casefold"
 
 
@@ -57,6 +59,10 @@ class SqliteSql:
                 sa.select(by_thread.c.value).where(by_thread.c.key == STORED_THREAD_ID).scalar_subquery()
             )
         return sa.func.forebay_merge(stored, given, removed)
+
+    def keep_star(self, stored: Expression, given: Expression) -> Expression:
+        """As in a fold."""
+        return sa.func.forebay_keep_star(stored, given)
 
     def plain(self, column: sa.Column[Any]) -> Expression:
         """JSON text is made JSON, and left out where it is none; ids that look like numbers stay text."""
@@ -134,12 +140,21 @@ def _merge(stored: str | None, given: str | None, removed: str | None) -> str | 
     return orjson.dumps(base).decode()
 
 
+def _keep_star(stored: str | None, given: str | None) -> str | None:
+    if stored is None or given is None or f'"{STAR}"' not in stored:
+        return stored if given is None else given
+    try:
+        return keep_star(stored, given).decode()
+    except orjson.JSONDecodeError:
+        return given
+
+
 def _casefold(value: Any) -> str | None:
     return None if value is None else str(value).casefold()
 
 
 # Name, number of arguments, function: what a SQLite connection must know before it runs the statements.
-SQLITE_FUNCTIONS = ((_MERGE, 3, _merge), (_CASEFOLD, 1, _casefold))
+SQLITE_FUNCTIONS = ((_MERGE, 3, _merge), (_KEEP_STAR, 2, _keep_star), (_CASEFOLD, 1, _casefold))
 
 
 def _member(document: Expression, name: str) -> Expression:

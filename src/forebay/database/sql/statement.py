@@ -13,6 +13,7 @@ from sqlalchemy.engine import Dialect
 from forebay.database.sql.dialect import Expression, Sql
 from forebay.database.sql.postgres import PostgresSql
 from forebay.database.sql.sqlite import SqliteSql
+from forebay.model.ordering import in_order
 from forebay.model.schema import WRITTEN_AT, threads
 
 
@@ -20,7 +21,7 @@ from forebay.model.schema import WRITTEN_AT, threads
 class Inner:
     """What is in a statement's further rows: from the second column on those of `names`, some JSON (`encoded`).
 
-    They are put into order here, by `createdAt` and `id`: the database would copy each row whole to sort them.
+    They are put into order here: the database would copy each row whole to sort them.
     Columns that are hardly ever set cost as much as others to send and to read. They come as one, an object of those
     of `seldom`, null where none of them is set. `of` names the key that holds the first document's id.
     """
@@ -45,13 +46,10 @@ class Inner:
                 if type(document[name]) is str:
                     document[name] = orjson.loads(document[name])
             found.append(document)
-        found.sort(key=_moment)
-        return found
-
-
-def _moment(document: Mapping[str, Any]) -> tuple[str, str]:
-    """What has no time comes last."""
-    return document["createdAt"] or "\uffff", document["id"]
+        ordered = in_order(found)
+        for document in ordered:
+            del document[WRITTEN_AT]
+        return ordered
 
 
 SELDOM = "seldom"

@@ -16,7 +16,7 @@ from forebay.database.sql.bookkeeping import step_checkpoint
 from forebay.database.sql.dialect import Expression
 from forebay.database.sql.statement import Compiler, Statement, id_parameter, text_parameter
 from forebay.model import schema
-from forebay.model.schema import WRITTEN_AT, Merge, threads, tombstones, users
+from forebay.model.schema import WRITTEN_AT, Merge, steps, threads, tombstones, users
 
 
 class Upserts(Compiler):
@@ -108,6 +108,8 @@ class Upserts(Compiler):
     def _merged(self, column: sa.Column[Any], proposed: Any) -> Expression:
         """What stays when the row is there already."""
         excluded = proposed[column.name]
+        if column is steps.c.metadata:
+            return self._sql.keep_star(column, excluded)
         rule = schema.merge_of(column)
         if rule is Merge.FIRST:
             return sa.func.coalesce(column, excluded)
