@@ -113,6 +113,10 @@ class ChainlitClient:
         """Rename a thread."""
         await self._request("PUT", "/project/thread", {"threadId": thread_id, "name": name})
 
+    async def share(self, thread_id: str, is_shared: bool) -> None:
+        """Share a thread, or no longer."""
+        await self._request("PUT", "/project/thread/share", {"threadId": thread_id, "isShared": is_shared})
+
     async def delete(self, thread_id: str) -> None:
         """Delete a thread."""
         await self._request("DELETE", "/project/thread", {"threadId": thread_id})
