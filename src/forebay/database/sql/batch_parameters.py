@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from forebay.database.sql.dialect import REMOVED
+from forebay.database.sql.dialect import LACKING, REMOVED
 from forebay.model import changes, cleaning, schema
 from forebay.model.changes import Upsert
 from forebay.model.rows import Row
@@ -40,11 +40,12 @@ def documents(upserts: Sequence[Upsert]) -> Documents:
             removed[upsert.key] = sorted(upsert.removed)
     now = cleaning.now()
     _add_stubs(rows, upserts, now)
-    partial = any(not MUST_HAVE[table] <= row.keys() for table in MUST_HAVE for row in rows[table].values())
+    lacking = _lacking(rows)
     parameters: dict[str, Any] = {table: _array(by_key) for table, by_key in rows.items()}
     parameters[REMOVED] = orjson.dumps(removed).decode()
+    parameters[LACKING] = orjson.dumps(lacking).decode()
     parameters[NOW] = now
-    return Documents(parameters, tuple(table for table, by_key in rows.items() if by_key), partial)
+    return Documents(parameters, tuple(table for table, by_key in rows.items() if by_key), bool(lacking))
 
 
 def _add_stubs(rows: dict[str, dict[str, Row]], upserts: Iterable[Upsert], now: str) -> None:
@@ -58,6 +59,16 @@ def _add_stubs(rows: dict[str, dict[str, Row]], upserts: Iterable[Upsert], now: 
     for thread_id, created in newest.items():
         stub = changes.thread_stub(thread_id, created, now)
         rows["threads"][thread_id] = {**stub, **rows["threads"].get(thread_id, {})}
+
+
+def _lacking(rows: dict[str, dict[str, Row]]) -> dict[str, dict[str, list[str]]]:
+    """By table and row, the columns that it must have and brings no value for."""
+    lacking: dict[str, dict[str, list[str]]] = {}
+    for table, by_key in rows.items():
+        for key, row in by_key.items():
+            if not MUST_HAVE[table] <= row.keys():
+                lacking.setdefault(str(table), {})[key] = sorted(MUST_HAVE[table] - row.keys())
+    return lacking
 
 
 def _array(by_key: dict[str, Row]) -> str:

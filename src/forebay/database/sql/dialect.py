@@ -12,6 +12,7 @@ from sqlalchemy.sql.selectable import FromClause
 Expression = ColumnElement[Any]
 
 REMOVED = "removed"  # the parameter that names the keys to take out of threads' metadata, by thread
+LACKING = "lacking"  # the parameter that names the columns which a row must have and brings no value for
 NEEDLE = "needle"  # the parameter that a search looks for
 # The row that an upsert met. As a column of the table, a subquery would take it for one of its own.
 STORED_THREAD_ID: Expression = sa.literal_column("threads.id")
@@ -43,6 +44,9 @@ class Sql(Protocol):
 
     def keep_star(self, stored: Expression, given: Expression) -> Expression:
         """A step's metadata, the given over the stored one; a favourite stays one unless told otherwise."""
+
+    def lacks(self, column: sa.Column[Any]) -> Expression | None:
+        """Whether the row that comes has only a default there. None where no other writer can have come between."""
 
     def plain(self, column: sa.Column[Any]) -> Expression:
         """A column as it goes into a JSON object."""

@@ -9,7 +9,15 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.sql.selectable import FromClause
 
-from forebay.database.sql.dialect import NEEDLE, REMOVED, STORED_THREAD_ID, Expression, literal, pairs
+from forebay.database.sql.dialect import (
+    LACKING,
+    NEEDLE,
+    REMOVED,
+    STORED_THREAD_ID,
+    Expression,
+    literal,
+    pairs,
+)
 from forebay.model import schema
 from forebay.model.changes import STAR
 
@@ -46,13 +54,20 @@ class PostgresSql:
         return sa.func.greatest(stored, given)
 
     def merge_keys(self, stored: Expression, given: Expression, *, removing: bool) -> Expression:
-        """`||` lays one object over the other; `-` takes keys out."""
-        base = sa.func.coalesce(stored, self.empty_object())
+        """`||` lays one object over the other; `-` takes keys out. What is no object counts as an empty one."""
+        base = sa.func.coalesce(_an_object(stored), self.empty_object())
+        laid = _an_object(given)
         if not removing:
-            return sa.func.coalesce(base.op("||")(given), stored)
+            return sa.func.coalesce(base.op("||")(laid), stored)
         mine = self.json_parameter(REMOVED).op("->")(sa.cast(STORED_THREAD_ID, sa.Text()))
         keys = sa.func.array(sa.select(sa.func.jsonb_array_elements_text(mine)).scalar_subquery())
-        return base.op("-")(keys).op("||")(given)
+        return base.op("-")(keys).op("||")(laid)
+
+    def lacks(self, column: sa.Column[Any]) -> Expression:
+        """By a parameter, since the row that comes has the default there by now."""
+        key = sa.cast(sa.literal_column(f"{column.table.name}.id"), sa.Text())
+        named = self.json_parameter(LACKING).op("->")(literal(column.table.name)).op("->")(key)
+        return sa.func.jsonb_exists(named, literal(column.name))
 
     def keep_star(self, stored: Expression, given: Expression) -> Expression:
         """Objects only: `-` and `||` mean other things for lists."""
@@ -120,3 +135,8 @@ class PostgresSql:
 
     def _json(self, name: str, kind: sa.types.TypeEngine[Any]) -> Expression:
         return sa.cast(sa.bindparam(name, type_=sa.Text()), kind)
+
+
+def _an_object(document: Expression) -> Expression:
+    """Null where it is none: other programs store any JSON there."""
+    return sa.case((sa.func.jsonb_typeof(document) == literal("object"), document))

@@ -64,6 +64,9 @@ class SqliteSql:
         """As in a fold."""
         return sa.func.forebay_keep_star(stored, given)
 
+    def lacks(self, column: sa.Column[Any]) -> None:
+        """A transaction has the file to itself: the row that a default was chosen without is not there."""
+
     def plain(self, column: sa.Column[Any]) -> Expression:
         """JSON text is made JSON, and left out where it is none; ids that look like numbers stay text."""
         if schema.kind_of(column) in (Kind.OBJECT, Kind.LIST):
@@ -128,16 +131,19 @@ class SqliteSql:
 def _merge(stored: str | None, given: str | None, removed: str | None) -> str | None:
     if given is None and removed is None:
         return stored
-    try:
-        base = orjson.loads(stored) if stored else {}
-    except orjson.JSONDecodeError:
-        base = {}
-    if not isinstance(base, dict):
-        base = {}
+    base = _an_object(stored)
     for key in orjson.loads(removed) if removed else ():
         base.pop(key, None)
-    base.update(orjson.loads(given) if given else {})
-    return orjson.dumps(base).decode()
+    return orjson.dumps({**base, **_an_object(given)}).decode()
+
+
+def _an_object(document: str | None) -> dict[str, Any]:
+    """An empty one where it is none: other programs store anything there."""
+    try:
+        found = orjson.loads(document) if document else {}
+    except orjson.JSONDecodeError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _keep_star(stored: str | None, given: str | None) -> str | None:

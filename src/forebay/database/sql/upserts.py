@@ -84,7 +84,11 @@ class Upserts(Compiler):
         select = sa.select(*selected.values()).select_from(rows).where(wanted)
         insert = self._sql.insert(table).from_select(list(selected), select)
         merge = self._merged_late if late else self._merged
-        merged = {c.name: merge(c, insert.excluded) for c in table.columns if c.name != "id"}
+        merged = {
+            column.name: self._given_only(column, merge(column, insert.excluded), partial)
+            for column in table.columns
+            if column.name != "id"
+        }
         return insert.on_conflict_do_update(index_elements=["id"], set_=merged)
 
     def _proposed(self, column: sa.Column[Any], source: FromClause, partial: bool) -> Expression:
@@ -104,6 +108,13 @@ class Upserts(Compiler):
         elif default is not None:
             choices.append(self._sql.constant(default))
         return sa.func.coalesce(*choices)
+
+    def _given_only(self, column: sa.Column[Any], merged: Expression, partial: bool) -> Expression:
+        """A default is for a new row: it does not change one that another writer has made in the meantime."""
+        if not partial or column.name not in MUST_HAVE[column.table.name]:
+            return merged
+        lacks = self._sql.lacks(column)
+        return merged if lacks is None else sa.case((lacks, column), else_=merged)
 
     def _merged(self, column: sa.Column[Any], proposed: Any) -> Expression:
         """What stays when the row is there already."""
