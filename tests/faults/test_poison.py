@@ -129,6 +129,8 @@ class _Fuzz:
         self.tried: set[tuple[str, str]] = set()
         self.refused = 0
         self.outputs: dict[str, str] = {}  # of steps, as they must be if nothing of them was refused
+        self._threads: dict[str, str] = {}  # of steps and elements
+        self._of: dict[str, str] = {}  # the steps that feedback is on
         self._layer = layer
         self._rng = random.Random(seed)
         self._ids: dict[str, list[str]] = {name: [] for name in ("steps", "elements", "feedbacks", "threads")}
@@ -158,7 +160,12 @@ class _Fuzz:
     def _values(self, table: str) -> dict[str, Any]:
         names = self._rng.sample(_FIELDS[table].split(), self._rng.randrange(8))
         values = {name: self._odd() for name in names}
-        return {"id": self._id(table), "threadId": self._id("threads"), **values}
+        key = self._id(table)
+        return {"id": key, "threadId": self._thread_of(key), **values}
+
+    def _thread_of(self, key: str) -> str:
+        """A row stays in its thread."""
+        return self._threads.setdefault(key, self._id("threads"))
 
     def _enters(self, change: Upsert, *, by_the_door: bool) -> bool:
         """Note a change, unless it is to be refused at once. Only a journal's changes come by another way."""
@@ -190,7 +197,8 @@ class _Fuzz:
 
     def _feedback(self) -> Awaitable[Any]:
         feedback = Feedback(forId="", value=0, id=self._id("feedbacks"))
-        feedback.forId, feedback.threadId = self._id("steps"), self._id("threads")
+        feedback.forId = self._of.setdefault(feedback.id or "", self._id("steps"))
+        feedback.threadId = self._thread_of(feedback.forId)
         feedback.comment = self._odd()  # past its checks
         change, by_the_door = changes.feedback(asdict(feedback)), self._rng.random() < 0.5
         self._enters(change, by_the_door=by_the_door)

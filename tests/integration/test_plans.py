@@ -72,6 +72,12 @@ async def fill(url: str) -> None:
         await connection.execute(schema.users.insert(), users)
         deleted = [{"thread_id": key(9, n), "deleted_at": n} for n in range(10_000)]
         await connection.execute(schema.tombstones.insert(), deleted)
+        noted = [
+            {"kind": kind, "id": key(9, n), "deleted_at": n, "noted_at": n}
+            for kind in DELETES
+            for n in range(5_000)
+        ]
+        await connection.execute(schema.deleted.insert(), noted)
     chat = a_chat()
     while batch := [change for change, _ in zip(chat, range(10_000), strict=False)]:
         await store.apply(batch)
@@ -211,6 +217,7 @@ READS: dict[str, tuple[Callable[[Statements], Statement], dict[str, Any], set[st
 }
 each_read = pytest.mark.parametrize("read", READS)
 DELETES = {"threads": THREAD, "steps": STEP, "elements": ELEMENT, "feedbacks": FEEDBACK}
+DELETED = {"thread_id": THREAD, "moment": 1, "up_to": 2**63 - 1, "kept_us": 90 * 24 * 3600 * 1_000_000}
 each_delete = pytest.mark.parametrize("table", DELETES)
 
 
@@ -250,7 +257,7 @@ async def test_a_delete_on_postgresql_uses_indexes(
     explain_postgres: Explain, full_postgres_url: str, table: str
 ) -> None:
     for statement in statements_for(full_postgres_url).delete(table):
-        plan = await explain_postgres(statement, {"id": DELETES[table], "now_us": 1, "old_us": 0})
+        plan = await explain_postgres(statement, {"id": DELETES[table], **DELETED})
         assert plan.scanned == set(), plan
 
 
@@ -259,7 +266,15 @@ async def test_a_delete_on_sqlite_uses_indexes(
     explain_sqlite: Explain, full_sqlite_url: str, table: str
 ) -> None:
     for statement in statements_for(full_sqlite_url).delete(table):
-        plan = await explain_sqlite(statement, {"id": DELETES[table], "now_us": 1, "old_us": 0})
+        plan = await explain_sqlite(statement, {"id": DELETES[table], **DELETED})
+        assert plan.scanned == set(), plan
+
+
+async def test_looking_for_ghosts_uses_indexes(
+    explain_postgres: Explain, explain_sqlite: Explain, full_postgres_url: str, full_sqlite_url: str
+) -> None:
+    for url, explain in ((full_postgres_url, explain_postgres), (full_sqlite_url, explain_sqlite)):
+        plan = await explain(statements_for(url).ghosts, {"recent_us": 3600 * 1_000_000})
         assert plan.scanned == set(), plan
 
 

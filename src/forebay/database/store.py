@@ -9,20 +9,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 from weakref import WeakSet
 
 import anyio
 import anyio.to_thread
 import asyncpg
-import orjson
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, StaticPool
@@ -41,13 +39,14 @@ from forebay.database.drivers import (
     translated,
 )
 from forebay.database.replica import WRITTEN, Replica
-from forebay.database.sql.batch_parameters import documents
+from forebay.database.sql.batch_parameters import Documents, documents
 from forebay.database.sql.claims import claim_parameters, is_claim
+from forebay.database.sql.dialect import MOVED
 from forebay.database.sql.statement import Statement
 from forebay.database.sql.statements import statements_of
 from forebay.database.urls import in_memory, is_postgres, label_of, location_of, parse_url, tls_context
-from forebay.errors import SchemaError, SettingsError
-from forebay.model import schema
+from forebay.errors import SchemaError, SettingsError, TransientError
+from forebay.model import changes, schema
 from forebay.model.changes import Change, Delete, Upsert
 from forebay.model.ids import Ids
 from forebay.primitives import threads
@@ -61,6 +60,19 @@ _TOMBSTONES_KEPT_US = 90 * 24 * 3600 * 1_000_000
 
 # From here on an answer is parsed beside the event loop: it takes milliseconds.
 _MANY_ROWS, _LONG_DOCUMENT = 500, 500_000
+_FOREVER = 2**63 - 1
+_LONGEST_STATEMENT = 64 * 1024  # bytes
+# A batch whose threads others have changed while it waited for them looks again, at most so often at once.
+_LOOKS = 20
+# Threads that were deleted so long ago at most are looked for: are they back? An hour.
+_GHOSTS_OF_US = 3600 * 1_000_000
+
+
+class LeftOut(NamedTuple):
+    """The place of a change whose row was not written, and why: `deleted_thread`, `deleted` or `other_thread`."""
+
+    place: int
+    reason: str
 
 
 class Store:
@@ -120,6 +132,8 @@ class Store:
     def _pooled(self, url: sa.URL, arguments: dict[str, Any], size: int) -> AsyncEngine:
         if is_postgres(url):
             arguments.setdefault("timeout", self._settings.connect_timeout)
+            # A batch's statement is longer than what asyncpg keeps prepared by itself.
+            arguments.setdefault("max_cacheable_statement_size", _LONGEST_STATEMENT)
         return create_async_engine(
             url,
             connect_args=arguments,
@@ -298,13 +312,15 @@ class Store:
 
     async def apply(
         self, changes: Sequence[Change], checkpoint: Checkpoint | None = None, *, late: bool = False
-    ) -> frozenset[str]:
+    ) -> frozenset[str | LeftOut]:
         """Write changes in their order, all in one transaction or none, and the journal's checkpoint with them.
 
         Nothing is written where the checkpoint was reached before: then this has happened already. Raises
         CheckpointMoved where the journal stands elsewhere than the checkpoint starts from.
-        `late`: rows may have been written since the changes were made; what is newer stays. What belongs to a
-        thread that was deleted is left out; returns the ids of those threads. Raises a DatabaseError.
+        `late`: rows may have been written since the changes were made; what is newer stays. What was
+        deleted, or is another thread's, is left out; returns the ids of the threads that were deleted, and the rows
+        that were left out. Where a thread has changed while its lock was waited for, all is looked at again.
+        Raises a DatabaseError.
         """
         await self.prepare()
         with self._rechecking(), translated(self.location):
@@ -314,23 +330,34 @@ class Store:
                 self._writing() as driver,
                 self._committing(driver),
             ):
-                if self._postgres and not any(map(_takes_more, changes)):
-                    return await self._upsert_run(
-                        driver, cast("Sequence[Upsert]", changes), late=late, checkpoint=checkpoint
-                    )
-                async with driver.transaction():
-                    # First, since it holds back the same batch of another connection until this one is in.
-                    if checkpoint is not None and not await driver.fetch(
-                        self.statements.checkpoint, checkpoint.parameters
-                    ):
-                        return await self._already_in(driver, checkpoint)
-                    return await self._apply_runs(driver, changes, late=late)
+                for _ in range(_LOOKS):
+                    try:
+                        return await self._apply_once(driver, changes, checkpoint, late=late)
+                    except asyncpg.InvalidTextRepresentationError as error:
+                        if MOVED not in str(error):
+                            raise
+        raise TransientError("others change the same threads all the time")
+
+    async def _apply_once(
+        self, driver: Driver, changes: Sequence[Change], checkpoint: Checkpoint | None, *, late: bool
+    ) -> frozenset[str | LeftOut]:
+        if self._postgres and not any(map(_takes_more, changes)):
+            return await self._upsert_run(
+                driver, cast("Sequence[Upsert]", changes), late=late, checkpoint=checkpoint
+            )
+        async with driver.transaction():
+            # First, since it holds back the same batch of another connection until this one is in.
+            if checkpoint is not None and not await driver.fetch(
+                self.statements.checkpoint, checkpoint.parameters
+            ):
+                return await self._already_in(driver, checkpoint)
+            return await self._apply_runs(driver, changes, late=late)
 
     async def position(self, journal_id: str) -> Position:
         """Where a journal stands in the database. Raises a DatabaseError."""
         return _position(await self.read(self.statements.position, journal_id=journal_id))
 
-    async def _already_in(self, driver: Driver, checkpoint: Checkpoint) -> frozenset[str]:
+    async def _already_in(self, driver: Driver, checkpoint: Checkpoint) -> frozenset[str | LeftOut]:
         """What was not taken has happened already, if its answer was lost. Raises CheckpointMoved otherwise."""
         statement = self.statements.position
         found = await driver.fetch(statement, {"journal_id": checkpoint.journal_id})
@@ -348,17 +375,23 @@ class Store:
         driver: Any = writer.sync_connection.connection.driver_connection
         return not self._postgres or not driver.is_closed()
 
-    async def _apply_runs(self, driver: Driver, changes: Sequence[Change], *, late: bool) -> frozenset[str]:
-        dead: frozenset[str] = frozenset()
-        for is_upsert, run in groupby(changes, lambda change: isinstance(change, Upsert)):
+    async def _apply_runs(
+        self, driver: Driver, changes: Sequence[Change], *, late: bool
+    ) -> frozenset[str | LeftOut]:
+        gone: set[str | LeftOut] = set()
+        place = 0
+        for is_upsert, grouped in groupby(changes, lambda change: isinstance(change, Upsert)):
+            run = list(grouped)
             if is_upsert:
-                upserts = cast("list[Upsert]", list(run))
-                dead |= await self._upsert_run(driver, upserts, late=late)
+                upserts = cast("list[Upsert]", run)
+                found = await self._upsert_run(driver, upserts, late=late)
+                gone |= {one if isinstance(one, str) else LeftOut(place + one[0], one[1]) for one in found}
                 await self._give_to_claimants(driver, upserts)
             else:
-                for change in run:
-                    await self._delete(driver, change)
-        return dead
+                for change in cast("list[Delete]", run):
+                    await self._delete(driver, change, late=late)
+            place += len(run)
+        return frozenset(gone)
 
     async def _give_to_claimants(self, driver: Driver, upserts: Sequence[Upsert]) -> None:
         parameters = claim_parameters(upserts)
@@ -372,38 +405,58 @@ class Store:
 
     async def _upsert_run(
         self, driver: Driver, upserts: Sequence[Upsert], *, late: bool, checkpoint: Checkpoint | None = None
-    ) -> frozenset[str]:
+    ) -> frozenset[str | LeftOut]:
+        batch = documents(upserts)
         if self._postgres:
-            batch = documents(upserts)
             statement = self.statements.batch(
                 partial=batch.partial, late=late, checkpoint=checkpoint is not None
             )
             parameters = {**batch.parameters, **(checkpoint.parameters if checkpoint else {})}
-            found = [row[0] for row in await driver.fetch(statement, parameters)]
-            if checkpoint is not None and None not in found:
+            *dead, total = await driver.fetch(statement, parameters) or [(None, None, None)]
+            if total[1] is None:
+                assert checkpoint is not None
                 return await self._already_in(driver, checkpoint)
-            dead = {uuid.UUID(thread_id) for thread_id in found if thread_id is not None}
-            # As the changes spell them, which need not be PostgreSQL's way.
-            ids = {upsert.thread_id for upsert in upserts if upsert.thread_id} if dead else ()
-            return frozenset(thread_id for thread_id in ids if uuid.UUID(thread_id) in dead)
-        gone = await self._dead_threads(driver, upserts)
-        batch = documents([upsert for upsert in upserts if upsert.thread_id not in gone])
+            changes.observe(total[2])
+            written = total[1]
+        else:
+            dead, written = await self._upsert_tables(driver, batch, late=late)
+        if written == batch.rows:
+            return frozenset()
+        found = await driver.fetch(self.statements.left_out(late=late), batch.parameters)
+        left_out = {(table, _plain(key)): reason for table, key, reason in found}
+        return _as_spelled(upserts, {_plain(row[0]) for row in dead}, left_out)
+
+    async def _upsert_tables(self, driver: Driver, batch: Documents, *, late: bool) -> tuple[list[Any], int]:
+        """One table after the other: the threads that are dead, and how many rows were written."""
+        if batch.revives:
+            await driver.fetch(self.statements.revive, batch.parameters)
+        dead = await driver.fetch(self.statements.dead_threads, batch.parameters)
+        written = 0
         for table in batch.tables:
-            await driver.fetch(
-                self.statements.upsert(table, partial=batch.partial, late=late), batch.parameters
-            )
-        return gone
+            statement = self.statements.upsert(table, partial=batch.partial, late=late)
+            written += len(await driver.fetch(statement, batch.parameters))
+        return dead, written
 
-    async def _dead_threads(self, driver: Driver, upserts: Sequence[Upsert]) -> frozenset[str]:
-        ids = list({upsert.thread_id for upsert in upserts if upsert.thread_id is not None})
-        rows = await driver.fetch(self.statements.dead_threads, {"ids": orjson.dumps(ids).decode()})
-        return frozenset(row[0] for row in rows)
-
-    async def _delete(self, driver: Driver, change: Change) -> None:
-        now = time.time_ns() // 1000
-        parameters = {"id": change.key, "now_us": now, "old_us": now - _TOMBSTONES_KEPT_US}
+    async def _delete(self, driver: Driver, change: Delete, *, late: bool) -> None:
+        parameters = {
+            "id": change.key,
+            "thread_id": change.thread_id,
+            "moment": change.moment,
+            "up_to": change.moment if late else _FOREVER,
+            "kept_us": _TOMBSTONES_KEPT_US,
+        }
         for statement in self.statements.delete(change.table):
             await driver.fetch(statement, parameters)
+        if change.table == "threads":
+            await self._sweep(driver, parameters)
+
+    async def _sweep(self, driver: Driver, parameters: Mapping[str, Any]) -> None:
+        """Delete again what is there though it was deleted: who knows no tombstones can have brought it back."""
+        for (thread_id,) in await driver.fetch(self.statements.ghosts, {"recent_us": _GHOSTS_OF_US}):
+            logger.warning("deleted thread was back, deleted again")
+            again = {**parameters, "id": thread_id, "thread_id": thread_id, "moment": 0}
+            for statement in self.statements.delete("threads"):
+                await driver.fetch(statement, again)
 
     async def close(self) -> None:
         """Close every connection."""
@@ -493,6 +546,25 @@ async def _document(statement: Statement, rows: Sequence[Sequence[Any]]) -> Any:
     if len(rows) > _MANY_ROWS or (head is not None and len(head) > _LONG_DOCUMENT):
         return await threads.run(partial(statement.document, rows))
     return statement.document(rows)
+
+
+def _as_spelled(
+    upserts: Sequence[Upsert], dead: set[str], left_out: Mapping[tuple[str, str], str]
+) -> frozenset[str | LeftOut]:
+    """Threads that are dead and rows that were left out, as the changes spell them, not as the database does."""
+    threads = {
+        upsert.thread_id for upsert in upserts if upsert.thread_id and _plain(upsert.thread_id) in dead
+    }
+    reasons = (left_out.get((upsert.table, _plain(upsert.key))) for upsert in upserts)
+    rows = {LeftOut(place, reason) for place, reason in enumerate(reasons) if reason is not None}
+    return frozenset(threads) | rows
+
+
+def _plain(key: str) -> str:
+    try:
+        return str(uuid.UUID(key))
+    except ValueError:
+        return key
 
 
 async def _fetch(driver: Driver, statement: Statement, parameters: Mapping[str, Any]) -> list[Any]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import logging
 import uuid
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict
 from functools import partial, wraps
 from typing import Any, ClassVar, TypeVar, cast
@@ -31,6 +33,7 @@ from forebay.database.store import Store
 from forebay.database.urls import is_postgres
 from forebay.errors import DatabaseError, RowError
 from forebay.layer import dicts
+from forebay.layer.beginnings import Beginnings, is_in_a_chat
 from forebay.layer.cursors import Cursor, Positions
 from forebay.layer.drop_in import Overrides, overrides_of, page_of
 from forebay.layer.monitor import Operations
@@ -75,6 +78,19 @@ SELECT CAST(id AS TEXT) AS id FROM below
 """
 
 
+_changing: ContextVar[bool] = ContextVar("forebay_changing", default=False)
+_changed_step = partial(changes.step, made=False)
+
+
+@contextmanager
+def _as_changing() -> Iterator[None]:
+    changing = _changing.set(True)
+    try:
+        yield
+    finally:
+        _changing.reset(changing)
+
+
 class ForebayDataLayer(BaseDataLayer):
     """A Chainlit data layer whose writes are batched and whose reads are one statement each.
 
@@ -116,6 +132,7 @@ class ForebayDataLayer(BaseDataLayer):
         self._store = Store(conninfo, self.settings, connect_args=connect_args, ssl_require=ssl_require)
         self._metrics = Metrics(registry)
         self._engine = Pipeline(self.settings, self._store, self._metrics)
+        self._beginnings = Beginnings()
         counts = self._engine.counts
         self._door = Door(self._engine.submit, self._engine.refuse, self.settings.queue_max_bytes, counts)
         self._operations = Operations(self.settings, self._engine, self._metrics)
@@ -280,6 +297,7 @@ class ForebayDataLayer(BaseDataLayer):
     ) -> Awaitable[None]:
         """Create or change a thread. None leaves a field alone; `metadata` is merged, None deletes a key.
 
+        Within a chat, `user_id` becomes the owner where there is none; elsewhere the thread is passed on to them.
         A chat that was begun while the database could not tell who is there belongs to whoever began it.
         """
         self._log_call("update_thread")
@@ -288,7 +306,9 @@ class ForebayDataLayer(BaseDataLayer):
         if variables is not None:
             metadata = self._variables.changed(thread_id, variables)
         # A variable may be called `name`; the thread has been named by its first message, or by hand.
-        make = partial(changes.thread, claimant=claimant, names=variables is None)
+        named = variables is None
+        passes_on = user_id is not None and not is_in_a_chat()
+        make = partial(changes.thread, claimant=claimant, names=named, passes_on=passes_on)
         change = self._made(make, thread_id, name, user_id, metadata, tags)
         if user_id is not None:
             self._owners.pop(change.key, None)
@@ -406,7 +426,10 @@ class ForebayDataLayer(BaseDataLayer):
     def create_step(self, step_dict: StepDict) -> Awaitable[None]:
         """Create or change a step; what `step_dict` leaves out or has as None stays as it is."""
         self._log_call("create_step")
-        change = self._made(changes.step, step_dict)
+        return self._write_step(_changed_step if _changing.get() else changes.step, step_dict)
+
+    def _write_step(self, make: Callable[[StepDict], Upsert], step_dict: StepDict) -> Awaitable[None]:
+        change = self._made(make, step_dict)
         return self._after_its_thread(change) if self._own.update_thread else self._door.write(change)
 
     def _after_its_thread(self, change: Upsert) -> Awaitable[None]:
@@ -421,12 +444,22 @@ class ForebayDataLayer(BaseDataLayer):
 
     @placed
     def update_step(self, step_dict: StepDict) -> Awaitable[None]:
-        """The same as `create_step`: whichever comes first creates the row."""
+        """The same as `create_step`: whichever comes first creates the row; but not one that was deleted."""
         self._log_call("update_step")
         if self._own.create_step:
-            return self.create_step(step_dict)
-        change = self._made(changes.step, step_dict)
-        return self._after_its_thread(change) if self._own.update_thread else self._door.write(change)
+            return self._as_a_change(step_dict)
+        return self._write_step(_changed_step, step_dict)
+
+    def _as_a_change(self, step_dict: StepDict) -> Awaitable[None]:
+        """What a subclass has `create_step` do with it; it changes a step all the same, and makes none."""
+        with _as_changing():
+            waiting = self.create_step(step_dict)
+
+        async def wait() -> None:
+            with _as_changing():
+                await waiting
+
+        return wait()
 
     @placed
     def delete_step(self, step_id: str) -> Awaitable[None]:
@@ -607,6 +640,7 @@ class ForebayDataLayer(BaseDataLayer):
         except RowError as error:
             self._engine.refuse(error)
             raise
+        self._beginnings.note(change)
         if EXTRA in change.row:
             self._engine.counts.unknown_keys[change.table] += len(change.row[EXTRA])
         return change

@@ -7,8 +7,8 @@ can change is turned into JSON at once. A row holds no None: a missing column le
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import orjson
@@ -16,7 +16,7 @@ import orjson
 from forebay.errors import RowError
 from forebay.model import cleaning, schema
 from forebay.model.rows import Row, clean, size_of
-from forebay.model.schema import CLAIM, EXTRA, WRITTEN_AT, Kind, Merge
+from forebay.model.schema import CLAIM, EXTRA, MADE_AT, PASSES_ON, THREAD_MADE_AT, WRITTEN_AT, Kind, Merge
 
 # What a queued change costs beside its text: the objects that hold it. Measured with tracemalloc.
 OVERHEAD_BYTES = 600
@@ -40,14 +40,40 @@ class Upsert:
     removed: frozenset[str] = frozenset()
 
 
+_last_moment = 0
+# A clock that is further ahead than this is not followed.
+_MOST_AHEAD_US = 24 * 3600 * 1_000_000
+
+
+def _next_moment() -> int:
+    """Microseconds since 1970, later than any before in this process, also when its clock is set back.
+
+    Later also than any that it was told of: with `observe` it is a hybrid logical clock.
+    """
+    global _last_moment
+    _last_moment = max(_last_moment + 1, time.time_ns() // 1000)
+    return _last_moment
+
+
+def observe(moment: int) -> None:
+    """A moment that a journal or the database has named: what is done from now on is later."""
+    global _last_moment
+    if _last_moment < moment <= time.time_ns() // 1000 + _MOST_AHEAD_US:
+        _last_moment = moment
+
+
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """A row's removal, with all that hangs on it."""
+    """A row's removal, with all that hangs on it, at a `moment`.
+
+    Where its thread is named, it is removed only there.
+    """
 
     table: str
     key: str
     thread_id: str | None = None
     size: int = OVERHEAD_BYTES
+    moment: int = field(default_factory=_next_moment, compare=False)
 
 
 Change = Upsert | Delete
@@ -75,8 +101,11 @@ class Claimant:
         return cls(**orjson.loads(encoded))
 
 
-def step(values: Mapping[str, Any]) -> Upsert:
-    """A `StepDict`, whole or in part; `id` is required. Raises RowError without one."""
+def step(values: Mapping[str, Any], *, made: bool = True) -> Upsert:
+    """A `StepDict`, whole or in part; `id` is required. Raises RowError without one.
+
+    `made`: it is a step's beginning, and may bring one back that was deleted before; not so a change of one.
+    """
     row, extra, size = clean("steps", values)
     if "showInput" in row:
         row["showInput"] = row["showInput"].lower()
@@ -86,6 +115,8 @@ def step(values: Mapping[str, Any]) -> Upsert:
     if extra:
         row[EXTRA] = extra
         size = size_of(row)
+    if not made:
+        row[MADE_AT] = 0
     return _upsert("steps", row, row.get("threadId"), size)
 
 
@@ -96,8 +127,12 @@ def _to_utc(row: Row) -> None:
 
 
 def element(values: Mapping[str, Any]) -> Upsert:
-    """An `ElementDict`; `id` is required. Raises RowError without one."""
+    """An `ElementDict`; `id` is required. Raises RowError without one.
+
+    Where its content is, is for the upload to say: an `objectKey` that somebody else names could be another's.
+    """
     row, extra, size = clean("elements", values)
+    row.pop("objectKey", None)
     if extra:
         row[EXTRA] = extra
         size = size_of(row)
@@ -122,11 +157,13 @@ def thread(
     *,
     claimant: Claimant | None = None,
     names: bool = True,
+    passes_on: bool = False,
 ) -> Upsert:
     """`update_thread`'s arguments. None leaves a field alone; a None within `metadata` removes its key.
 
     Metadata and tags may be JSON text. `claimant`: whose the thread is where it has no owner. `names`: without a `name`
-    the thread gets the metadata's. Raises RowError for metadata that is no object.
+    the thread gets the metadata's. `passes_on`: it goes to `user_id` though it has another owner. Raises RowError for
+    metadata that is no object.
     """
     given = _given(metadata)
     if name is None and names:
@@ -142,6 +179,8 @@ def thread(
         row[CLAIM] = claimant.encode()
     # Two keys may be one when they are cleaned; then the one with a value counts, here and in a fold.
     removed = frozenset(cleaning.text(key) for key, value in given.items() if value is None) - kept.keys()
+    if passes_on:
+        row[PASSES_ON] = True
     return _upsert("threads", row, row.get("id"), size_of(row), removed)
 
 
@@ -155,6 +194,11 @@ def _given(metadata: Mapping[str, Any] | str | None) -> Mapping[str, Any]:
     if not isinstance(found, dict):
         raise RowError("threads: metadata is no object")
     return found
+
+
+def begun(change: Upsert, moment: int) -> None:
+    """Whoever makes this change began at that moment: a thread that was deleted before that is made anew."""
+    change.row[THREAD_MADE_AT] = moment
 
 
 def thread_stub(thread_id: str, newest_step: str | None, now: str) -> Row:
@@ -173,16 +217,6 @@ def _upsert(
         raise RowError(f"{table}: a row without an id can't be written")
     row[WRITTEN_AT] = _next_moment()
     return Upsert(table, key, row, thread_id, OVERHEAD_BYTES + size, removed)
-
-
-_last_moment = 0
-
-
-def _next_moment() -> int:
-    """Microseconds since 1970, later than any before in this process, also when its clock is set back."""
-    global _last_moment
-    _last_moment = max(_last_moment + 1, time.time_ns() // 1000)
-    return _last_moment
 
 
 def _keys(values: Mapping[str, Any]) -> dict[str, bytes]:
@@ -216,6 +250,11 @@ def fold(older: Upsert, newer: Upsert) -> Upsert:
         row["metadata"] = keep_star(older.row["metadata"], newer.row["metadata"])
     if CLAIM in older.row:
         row[CLAIM] = older.row[CLAIM]  # it has its owner then
+    if older.table == "threads":
+        if "userId" in older.row and PASSES_ON not in newer.row:
+            row["userId"] = older.row["userId"]  # it has its owner then
+    elif MADE_AT in row:
+        _fold_made(older, newer, row)
     removed = _fold_removed(older, newer, row)
     thread_id = newer.thread_id if newer.thread_id is not None else older.thread_id
     return Upsert(older.table, older.key, row, thread_id, OVERHEAD_BYTES + size_of(row), removed)
@@ -227,6 +266,15 @@ def keep_star(stored: bytes | str, given: bytes | str) -> bytes:
     if isinstance(older, dict) and isinstance(newer, dict) and STAR in older and STAR not in newer:
         return cleaning.json({**newer, STAR: older[STAR]})
     return given if isinstance(given, bytes) else given.encode()
+
+
+def _fold_made(older: Upsert, newer: Upsert, row: Row) -> None:
+    """The two are made when the last of them is that makes the row; one that says nothing does."""
+    if MADE_AT in newer.row:
+        made = older.row.get(MADE_AT, older.row.get(WRITTEN_AT, 0))
+        row[MADE_AT] = max(made, newer.row[MADE_AT])
+    else:
+        del row[MADE_AT]
 
 
 def _fold_removed(older: Upsert, newer: Upsert, row: Row) -> frozenset[str]:
@@ -245,8 +293,8 @@ def encode(changes: Sequence[Change]) -> bytes:
 
 
 def _parts(change: Change) -> list[Any]:
-    if isinstance(change, Delete):
-        return [change.table, change.key, change.thread_id]
+    if isinstance(change, Delete):  # releases before moments were noted pass over the last two
+        return [change.table, change.key, change.thread_id, None, [change.moment]]
     # JSON within the row is held as bytes.
     removed = sorted(change.removed) if change.removed else ()
     return [change.table, change.key, change.thread_id, change.row, removed]
@@ -262,10 +310,13 @@ def decode(encoded: bytes) -> list[Change]:
 
 
 def _change(
-    table: str, key: str, thread_id: str | None, row: Row | None = None, removed: Iterable[str] = ()
+    table: str, key: str, thread_id: str | None, row: Row | None = None, removed: Sequence[Any] = ()
 ) -> Change:
     if row is None:
-        return Delete(table, key, thread_id)
+        moment = removed[0] if removed else 0
+        observe(moment)
+        return Delete(table, key, thread_id, moment=moment)
+    observe(row.get(WRITTEN_AT, 0))
     for name, form in _JSON_COLUMNS[table]:
         if name in row:
             row[name] = form(row[name])

@@ -83,6 +83,13 @@ EXTRA = "forebayExtra"
 NOW = object()  # a default: the time at which the change was made
 # When the newest change of a row was made, in microseconds since 1970: what comes late can't overwrite it.
 WRITTEN_AT = "forebayWrittenAt"
+# When somebody made a row, rather than changed it: what was deleted before that may be there again. It comes with a
+# change and is in no table. A row that does not say was made when it was written; a thread was not.
+MADE_AT = "forebayMadeAt"
+# Of a row in a thread: when whoever wrote it began. A thread that was deleted before that is made anew.
+THREAD_MADE_AT = "forebayThreadMadeAt"
+# A change of a thread that may give it another owner; it too is in no table.
+PASSES_ON = "forebayPassesOn"
 
 
 # A change of a thread that nobody may own yet: whose it is then. It comes with the change and is in no table.
@@ -200,7 +207,8 @@ database = sa.Table(
     sa.Column("id", sa.Text(), nullable=False),
 )
 
-# The threads that were deleted, which a write that comes late must not bring back.
+# The threads that are deleted: no write brings them back, but for one by who makes the thread anew. Releases before
+# this one know no other table of what is deleted. `deleted_at` is on the database's clock, for their age.
 tombstones = sa.Table(
     "forebay_tombstones",
     metadata,
@@ -208,10 +216,22 @@ tombstones = sa.Table(
     sa.Column("deleted_at", sa.BigInteger(), nullable=False),  # microseconds since 1970
 )
 
+# What was deleted, and the moment of that: what was written before stays out. For threads it goes on to say so when
+# the thread is made anew. `noted_at` is on the database's clock, for its age; both in microseconds since 1970.
+deleted = sa.Table(
+    "forebay_deleted",
+    metadata,
+    sa.Column("kind", sa.Text(), primary_key=True),  # the row's table
+    sa.Column("id", _ID, primary_key=True),
+    sa.Column("deleted_at", sa.BigInteger(), nullable=False),
+    sa.Column("noted_at", sa.BigInteger(), nullable=False),
+)
+
 # Contents whose elements are deleted, until the storage has deleted them too.
 garbage = sa.Table("forebay_garbage", metadata, sa.Column("object_key", sa.Text(), primary_key=True))
 
 sa.Index("forebay_tombstones_age", tombstones.c.deleted_at)
+sa.Index("forebay_deleted_age", deleted.c.noted_at)
 sa.Index("forebay_threads_activity", threads.c.userId, threads.c.updatedAt.desc(), threads.c.id.desc())
 sa.Index("forebay_steps_thread", steps.c.threadId, steps.c.createdAt)
 sa.Index("forebay_steps_parent", steps.c.parentId)

@@ -11,6 +11,7 @@ back, as one does that took over from a primary which it lagged behind, it is gi
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
@@ -19,6 +20,7 @@ import anyio
 
 from forebay.database import error_codes
 from forebay.database.checkpoint import Checkpoint, CheckpointMoved, Position
+from forebay.database.store import LeftOut
 from forebay.errors import DatabaseError, JournalError, RowError, TransientError
 from forebay.model.changes import Change, Upsert
 from forebay.pipeline.cursor import Cursor
@@ -48,8 +50,8 @@ class Applies(Protocol):
 
     async def apply(
         self, changes: Sequence[Change], checkpoint: Checkpoint | None, *, late: bool = False
-    ) -> frozenset[str]:
-        """Write changes in order, all or none; the ids of the deleted threads, whose rows are left out."""
+    ) -> frozenset[str | LeftOut]:
+        """Write changes in order, all or none; the ids of the deleted threads, and the rows that are left out."""
 
     async def position(self, journal_id: str) -> Position:
         """Where a journal stands."""
@@ -140,18 +142,30 @@ class Writer:
         if task.cursor is not None and batch.last_seq > task.cursor.at.seq:
             await self._apply(task, Batch(batch.oldest, last_seq=batch.last_seq))
 
-    def _settle(self, task: _Task, part: Batch, dead: frozenset[str]) -> None:
+    def _settle(self, task: _Task, part: Batch, gone: frozenset[str | LeftOut]) -> None:
         self._refusals.note_accepted(len(part.ops))
-        if dead:
-            self._observer.threads_deleted(dead)
-        for op in part.ops:
+        reasons = self._left_out(part, gone) if gone else {}
+        for place, op in enumerate(part.ops):
             if not task.is_first(op):
                 continue
-            if op.change.thread_id in dead and isinstance(op.change, Upsert):
-                self._counts.dropped["deleted_thread"] += 1
+            if (reason := reasons.get(place)) is not None:
+                self._counts.dropped[reason] += 1
             else:
                 self._counts.written[op.change.table] += 1
             self._observer.op_settled(op, None)
+
+    def _left_out(self, batch: Batch, gone: frozenset[str | LeftOut]) -> dict[int, str]:
+        """Why which of the batch's rows were not written, by their place."""
+        dead = frozenset(one for one in gone if isinstance(one, str))
+        if dead:
+            self._observer.threads_deleted(dead)
+        reasons = {one.place: one.reason for one in gone if isinstance(one, LeftOut)}
+        if not reasons:  # threads alone stand for all of their rows
+            dropped = (isinstance(op.change, Upsert) and op.change.thread_id in dead for op in batch.ops)
+            reasons = {place: "deleted_thread" for place, is_dropped in enumerate(dropped) if is_dropped}
+        for reason, rows in sorted(Counter(reasons.values()).items()):
+            logger.warning("rows left out reason=%s rows=%d", reason, rows)
+        return reasons
 
     async def _isolate(self, task: _Task, part: Batch, error: RowError) -> None:
         task.is_split = True
@@ -245,7 +259,7 @@ class Writer:
             logger.error("row refused table=%s reason=%s", op.change.table, error)
         self._observer.op_settled(op, error)
 
-    async def _apply(self, task: _Task, part: Batch) -> frozenset[str]:
+    async def _apply(self, task: _Task, part: Batch) -> frozenset[str | LeftOut]:
         """Try until the database answers yes, or no to a row.
 
         Raises RowError for the latter, CheckpointMoved where the journal is not where the cursor says.
@@ -253,7 +267,7 @@ class Writer:
         # The same for every attempt, which tells whether one before this went through.
         step = task.cursor.step(part.last_seq) if task.cursor is not None else None
 
-        async def attempt() -> frozenset[str]:
+        async def attempt() -> frozenset[str | LeftOut]:
             started = self._clock()
             dead = await self._store.apply([op.change for op in part.ops], step, late=task.late)
             self._observer.batch_written(part, self._clock() - started)

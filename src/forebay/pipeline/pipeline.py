@@ -39,6 +39,7 @@ from forebay.journal.dead_letters import DeadLetters
 from forebay.journal.journal import Journal
 from forebay.journal.orphan import Record
 from forebay.model.changes import Change, Delete
+from forebay.model.schema import THREAD_MADE_AT
 from forebay.pipeline.barrier import Waiters
 from forebay.pipeline.batch_writer import Writer
 from forebay.pipeline.cursor import Cursor
@@ -215,8 +216,6 @@ class Pipeline:
 
     def _entered(self, change: Change, started: float, *, now: bool) -> None:
         self._metrics.enqueue_duration.observe(self._clock() - started)
-        if isinstance(change, Delete) and change.table == "threads":
-            self._bury(change.key)
         self._notify(now=now)
 
     def _accept(self, change: Change, now: float, ticket: Any) -> tuple[bool, _Durable]:
@@ -273,7 +272,11 @@ class Pipeline:
 
     def _is_dead(self, change: Change) -> bool:
         """Whether its thread was deleted and must stay so; it is counted then. A delete is carried out again."""
-        if change.thread_id not in self._tombstones or isinstance(change, Delete):
+        thread_id = change.thread_id
+        if thread_id is None or thread_id not in self._tombstones or isinstance(change, Delete):
+            return False
+        if THREAD_MADE_AT in change.row:  # perhaps anew, which the database knows
+            del self._tombstones[thread_id]
             return False
         self.counts.accepted[change.table] += 1
         self.counts.dropped["deleted_thread"] += 1
@@ -398,6 +401,8 @@ class Pipeline:
 
     def op_settled(self, op: Op, error: DatabaseError | None) -> None:
         """See `batch_writer.Observer`."""
+        if error is None and isinstance(op.change, Delete) and op.change.table == "threads":
+            self._bury(op.change.key)
         for ticket in op.tickets:
             settle(ticket, error)
 

@@ -8,22 +8,28 @@ from typing import Any
 
 import orjson
 
-from forebay.database.sql.dialect import LACKING, REMOVED
+from forebay.database.sql.dialect import LACKING, PASSED_ON, REMOVED
 from forebay.model import changes, cleaning, schema
 from forebay.model.changes import Upsert
 from forebay.model.rows import Row
-from forebay.model.schema import Merge
+from forebay.model.schema import MADE_AT, PASSES_ON, THREAD_MADE_AT, Merge
 
 NOW = "now"
 
 
 @dataclass(frozen=True, slots=True)
 class Documents:
-    """A run of upserts as parameters: a JSON array for each table. `partial`: a row lacks a column it needs."""
+    """A run of upserts as parameters: a JSON array for each table.
+
+    `partial`: a row lacks a column it needs; `rows`: how many there are, with the threads'
+    stubs; `revives`: a thread is made anew.
+    """
 
     parameters: dict[str, Any]
     tables: tuple[str, ...]
     partial: bool
+    rows: int
+    revives: bool
 
 
 def documents(upserts: Sequence[Upsert]) -> Documents:
@@ -44,14 +50,28 @@ def documents(upserts: Sequence[Upsert]) -> Documents:
     parameters: dict[str, Any] = {table: _array(by_key) for table, by_key in rows.items()}
     parameters[REMOVED] = orjson.dumps(removed).decode()
     parameters[LACKING] = orjson.dumps(lacking).decode()
+    parameters[PASSED_ON] = orjson.dumps(
+        [key for key, row in rows["threads"].items() if PASSES_ON in row]
+    ).decode()
     parameters[NOW] = now
-    return Documents(parameters, tuple(table for table, by_key in rows.items() if by_key), bool(lacking))
+    return Documents(
+        parameters,
+        tuple(table for table, by_key in rows.items() if by_key),
+        bool(lacking),
+        sum(map(len, rows.values())),
+        any(MADE_AT in row for row in rows["threads"].values()),
+    )
 
 
 def _add_stubs(rows: dict[str, dict[str, Row]], upserts: Iterable[Upsert], now: str) -> None:
     newest: dict[str, str | None] = {}
+    made: dict[str, int] = {}
     for upsert in upserts:
-        if upsert.table == "threads" or upsert.thread_id is None:
+        if upsert.thread_id is None:
+            continue
+        if THREAD_MADE_AT in upsert.row:
+            made[upsert.thread_id] = max(made.get(upsert.thread_id, 0), upsert.row[THREAD_MADE_AT])
+        if upsert.table == "threads":
             continue
         created = upsert.row.get("createdAt") if upsert.table == "steps" else None
         known = newest.get(upsert.thread_id)
@@ -59,6 +79,8 @@ def _add_stubs(rows: dict[str, dict[str, Row]], upserts: Iterable[Upsert], now: 
     for thread_id, created in newest.items():
         stub = changes.thread_stub(thread_id, created, now)
         rows["threads"][thread_id] = {**stub, **rows["threads"].get(thread_id, {})}
+    for thread_id, moment in made.items():
+        rows["threads"][thread_id] = {**rows["threads"][thread_id], MADE_AT: moment}
 
 
 def _lacking(rows: dict[str, dict[str, Row]]) -> dict[str, dict[str, list[str]]]:

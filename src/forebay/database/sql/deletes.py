@@ -1,14 +1,16 @@
-"""What deletes rows, and all that hangs on them."""
+"""What deletes rows, and all that hangs on them, in their thread, and notes that they are deleted."""
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.sql.selectable import FromClause
 
-from forebay.database.sql.dialect import Expression, Sql
+from forebay.database.sql.dialect import Expression, Sql, literal
 from forebay.database.sql.statement import Compiler, Statement, id_parameter
-from forebay.model.schema import elements, feedbacks, garbage, steps, threads, tombstones
+from forebay.model.schema import WRITTEN_AT, deleted, elements, feedbacks, garbage, steps, threads, tombstones
 
 
 class Deletes(Compiler):
@@ -17,53 +19,172 @@ class Deletes(Compiler):
     def _delete(self, table: str) -> tuple[Statement, ...]:
         """What removes a row (parameter `id`) and all that hangs on it, in this order.
 
-        A thread leaves a tombstone, of the moment `now_us`; those from before `old_us` are cleared away.
+        Only in its thread, `thread_id`, unless that is null; only where it was not written after `up_to`. What is
+        removed was deleted at `moment`, whenever that is noted; notes older than `kept_us` are cleared away.
         """
-        return tuple(self._compile(statement) for statement in _deletes(self._sql)[table])
+        statements = _deletes(self._sql)[table]
+        return tuple(self._compile(statement) for statement in statements if statement is not None)
+
+    @cached_property
+    def ghosts(self) -> Statement:
+        """The ids of threads that are there though they were deleted, within the last `recent_us` microseconds."""
+        both = threads.join(tombstones, tombstones.c.thread_id == threads.c.id)
+        recent = tombstones.c.deleted_at > _ago(self._sql, "recent_us")
+        found = sa.select(sa.cast(threads.c.id, sa.Text())).select_from(both).where(recent)
+        return self._compile(found.order_by(threads.c.id).limit(_GHOSTS_AT_ONCE))
 
 
-def _deletes(sql: Sql) -> dict[str, tuple[sa.sql.ClauseElement, ...]]:
-    key = id_parameter("id")
-    in_tree = _tree()
-    in_thread = sa.select(steps.c.id).where(steps.c.threadId == key)
-    of_tree = sql.among(elements.c.forId, in_tree)
-    of_thread = (elements.c.threadId == key) | sql.among(elements.c.forId, in_thread)
-    of_one = elements.c.id == key
-    tombstone = (
-        sql.insert(tombstones)
-        .values(thread_id=key, deleted_at=sa.bindparam("now_us", type_=sa.BigInteger()))
-        .on_conflict_do_nothing()
-    )
-    old = tombstones.c.deleted_at < sa.bindparam("old_us", type_=sa.BigInteger())
+_GHOSTS_AT_ONCE: Expression = sa.literal_column("10")
+_NOTE = ("kind", "id", "deleted_at", "noted_at")
+
+
+def _deletes(sql: Sql) -> dict[str, tuple[sa.sql.ClauseElement | None, ...]]:
     return {
-        "steps": (
-            sa.delete(feedbacks).where(sql.among(feedbacks.c.forId, in_tree)),
-            _discard(sql, of_tree),
-            sa.delete(elements).where(of_tree),
-            sa.delete(steps).where(sql.among(steps.c.id, in_tree)),
-        ),
-        "threads": (
-            sa.delete(tombstones).where(old),
-            tombstone,
-            sa.delete(feedbacks).where(
-                (feedbacks.c.threadId == key) | sql.among(feedbacks.c.forId, in_thread)
-            ),
-            _discard(sql, of_thread),
-            sa.delete(elements).where(of_thread),
-            sa.delete(steps).where(steps.c.threadId == key),
-            sa.delete(threads).where(threads.c.id == key),
-        ),
-        "elements": (_discard(sql, of_one), sa.delete(elements).where(of_one)),
-        "feedbacks": (sa.delete(feedbacks).where(feedbacks.c.id == key),),
+        "steps": _delete_step(sql),
+        "threads": _delete_thread(sql),
+        "elements": _delete_element(sql),
+        "feedbacks": _delete_feedback(sql),
     }
 
 
-def _tree() -> sa.Select[Any]:
-    """The ids of a step and of all below it."""
-    tree = sa.select(steps.c.id).where(steps.c.id == id_parameter("id")).cte("tree", recursive=True)
+def _delete_step(sql: Sql) -> tuple[sa.sql.ClauseElement | None, ...]:
+    tree = _tree()
+    in_tree = sa.select(tree.c.id)
+    thread_id = sa.select(tree.c.threadId).limit(sa.literal_column("1")).scalar_subquery()
+    rated = sql.among(feedbacks.c.forId, in_tree) & (feedbacks.c.threadId == thread_id)
+    beside = elements.c.threadId.is_(None) | (elements.c.threadId == thread_id)
+    attached = sql.among(elements.c.forId, in_tree) & beside
+    below = sql.among(steps.c.id, in_tree)
+    return (
+        _lock(sql, steps),
+        _note_itself(sql, steps),
+        _note(sql, steps, below),
+        _note(sql, feedbacks, rated),
+        _note(sql, elements, attached),
+        sa.delete(feedbacks).where(rated),
+        _discard(sql, attached),
+        sa.delete(elements).where(attached),
+        sa.delete(steps).where(below),
+    )
+
+
+def _delete_element(sql: Sql) -> tuple[sa.sql.ClauseElement | None, ...]:
+    mine = _is_meant(elements)
+    return (
+        _lock(sql, elements),
+        _note_itself(sql, elements),
+        _discard(sql, mine),
+        sa.delete(elements).where(mine),
+    )
+
+
+def _delete_feedback(sql: Sql) -> tuple[sa.sql.ClauseElement | None, ...]:
+    """With those on the same step that are older, which it has stood for."""
+    shown = feedbacks.alias("shown")
+    with_it = sa.exists(
+        sa.select(shown.c.id).where(
+            _is_meant(shown),
+            shown.c.forId == feedbacks.c.forId,
+            shown.c.threadId == feedbacks.c.threadId,
+            _written(feedbacks) <= _written(shown),
+        )
+    )
+    step = sa.select(shown.c.forId).where(shown.c.id == id_parameter("id"))
+    older = sql.among(feedbacks.c.forId, step) & with_it
+    return (
+        _lock(sql, feedbacks),
+        _note_itself(sql, feedbacks),
+        _note(sql, feedbacks, older),
+        sa.delete(feedbacks).where(older),
+    )
+
+
+def _delete_thread(sql: Sql) -> tuple[sa.sql.ClauseElement | None, ...]:
+    key = id_parameter("id")
+    in_thread = sa.select(steps.c.id).where(steps.c.threadId == key)
+    of_thread = (elements.c.threadId == key) | (
+        sql.among(elements.c.forId, in_thread) & elements.c.threadId.is_(None)
+    )
+    kept = _ago(sql, "kept_us")
+    tombstone = sql.insert(tombstones).values(thread_id=key, deleted_at=sql.moment())
+    return (
+        sql.locked(sa.select(key)),
+        sa.delete(tombstones).where(tombstones.c.deleted_at < kept),
+        sa.delete(deleted).where(deleted.c.noted_at < kept),
+        tombstone.on_conflict_do_update(
+            index_elements=["thread_id"], set_={"deleted_at": tombstone.excluded.deleted_at}
+        ),
+        _note_itself(sql, threads),
+        sa.delete(feedbacks).where((feedbacks.c.threadId == key) | sql.among(feedbacks.c.forId, in_thread)),
+        _discard(sql, of_thread),
+        sa.delete(elements).where(of_thread),
+        sa.delete(steps).where(steps.c.threadId == key),
+        sa.delete(threads).where(threads.c.id == key),
+    )
+
+
+def _lock(sql: Sql, table: sa.Table) -> Any:
+    return sql.locked(sa.select(table.c.threadId).where(_is_meant(table)))
+
+
+def _note_itself(sql: Sql, table: sa.Table) -> Any:
+    """Also where it is not there yet; but not where it is another thread's, whose it stays."""
+    there = table.alias("there")
+    key = id_parameter("id")
+    thread_id = there.c["id" if table is threads else "threadId"]
+    elsewhere = (there.c["id"] == key) & (thread_id != id_parameter("thread_id"))
+    noted = sa.select(literal(table.name), key, _number("moment"), sql.moment())
+    return _noted(sql, noted.where(~sa.exists(sa.select(there.c["id"]).where(elsewhere))))
+
+
+def _note(sql: Sql, table: sa.Table, which: Expression) -> Any:
+    found = sa.select(literal(table.name), table.c.id, _number("moment"), sql.moment()).where(which)
+    return _noted(sql, found)
+
+
+def _noted(sql: Sql, found: sa.Select[Any]) -> Any:
+    insert = sql.insert(deleted).from_select(list(_NOTE), found)
+    return insert.on_conflict_do_update(
+        index_elements=["kind", "id"],
+        set_={
+            "deleted_at": sql.greatest(deleted.c.deleted_at, insert.excluded.deleted_at),
+            "noted_at": insert.excluded.noted_at,
+        },
+    )
+
+
+def _is_meant(row: FromClause) -> Expression:
+    """The row `id`, in the thread that is named, and not written after `up_to`."""
+    mine = (row.c["id"] == id_parameter("id")) & (_written(row) <= _number("up_to"))
+    return mine & _is_in(row, id_parameter("thread_id"))
+
+
+def _is_in(row: FromClause, thread_id: Expression) -> Expression:
+    return thread_id.is_(None) | (row.c["threadId"] == thread_id)
+
+
+def _written(row: FromClause) -> Expression:
+    return sa.func.coalesce(row.c[WRITTEN_AT], literal(0))
+
+
+def _ago(sql: Sql, name: str) -> Any:
+    """So long ago, by the database's clock; a query of its own, so that it is asked once and an index serves."""
+    return sa.select(sql.moment() - _number(name)).scalar_subquery()
+
+
+def _number(name: str) -> sa.BindParameter[Any]:
+    return sa.bindparam(name, type_=sa.BigInteger())
+
+
+def _tree() -> sa.CTE:
+    """A step and all below it, in its thread."""
+    tree = sa.select(steps.c.id, steps.c.threadId).where(_is_meant(steps)).cte("tree", recursive=True)
+    child = steps.alias("child")
+    below = sa.select(child.c.id, child.c.threadId).where(
+        child.c.parentId == tree.c.id, child.c.threadId == tree.c.threadId
+    )
     # UNION, not UNION ALL: a step that is its own ancestor ends the walk.
-    tree = tree.union(sa.select(steps.c.id).where(steps.c.parentId == tree.c.id))
-    return sa.select(tree.c.id)
+    return tree.union(below)
 
 
 def _discard(sql: Sql, which: Expression) -> Any:

@@ -13,6 +13,7 @@ Expression = ColumnElement[Any]
 
 REMOVED = "removed"  # the parameter that names the keys to take out of threads' metadata, by thread
 LACKING = "lacking"  # the parameter that names the columns which a row must have and brings no value for
+PASSED_ON = "passed_on"  # the parameter that names the threads whose owner may change
 NEEDLE = "needle"  # the parameter that a search looks for
 # The row that an upsert met. As a column of the table, a subquery would take it for one of its own.
 STORED_THREAD_ID: Expression = sa.literal_column("threads.id")
@@ -75,6 +76,18 @@ class Sql(Protocol):
     def needle(self, search: str) -> str:
         """What to pass as the needle."""
 
+    def is_passed_on(self) -> Expression:
+        """Whether the application passes the thread that an upsert met on to another owner."""
+
+    def locked(self, thread: sa.Select[Any]) -> Any | None:
+        """What holds back who writes into this thread, and makes them look again. None where all wait anyway."""
+
+    def unmoved(self) -> Expression | None:
+        """Whether the thread that an upsert met is as the statement saw it when it began; fails where it is not."""
+
+    def arrived(self) -> Expression:
+        """1 for a thread's row that was written; fails where it was there when the statement began, and had gone."""
+
     def among(self, column: sa.Column[Any], found: sa.Select[Any]) -> Expression:
         """Whether the column is one of what the select finds, which is few."""
 
@@ -83,6 +96,10 @@ class Sql(Protocol):
 
     def moment(self) -> Expression:
         """The database's own clock, in microseconds since 1970."""
+
+
+# What PostgreSQL's error says when a thread has changed between a statement's beginning and its lock.
+MOVED = "forebay_moved"
 
 
 def literal(value: Any) -> Expression:

@@ -11,7 +11,9 @@ from sqlalchemy.sql.selectable import FromClause
 
 from forebay.database.sql.dialect import (
     LACKING,
+    MOVED,
     NEEDLE,
+    PASSED_ON,
     REMOVED,
     STORED_THREAD_ID,
     Expression,
@@ -20,6 +22,7 @@ from forebay.database.sql.dialect import (
 )
 from forebay.model import schema
 from forebay.model.changes import STAR
+from forebay.model.schema import MADE_AT, threads
 
 _ESCAPE = "!"  # not the backslash, which releases of SQLAlchemy render differently
 
@@ -30,6 +33,7 @@ class PostgresSql:
     def source(self, table: sa.Table) -> FromClause:
         """`json_to_recordset`: the database parses the document, by the schema's types."""
         columns = [sa.column(c.name, c.type) for c in table.columns]
+        columns.append(sa.column(MADE_AT, sa.BigInteger()))
         parsed = sa.func.json_to_recordset(self._json(table.name, postgresql.JSON()))
         return parsed.table_valued(*columns).render_derived(with_types=True)
 
@@ -121,6 +125,26 @@ class PostgresSql:
             search = search.replace(special, _ESCAPE + special)
         return f"%{search}%"
 
+    def is_passed_on(self) -> Expression:
+        """By a JSON array of ids."""
+        return sa.func.jsonb_exists(self.json_parameter(PASSED_ON), sa.cast(STORED_THREAD_ID, sa.Text()))
+
+    def locked(self, thread: sa.Select[Any]) -> Any:
+        """A new version of the thread's row: every batch meets that row, and sees that it is another one."""
+        same = sa.update(threads).values(createdAt=threads.c.createdAt)
+        return same.where(threads.c.id == thread.scalar_subquery())
+
+    def unmoved(self) -> Expression:
+        """By the row's version. A statement waits for a lock, and then goes on with what it saw before."""
+        seen = sa.select(_SEEN_VERSION).select_from(_SEEN).where(_SEEN.c.id == _MET_ID).scalar_subquery()
+        return sa.case((seen == _MET_VERSION, sa.true()), else_=_moved() == literal(0))
+
+    def arrived(self) -> Expression:
+        """A new row has no version before it."""
+        is_new = sa.literal_column("threads.xmax") == literal(0)
+        was_seen = sa.exists(sa.select(_SEEN.c.id).where(_SEEN.c.id == _MET_ID))
+        return sa.case((is_new & was_seen, _moved()), else_=literal(1))
+
     def among(self, column: sa.Column[Any], found: sa.Select[Any]) -> Expression:
         """An array: with IN, the planner takes a tree of steps for thousands, and reads the table through."""
         return column == sa.func.any(sa.func.array(found.scalar_subquery()))
@@ -135,6 +159,18 @@ class PostgresSql:
 
     def _json(self, name: str, kind: sa.types.TypeEngine[Any]) -> Expression:
         return sa.cast(sa.bindparam(name, type_=sa.Text()), kind)
+
+
+# A thread as the statement saw it when it began, and the row that its upsert meets.
+_SEEN = threads.alias("seen")
+_SEEN_VERSION: Expression = sa.literal_column("seen.xmin")
+_MET_VERSION: Expression = sa.literal_column("threads.xmin")
+_MET_ID: Expression = sa.literal_column("threads.id", threads.c.id.type)
+
+
+def _moved() -> Expression:
+    """An error that names itself: a number that is none. Not a constant, which would fail when it is planned."""
+    return sa.cast(sa.func.concat(literal(MOVED), _MET_ID), sa.Integer())
 
 
 def _an_object(document: Expression) -> Expression:

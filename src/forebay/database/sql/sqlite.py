@@ -10,10 +10,18 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.sql.selectable import FromClause
 
-from forebay.database.sql.dialect import NEEDLE, REMOVED, STORED_THREAD_ID, Expression, literal, pairs
+from forebay.database.sql.dialect import (
+    NEEDLE,
+    PASSED_ON,
+    REMOVED,
+    STORED_THREAD_ID,
+    Expression,
+    literal,
+    pairs,
+)
 from forebay.model import schema
 from forebay.model.changes import STAR, keep_star
-from forebay.model.schema import Kind, steps
+from forebay.model.schema import MADE_AT, Kind, steps
 
 # Functions that SQLite has none of its own for; see SQLITE_FUNCTIONS.
 _MERGE = "forebay_merge"
@@ -28,6 +36,7 @@ class SqliteSql:
         """`json_each`, from whose values each column is taken."""
         each = sa.func.json_each(sa.bindparam(table.name, type_=sa.Text())).table_valued("value")
         columns = [sa.type_coerce(_member(each.c.value, c.name), c.type).label(c.name) for c in table.columns]
+        columns.append(_member(each.c.value, MADE_AT).label(MADE_AT))
         return sa.select(*columns).subquery()
 
     def insert(self, table: sa.Table) -> Any:
@@ -110,6 +119,21 @@ class SqliteSql:
     def needle(self, search: str) -> str:
         """The text without its case."""
         return search.casefold()
+
+    def is_passed_on(self) -> Expression:
+        """By a JSON array of ids."""
+        named = sa.func.json_each(sa.bindparam(PASSED_ON, type_=sa.Text())).table_valued("value")
+        return STORED_THREAD_ID.in_(sa.select(named.c.value))
+
+    def locked(self, thread: sa.Select[Any]) -> None:
+        """A transaction has the file to itself before it looks at anything."""
+
+    def unmoved(self) -> None:
+        """See `locked`."""
+
+    def arrived(self) -> Expression:
+        """See `locked`."""
+        return literal(1)
 
     def among(self, column: sa.Column[Any], found: sa.Select[Any]) -> Expression:
         """IN."""

@@ -24,6 +24,7 @@ class Statements(Upserts, Claims, Deletes, Bookkeeping, Reads):
         self.page = cache(self._page)
         self.upsert = cache(self._one_table)
         self.delete = cache(self._delete)
+        self.left_out = cache(self._left_out)
 
     def compile_writes(self) -> None:
         """Compile what a batch needs now; it takes tens of milliseconds, in which the event loop would stand still."""

@@ -13,10 +13,20 @@ from sqlalchemy.sql.selectable import FromClause
 
 from forebay.database.sql.batch_parameters import MUST_HAVE, NOW
 from forebay.database.sql.bookkeeping import step_checkpoint
-from forebay.database.sql.dialect import Expression
+from forebay.database.sql.dialect import Expression, literal
 from forebay.database.sql.statement import Compiler, Statement, id_parameter, text_parameter
 from forebay.model import schema
-from forebay.model.schema import WRITTEN_AT, Merge, steps, threads, tombstones, users
+from forebay.model.schema import (
+    MADE_AT,
+    WRITTEN_AT,
+    Merge,
+    deleted,
+    feedbacks,
+    steps,
+    threads,
+    tombstones,
+    users,
+)
 
 
 class Upserts(Compiler):
@@ -25,59 +35,70 @@ class Upserts(Compiler):
     def _batch(self, *, partial: bool, late: bool, checkpoint: bool) -> Statement:
         """All tables' upserts as one data-modifying statement: one round trip, and atomic by itself.
 
-        `late`: beneath what is newer; `checkpoint`: with the journal's, and not at all where that stands elsewhere;
-        where it is taken, a row is null. The others are the ids of those threads that were deleted before, whose
-        rows it leaves out. Foreign keys are checked at its end, so the order of its parts does not matter.
-        PostgreSQL only.
+        `late`: beneath what is newer; `checkpoint`: with the journal's, and not at all where that stands
+        elsewhere. It returns the ids of those threads that were deleted before, whose rows it leaves out, and last how
+        many rows it has written and the time on the database's clock. Foreign keys are checked at its end, so the
+        order of its parts does not matter. It fails where a thread has changed between its beginning and its lock:
+        see `dialect.MOVED`. PostgreSQL only.
         """
-        named = self._sql.source(threads)
-        # Each thread of the batch has a row there, if only its stub.
-        dead = (
-            sa.select(tombstones.c.thread_id)
-            .where(self._sql.among(tombstones.c.thread_id, sa.select(named.c["id"])))
-            .cte("dead")
-            .prefix_with("MATERIALIZED")
-        )
         first = step_checkpoint(self._sql).cte("w_checkpoint") if checkpoint else None
         parts = [
-            self._upsert(table, partial, late, dead, first).cte(f"w_{table.name}")
+            self._upsert(table, partial, late, first).returning(self._arrived(table)).cte(f"w_{table.name}")
             for table in schema.WRITE_ORDER
         ]
-        found: Any = sa.select(sa.cast(dead.c.thread_id, sa.Text()))
-        if first is not None:
-            found = sa.union_all(found, sa.select(sa.cast(sa.null(), sa.Text())).select_from(first))
-        return self._compile(found.add_cte(*parts))
+        written = sum((_count(part) for part in parts[1:]), _count(parts[0]))
+        total = sa.select(sa.cast(sa.null(), sa.Text()), written, self._sql.moment())
+        nothing = sa.cast(sa.null(), sa.BigInteger())
+        dead = sa.select(sa.cast(self._buried.c.thread_id, sa.Text()), nothing, nothing)
+        found = sa.union_all(
+            dead.where(self._buried.c.until == _FOREVER),
+            total.select_from(first) if first is not None else total,
+        )
+        return self._compile(found.add_cte(*parts, self._revived.cte("w_revived")))
+
+    def _arrived(self, table: sa.Table) -> Expression:
+        return (self._sql.arrived() if table is threads else sa.literal_column("1")).label("written")
 
     @cached_property
     def dead_threads(self) -> Statement:
-        """Which of `ids`, a JSON array, are threads that were deleted. SQLite only."""
-        ids = sa.func.json_each(text_parameter("ids")).table_valued("value")
-        return self._compile(
-            sa.select(tombstones.c.thread_id).where(tombstones.c.thread_id.in_(sa.select(ids.c.value)))
+        """Which of the batch's threads were deleted and must stay so. SQLite only."""
+        buried = self._buried
+        return self._compile(sa.select(buried.c.thread_id).where(buried.c.until == _FOREVER))
+
+    @cached_property
+    def revive(self) -> Statement:
+        """Those of the batch's threads that are made anew are deleted no longer. SQLite only."""
+        return self._compile(self._revived)
+
+    def _left_out(self, *, late: bool) -> Statement:
+        """Which of a batch's rows it did not write: table, id and reason, a row each."""
+        return self._compile(sa.union_all(*(self._left_out_of(table, late) for table in schema.WRITE_ORDER)))
+
+    def _left_out_of(self, table: sa.Table, late: bool) -> sa.Select[Any]:
+        source, stored = self._sql.source(table), _stored(table)
+        rows = source.outerjoin(stored, stored.c["id"] == source.c["id"])
+        elsewhere = sa.false() if table is threads else _is_elsewhere(table, source, stored)
+        reason = sa.case(
+            (self._is_buried(table, source, late), literal("deleted_thread")),
+            (elsewhere, literal("other_thread")),
+            else_=literal("deleted"),
         )
+        key = sa.cast(source.c["id"], sa.Text())
+        left = elsewhere | ~self._is_wanted(table, source, late)
+        return sa.select(sa.cast(literal(table.name), sa.Text()), key, reason).select_from(rows).where(left)
 
     def _one_table(self, table: str, *, partial: bool, late: bool) -> Statement:
-        """One table's upserts, with `late` beneath what is newer."""
-        return self._compile(self._upsert(schema.TABLES[table], partial, late))
+        """One table's upserts, with `late` beneath what is newer; a row for each that is written. SQLite only."""
+        upsert = self._upsert(schema.TABLES[table], partial, late)
+        return self._compile(upsert.returning(sa.literal_column("1")))
 
-    def _upsert(
-        self,
-        table: sa.Table,
-        partial: bool,
-        late: bool,
-        dead: sa.CTE | None = None,
-        checkpoint: sa.CTE | None = None,
-    ) -> Any:
+    def _upsert(self, table: sa.Table, partial: bool, late: bool, checkpoint: sa.CTE | None = None) -> Any:
         source = self._sql.source(table)
         selected = {column.name: self._proposed(column, source, partial) for column in table.columns}
         rows: FromClause = source
         if partial:
             rows = source.outerjoin(_stored(table), _stored(table).c["id"] == source.c["id"])
-        # SQLite reads "ON" after a bare FROM as a join's; a condition keeps the two apart.
-        wanted: Expression = sa.literal_column("1") == sa.literal_column("1")
-        if dead is not None:
-            thread_id = source.c["id" if table is threads else "threadId"]
-            wanted = ~sa.exists().where(dead.c.thread_id == thread_id)
+        wanted = self._is_wanted(table, source, late)
         if checkpoint is not None:
             # Not EXISTS, which the planner would join with.
             wanted &= sa.select(checkpoint.c.applied_seq).scalar_subquery().is_not(None)
@@ -87,9 +108,82 @@ class Upserts(Compiler):
         merged = {
             column.name: self._given_only(column, merge(column, insert.excluded), partial)
             for column in table.columns
-            if column.name != "id"
+            if column.name not in ("id", "threadId")
         }
-        return insert.on_conflict_do_update(index_elements=["id"], set_=merged)
+        stays = self._sql.unmoved() if table is threads else _same_thread(table, insert.excluded)
+        return insert.on_conflict_do_update(index_elements=["id"], set_=merged, where=stays)
+
+    # ---- what was deleted
+
+    @cached_property
+    def _named(self) -> sa.CTE:
+        """The batch's threads: each has a row there, if only its stub."""
+        source = self._sql.source(threads)
+        named = sa.select(source.c["id"], source.c[MADE_AT])
+        return named.cte("named").prefix_with("MATERIALIZED")
+
+    @cached_property
+    def _buried(self) -> sa.CTE:
+        """Of the batch's threads those that were deleted, and up to when what was written stays out."""
+        ids = sa.select(self._named.c["id"])
+        dead = sa.select(tombstones.c.thread_id, _FOREVER.label("until")).where(
+            self._sql.among(tombstones.c.thread_id, ids), ~self._is_made_anew
+        )
+        revived = sa.select(deleted.c.id, deleted.c.deleted_at).where(
+            deleted.c.kind == literal("threads"), self._sql.among(deleted.c.id, ids)
+        )
+        return sa.union_all(dead, revived).cte("buried").prefix_with("MATERIALIZED")
+
+    @property
+    def _is_made_anew(self) -> Expression:
+        """Whether the batch makes the tombstone's thread anew: after it was deleted."""
+        moment = sa.select(deleted.c.deleted_at).where(
+            deleted.c.kind == literal("threads"), deleted.c.id == tombstones.c.thread_id
+        )
+        at = sa.func.coalesce(moment.correlate(tombstones).scalar_subquery(), tombstones.c.deleted_at)
+        named = self._named
+        return sa.exists(
+            sa.select(named.c["id"]).where(named.c["id"] == tombstones.c.thread_id, named.c[MADE_AT] > at)
+        )
+
+    @property
+    def _revived(self) -> Any:
+        named = self._named
+        made = sa.select(named.c["id"]).where(named.c[MADE_AT].is_not(None))
+        mine = self._sql.among(tombstones.c.thread_id, made)
+        return sa.delete(tombstones).where(mine, self._is_made_anew)
+
+    def _is_wanted(self, table: sa.Table, source: FromClause, late: bool) -> Expression:
+        """Whether a row may be written: neither it nor its thread was deleted since it was made."""
+        wanted = ~self._is_buried(table, source, late)
+        if table is threads:
+            return wanted
+        written, made = (self._at(source, name, late) for name in (WRITTEN_AT, MADE_AT))
+        wanted &= ~_is_deleted(
+            table, source, sa.func.coalesce(written, _ZERO), sa.func.coalesce(made, written, _ZERO)
+        )
+        if table is feedbacks:
+            wanted &= ~_is_on_anothers_step(source)
+        return wanted
+
+    def _at(self, row: FromClause, name: str, late: bool) -> Expression:
+        """A moment of a row's; of one that comes late it counts for nothing where it has yet to come.
+
+        A clock that was ahead gave it. Who writes at once is not asked: its clock follows the database's.
+        """
+        moment: Expression = row.c[name]
+        return sa.case((moment <= self._sql.moment(), moment)) if late else moment
+
+    def _is_buried(self, table: sa.Table, source: FromClause, late: bool) -> Expression:
+        thread_id = source.c["id" if table is threads else "threadId"]
+        # A stub has no moment; where its thread was made anew, it only moves that up.
+        written: Expression = sa.func.coalesce(self._at(source, WRITTEN_AT, late), _ZERO)
+        if table is threads:
+            written = sa.case((source.c[WRITTEN_AT].is_(None), _LONG), else_=written)
+        buried = self._buried
+        return sa.exists(
+            sa.select(buried.c.thread_id).where(buried.c.thread_id == thread_id, written <= buried.c.until)
+        )
 
     def _proposed(self, column: sa.Column[Any], source: FromClause, partial: bool) -> Expression:
         """What a row brings for a column, or what it must have instead."""
@@ -121,6 +215,8 @@ class Upserts(Compiler):
         excluded = proposed[column.name]
         if column is steps.c.metadata:
             return self._sql.keep_star(column, excluded)
+        if column is threads.c.userId or column is threads.c.userIdentifier:
+            return self._owner(column, proposed)
         rule = schema.merge_of(column)
         if rule is Merge.FIRST:
             return sa.func.coalesce(column, excluded)
@@ -130,17 +226,31 @@ class Upserts(Compiler):
             return self._sql.merge_keys(column, excluded, removing=column is threads.c.metadata)
         return sa.func.coalesce(excluded, column)
 
+    def _owner(self, column: sa.Column[Any], proposed: Any) -> Expression:
+        """A thread's owner stays, but for one that it is passed on to; the identifier goes with the id."""
+        given: Expression = sa.func.coalesce(proposed[column.name], column)
+        passes = (threads.c.userId == proposed["userId"]) | self._sql.is_passed_on()
+        return sa.case(
+            (threads.c.userId.is_(None) | proposed["userId"].is_(None) | passes, given), else_=column
+        )
+
     def _merged_late(self, column: sa.Column[Any], proposed: Any) -> Expression:
         """What stays when the row is there already, and may be newer than what comes."""
         merged = self._merged(column, proposed)
         rule = schema.merge_of(column)
-        if rule in (Merge.FIRST, Merge.MAX):
+        if (
+            rule in (Merge.FIRST, Merge.MAX)
+            or column is threads.c.userId
+            or column is threads.c.userIdentifier
+        ):
             return merged
         excluded: Expression = proposed[column.name]
         beneath: Expression = sa.func.coalesce(column, excluded)
         if rule is Merge.KEYS:
             beneath = self._sql.merge_keys(excluded, column, removing=False)
-        stored_is_newer = column.table.c[WRITTEN_AT] > proposed[WRITTEN_AT]
+        stored, given, now = column.table.c[WRITTEN_AT], proposed[WRITTEN_AT], self._sql.moment()
+        # A moment that has yet to come, by a clock that was ahead, is no reason against one that has been.
+        stored_is_newer = (stored > given) | ((given > now) & (stored <= now))
         return sa.case((stored_is_newer, beneath), else_=merged)
 
     @cached_property
@@ -156,6 +266,68 @@ class Upserts(Compiler):
             index_elements=["identifier"], set_={"metadata": insert.excluded.metadata}
         )
         return self._compile(merged.returning(self._sql.result(self._document(users))))
+
+
+_FOREVER: Expression = sa.cast(sa.literal_column(str(2**63 - 1)), sa.BigInteger())
+_LONG: Expression = sa.cast(sa.literal_column(str(2**63 - 2)), sa.BigInteger())
+_ZERO: Expression = sa.literal_column("0")
+_HANGS_ON = {"steps": "parentId", "elements": "forId", "feedbacks": "forId"}
+
+
+def _is_deleted(table: sa.Table, source: FromClause, written: Expression, made: Expression) -> Expression:
+    """Whether the row was deleted since it was made, or the step that it hangs on since it was written.
+
+    Who changes a row does not make it; but where somebody has made it anew, it may be changed.
+    """
+    anew = table.alias("anew")
+    there = sa.select(anew.c["id"]).where(
+        anew.c["id"] == source.c["id"], anew.c[WRITTEN_AT] > deleted.c.deleted_at
+    )
+    changes_it = (written > deleted.c.deleted_at) & _found(there.correlate(deleted, source))
+    itself = sa.select(deleted.c.id).where(
+        deleted.c.kind == literal(table.name),
+        deleted.c.id == source.c["id"],
+        made <= deleted.c.deleted_at,
+        ~changes_it,
+    )
+    step = sa.select(deleted.c.id).where(
+        deleted.c.kind == literal("steps"),
+        deleted.c.id == source.c[_HANGS_ON[table.name]],
+        written <= deleted.c.deleted_at,
+    )
+    return _found(itself.correlate(source)) | _found(step.correlate(source))
+
+
+def _is_elsewhere(table: sa.Table, source: FromClause, stored: FromClause) -> Expression:
+    """Whether the row is there in another thread, or is a feedback on a step of another."""
+    moves = stored.c["id"].is_not(None) & ~_same_thread(table, source, stored)
+    return moves | _is_on_anothers_step(source) if table is feedbacks else moves
+
+
+def _is_on_anothers_step(source: FromClause) -> Expression:
+    step = steps.alias("rated")
+    there = (step.c["id"] == source.c["forId"]) & (step.c["threadId"] != source.c["threadId"])
+    return _found(sa.select(step.c["id"]).where(there))
+
+
+def _same_thread(table: sa.Table, proposed: Any, stored: FromClause | None = None) -> Expression:
+    """Whether a row that comes is in the thread of the one that is there; one that names none is."""
+    given, there = _of(proposed, "threadId"), (table if stored is None else stored).c["threadId"]
+    return given.is_(None) | there.is_not_distinct_from(given)
+
+
+def _of(row: Any, name: str) -> Expression:
+    found: Expression = row.c[name] if isinstance(row, FromClause) else row[name]
+    return found
+
+
+def _found(rows: sa.Select[Any]) -> Expression:
+    """Whether there is one. Not EXISTS, which the planner would join with, reading a table through."""
+    return rows.limit(sa.literal_column("1")).scalar_subquery().is_not(None)
+
+
+def _count(part: sa.CTE) -> Any:
+    return sa.select(sa.func.count()).select_from(part).scalar_subquery()
 
 
 @cache
