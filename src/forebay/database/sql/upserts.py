@@ -158,32 +158,58 @@ class Upserts(Compiler):
         wanted = ~self._is_buried(table, source, late)
         if table is threads:
             return wanted
-        written, made = (self._at(source, name, late) for name in (WRITTEN_AT, MADE_AT))
-        wanted &= ~_is_deleted(
-            table, source, sa.func.coalesce(written, _ZERO), sa.func.coalesce(made, written, _ZERO)
-        )
+        wanted &= ~self._is_deleted(table, source, late)
         if table is feedbacks:
             wanted &= ~_is_on_anothers_step(source)
         return wanted
 
-    def _at(self, row: FromClause, name: str, late: bool) -> Expression:
-        """A moment of a row's; of one that comes late it counts for nothing where it has yet to come.
-
-        A clock that was ahead gave it. Who writes at once is not asked: its clock follows the database's.
-        """
-        moment: Expression = row.c[name]
-        return sa.case((moment <= self._sql.moment(), moment)) if late else moment
-
     def _is_buried(self, table: sa.Table, source: FromClause, late: bool) -> Expression:
         thread_id = source.c["id" if table is threads else "threadId"]
         # A stub has no moment; where its thread was made anew, it only moves that up.
-        written: Expression = sa.func.coalesce(self._at(source, WRITTEN_AT, late), _ZERO)
-        if table is threads:
-            written = sa.case((source.c[WRITTEN_AT].is_(None), _LONG), else_=written)
+        written = sa.func.coalesce(source.c[WRITTEN_AT], _LONG if table is threads else _ZERO)
         buried = self._buried
-        return sa.exists(
-            sa.select(buried.c.thread_id).where(buried.c.thread_id == thread_id, written <= buried.c.until)
+        mine = buried.c.thread_id == thread_id
+        stub = source.c[WRITTEN_AT].is_(None) & (buried.c.until < _LONG)
+        later = self._is_later(written, buried.c.until, late)
+        let_in = stub | later if table is threads else later
+        return sa.exists(sa.select(buried.c.thread_id).where(mine, ~let_in))
+
+    def _is_deleted(self, table: sa.Table, source: FromClause, late: bool) -> Expression:
+        """Whether the row was deleted since it was made, or the step that it hangs on since it was written.
+
+        Who changes a row does not make it; but where somebody has made it anew, it may be changed.
+        """
+        anew = table.alias("anew")
+        there = sa.select(anew.c["id"]).where(
+            anew.c["id"] == source.c["id"], anew.c[WRITTEN_AT] > deleted.c.deleted_at
         )
+        written = sa.func.coalesce(source.c[WRITTEN_AT], _ZERO)
+        is_later = self._is_later(written, deleted.c.deleted_at, late)
+        made = sa.func.coalesce(source.c[MADE_AT], written)
+        itself = sa.select(deleted.c.id).where(
+            deleted.c.kind == literal(table.name),
+            deleted.c.id == source.c["id"],
+            ~self._is_later(made, deleted.c.deleted_at, late),
+            ~(is_later & _found(there.correlate(deleted, source))),
+        )
+        step = sa.select(deleted.c.id).where(
+            deleted.c.kind == literal("steps"),
+            deleted.c.id == source.c[_HANGS_ON[table.name]],
+            ~is_later,
+        )
+        return _found(itself.correlate(source)) | _found(step.correlate(source))
+
+    def _is_later(self, moment: Expression, than: Expression, late: bool) -> Expression:
+        """Whether one moment is later than another.
+
+        Of what comes late, one that has yet to come, by a clock that was ahead, is no reason against one that has been.
+        Who writes at once is not asked: its clock follows the database's.
+        """
+        later = moment > than
+        if not late:
+            return later
+        now = self._sql.moment() + _AHEAD_US
+        return later & ~((moment > now) & (than <= now))
 
     def _proposed(self, column: sa.Column[Any], source: FromClause, partial: bool) -> Expression:
         """What a row brings for a column, or what it must have instead."""
@@ -248,9 +274,8 @@ class Upserts(Compiler):
         beneath: Expression = sa.func.coalesce(column, excluded)
         if rule is Merge.KEYS:
             beneath = self._sql.merge_keys(excluded, column, removing=False)
-        stored, given, now = column.table.c[WRITTEN_AT], proposed[WRITTEN_AT], self._sql.moment()
-        # A moment that has yet to come, by a clock that was ahead, is no reason against one that has been.
-        stored_is_newer = (stored > given) | ((given > now) & (stored <= now))
+        stored, given = column.table.c[WRITTEN_AT], proposed[WRITTEN_AT]
+        stored_is_newer = (stored > given) | ((given > stored) & ~self._is_later(given, stored, late=True))
         return sa.case((stored_is_newer, beneath), else_=merged)
 
     @cached_property
@@ -271,31 +296,9 @@ class Upserts(Compiler):
 _FOREVER: Expression = sa.cast(sa.literal_column(str(2**63 - 1)), sa.BigInteger())
 _LONG: Expression = sa.cast(sa.literal_column(str(2**63 - 2)), sa.BigInteger())
 _ZERO: Expression = sa.literal_column("0")
+# What is further ahead than this is not a clock's difference. 5 s.
+_AHEAD_US: Expression = sa.literal_column("5000000")
 _HANGS_ON = {"steps": "parentId", "elements": "forId", "feedbacks": "forId"}
-
-
-def _is_deleted(table: sa.Table, source: FromClause, written: Expression, made: Expression) -> Expression:
-    """Whether the row was deleted since it was made, or the step that it hangs on since it was written.
-
-    Who changes a row does not make it; but where somebody has made it anew, it may be changed.
-    """
-    anew = table.alias("anew")
-    there = sa.select(anew.c["id"]).where(
-        anew.c["id"] == source.c["id"], anew.c[WRITTEN_AT] > deleted.c.deleted_at
-    )
-    changes_it = (written > deleted.c.deleted_at) & _found(there.correlate(deleted, source))
-    itself = sa.select(deleted.c.id).where(
-        deleted.c.kind == literal(table.name),
-        deleted.c.id == source.c["id"],
-        made <= deleted.c.deleted_at,
-        ~changes_it,
-    )
-    step = sa.select(deleted.c.id).where(
-        deleted.c.kind == literal("steps"),
-        deleted.c.id == source.c[_HANGS_ON[table.name]],
-        written <= deleted.c.deleted_at,
-    )
-    return _found(itself.correlate(source)) | _found(step.correlate(source))
 
 
 def _is_elsewhere(table: sa.Table, source: FromClause, stored: FromClause) -> Expression:
