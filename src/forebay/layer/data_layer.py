@@ -426,10 +426,7 @@ class ForebayDataLayer(BaseDataLayer):
     def create_step(self, step_dict: StepDict) -> Awaitable[None]:
         """Create or change a step; what `step_dict` leaves out or has as None stays as it is."""
         self._log_call("create_step")
-        return self._write_step(_changed_step if _changing.get() else changes.step, step_dict)
-
-    def _write_step(self, make: Callable[[StepDict], Upsert], step_dict: StepDict) -> Awaitable[None]:
-        change = self._made(make, step_dict)
+        change = self._made(_changed_step if _changing.get() else changes.step, step_dict)
         return self._after_its_thread(change) if self._own.update_thread else self._door.write(change)
 
     def _after_its_thread(self, change: Upsert) -> Awaitable[None]:
@@ -448,7 +445,8 @@ class ForebayDataLayer(BaseDataLayer):
         self._log_call("update_step")
         if self._own.create_step:
             return self._as_a_change(step_dict)
-        return self._write_step(_changed_step, step_dict)
+        change = self._made(_changed_step, step_dict)
+        return self._after_its_thread(change) if self._own.update_thread else self._door.write(change)
 
     def _as_a_change(self, step_dict: StepDict) -> Awaitable[None]:
         """What a subclass has `create_step` do with it; it changes a step all the same, and makes none."""
