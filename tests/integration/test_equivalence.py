@@ -20,6 +20,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from forebay import ForebayDataLayer, Settings
+from forebay.attachments.keys import object_key
 from forebay.database.urls import parse_url
 from tests.support.storage import MemoryStorage
 
@@ -51,6 +52,9 @@ TAKEN_AS = {
     "streaming": bool,  # SQLite's truth is 1, and Chainlit's layer passes it on
     "isError": lambda value: value if value is None else bool(value),
     "waitForAnswer": lambda value: value if value is None else bool(value),
+    "objectKey": lambda value: (
+        value and object_key(*value.split("/", 2))
+    ),  # storages refuse some of what it holds there
 }
 # What the calls below keep clear of, since there the contract means to differ:
 # - get_thread_author of an unknown thread: ValueError there, "" here. Compared as "".
@@ -58,6 +62,7 @@ TAKEN_AS = {
 # - a step in parts: a part without a NOT NULL column is lost there; one without metadata or generation resets it.
 # - modes, playerConfig, an unknown key; tags on SQLite: the row is lost there.
 # - a name within a thread's metadata: there it takes a later rename back.
+# - an element that is sent again in another thread: there it leaves the one that it was in.
 # - deleting a step that has children: they stay there.
 # - writing into a thread or a step that was deleted or is unknown: a ghost or a lost row there.
 # - two feedbacks on one step: the step is there twice.
@@ -259,6 +264,8 @@ class Conversation:
         if step not in self.steps:
             return
         thread = self.steps[step]["thread"]
+        if self.elements.get(number, {"thread": thread})["thread"] != thread:
+            return
         common: Document = {
             "id": self.id("element", number),
             "thread_id": self.id("thread", thread),

@@ -198,6 +198,9 @@ class LocalStorageClient(BaseStorageClient):
             fresh = self.folder / f"{_KEY_FILE}.{secrets.token_hex(8)}"
             descriptor = os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
             with os.fdopen(descriptor, "wb") as file:
+                if os.geteuid() == 0:  # an operator looks after the folder; whose it is must read the key too
+                    owner = self.folder.stat()
+                    os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
                 file.write(secrets.token_bytes(32))
                 sync_file(file)
             try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import uuid
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 
@@ -54,7 +53,13 @@ class Work:
     def name_database(self) -> None:
         """Give the database its id, unless it has one, as one that was copied or restored has."""
         named = sa.select(database.c.id).exists()
-        new = sa.select(sa.literal(1), sa.literal(str(uuid.uuid4()))).where(~named)
+        # Drawn by the database, so that the plan is the same each time; `gen_random_uuid` is younger than some servers.
+        drawn = (
+            sa.func.md5(sa.literal_column("random()::text || clock_timestamp()::text || random()::text"))
+            if self.is_postgres
+            else sa.func.lower(sa.func.hex(sa.func.randomblob(sa.literal_column("16"))))
+        )
+        new = sa.select(sa.literal_column("1"), drawn).where(~named)
         self.op.execute(sa.insert(database).from_select(["row", "id"], new))
 
     def fill_activity(self) -> None:
