@@ -181,6 +181,14 @@ class GatedStore(Store):
     async def write(self, statement: Any, **parameters: Any) -> Any:
         return await self._gated(lambda: super(GatedStore, self).write(statement, **parameters))
 
+    async def prepare(self) -> None:
+        # Before a read or a write, and alone: who finds a journal asks first which database this is.
+        self.running += 1
+        try:
+            await super().prepare()
+        finally:
+            self.running -= 1
+
     async def close(self) -> None:
         self.running += 1
         try:

@@ -52,9 +52,8 @@ TAKEN_AS = {
     "streaming": bool,  # SQLite's truth is 1, and Chainlit's layer passes it on
     "isError": lambda value: value if value is None else bool(value),
     "waitForAnswer": lambda value: value if value is None else bool(value),
-    "objectKey": lambda value: (
-        value and object_key(*value.split("/", 2))
-    ),  # storages refuse some of what it holds there
+    # Storages refuse some of what it holds there: user, element and, if it has one, name.
+    "objectKey": lambda value: value and object_key(*[*value.split("/", 2), ""][:3]),
 }
 # What the calls below keep clear of, since there the contract means to differ:
 # - get_thread_author of an unknown thread: ValueError there, "" here. Compared as "".
