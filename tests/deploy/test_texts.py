@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from forebay.cli import main
+from forebay.model import schema
 from forebay.settings import Settings, variable_of
 from tests.deploy import files
 
@@ -52,6 +53,15 @@ def test_an_alert_has_its_section(alert: str) -> None:
 def test_the_runbook_has_no_section_that_no_alert_leads_to() -> None:
     sections = re.findall(r"^## (.+)$", _RUNBOOK, re.MULTILINE)
     assert sections == [rule["alert"] for rule in files.alerts()]
+
+
+@pytest.mark.parametrize("path", ["deploy/postgres/grants.sql", "docs/operations/change-over.md"])
+def test_the_chat_servers_role_is_given_every_table(path: str) -> None:
+    granted = re.findall(r"^GRANT .+? ON (.+?) TO", (files.ROOT / path).read_text(), re.MULTILINE)
+    assert {table for line in granted for table in line.split(", ")} == {
+        *schema.metadata.tables,
+        "forebay_migrations",
+    }
 
 
 @pytest.mark.parametrize("path", _TEXTS, ids=files.name_of)
