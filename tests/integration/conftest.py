@@ -64,7 +64,7 @@ def _shared_postgres_url(postgres_server: PostgresServer, _postgres_template: st
 def emptied_postgres_url(postgres_server: PostgresServer, _shared_postgres_url: str) -> str:
     """A PostgreSQL database whose tables are empty; sooner there than a new one."""
     # One statement; TRUNCATE makes new files for each table and index, which takes longer.
-    parts = ", ".join(f"t_{table} AS (DELETE FROM {table})" for table in schema.TABLES)
+    parts = ", ".join(f"t_{table} AS (DELETE FROM {table})" for table in (*schema.TABLES, "forebay_garbage"))
     postgres_server.execute(f"WITH {parts} SELECT 1", name_of(_shared_postgres_url))
     return _shared_postgres_url
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from aiohttp import web
 from chainlit.element import Audio, CustomElement, Element, ElementDict, Pdf, Text, Video
 
 from forebay import ForebayDataLayer, Settings, TransientError
-from forebay.attachments import blobs
+from forebay.attachments import blobs, collector
 from tests.integration.conftest import MakeLayer
 from tests.integration.contract import (
     UNREACHABLE,
@@ -351,6 +352,125 @@ async def test_content_of_an_element_that_is_made_anew_is_not_deleted_later(
 
     await layer.delete_element(element.id, element.thread_id)
     assert not storage.files
+
+
+def _long_key() -> str:
+    """As another layer makes it, of letters that do not compress."""
+    return f"threads/{new_id()}/files/" + "".join(secrets.token_hex(32) for _ in range(100))
+
+
+async def _names(layer: ForebayDataLayer, element: Element, object_key: str) -> None:
+    """Another program has stored the element's content, under a key of its own."""
+    await layer.execute_sql(
+        f'UPDATE elements SET "objectKey" = :key WHERE id = {_typed_id(layer)}',
+        {"key": object_key, "id": element.id},
+    )
+
+
+def _typed_id(layer: ForebayDataLayer) -> str:
+    return "CAST(:id AS UUID)" if layer.engine.dialect.name == "postgresql" else ":id"
+
+
+@pytest.mark.parametrize("by", ["element", "step", "thread"])
+async def test_a_key_of_any_length_goes_with_its_element(
+    layer: ForebayDataLayer, storage: MemoryStorage, by: str
+) -> None:
+    thread_id = await a_thread(layer)
+    step = a_step(thread_id)
+    await layer.create_step(step)
+    for key in (_long_key(), _long_key()):
+        element = a_text(thread_id, for_id=step["id"])
+        await layer.create_element(element)
+        await storage.delete_file((await stored_elements(layer, thread_id))[0]["objectKey"] or "")
+        storage.files[key] = b"content"
+        await _names(layer, element, key)
+        if by == "element":
+            await layer.delete_element(element.id, thread_id)
+    if by == "step":
+        await layer.delete_step(step["id"])
+    if by == "thread":
+        await layer.delete_thread(thread_id)
+    assert await layer.execute_sql("SELECT id FROM elements", {}) == []
+    assert await layer.execute_sql("SELECT object_key FROM forebay_garbage", {}) == []
+    assert [key for key in storage.files if key.startswith("threads/")] == []
+
+
+async def test_content_that_two_elements_name_goes_with_the_second(
+    layer: ForebayDataLayer, storage: MemoryStorage
+) -> None:
+    first, second = a_text(await a_thread(layer)), a_text(await a_thread(layer))
+    await layer.create_element(first)
+    await layer.create_element(second)
+    (stored,) = await stored_elements(layer, first.thread_id)
+    await _names(layer, second, str(stored["objectKey"]))
+    await layer.delete_thread(first.thread_id)
+    assert stored["objectKey"] in storage.files
+    await layer.delete_thread(second.thread_id)
+    assert stored["objectKey"] not in storage.files
+
+
+async def test_contents_that_a_storage_keeps_hold_up_no_others(
+    layer: ForebayDataLayer, monkeypatch: pytest.MonkeyPatch, storage: MemoryStorage
+) -> None:
+    monkeypatch.setattr(collector, "_AT_ONCE", 2)
+
+    async def delete_file(object_key: str) -> bool:
+        return "locked" not in object_key and await MemoryStorage.delete_file(storage, object_key)
+
+    monkeypatch.setattr(storage, "delete_file", delete_file)
+    thread_id = await a_thread(layer)
+    for name in ["locked"] * 8 + ["free"] * 3:
+        await layer.create_element(a_text(thread_id, name=name))
+    await layer.delete_thread(thread_id)
+    assert len(storage.files) == 8
+    left = await rows(layer, "SELECT object_key FROM forebay_garbage")
+    assert {row["object_key"] for row in left} == set(storage.files)
+
+
+async def test_what_is_noted_while_it_is_collected_is_collected_again(
+    layer: ForebayDataLayer, monkeypatch: pytest.MonkeyPatch, storage: MemoryStorage
+) -> None:
+    element = a_text(await a_thread(layer))
+    await layer.create_element(element)
+    again = iter([True])
+
+    async def delete_file(object_key: str) -> bool:
+        await MemoryStorage.delete_file(storage, object_key)
+        if next(again, False):  # another process makes the element anew, and deletes it
+            storage.files[object_key] = b"again"
+            later = "UPDATE forebay_garbage SET noted_at = noted_at + 1"
+            await layer._store.execute_sql(later, {})
+        return True
+
+    monkeypatch.setattr(storage, "delete_file", delete_file)
+    await layer.delete_element(element.id, element.thread_id)
+    assert len(await rows(layer, "SELECT object_key FROM forebay_garbage")) == 1
+    await layer.delete_thread(element.thread_id)
+    assert storage.files == {}
+    assert await rows(layer, "SELECT object_key FROM forebay_garbage") == []
+
+
+async def test_a_storage_that_stalls_is_waited_for_a_while_and_asked_once(
+    emptied_url: str, make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collector, "_PATIENCE", 0.2)
+    storage, asked = MemoryStorage(), 0
+
+    async def delete_file(object_key: str) -> bool:
+        nonlocal asked
+        asked += 1
+        await asyncio.Event().wait()
+        raise AssertionError("unreachable")
+
+    monkeypatch.setattr(storage, "delete_file", delete_file)
+    layer = make_layer(emptied_url, storage_provider=storage)
+    threads = [await a_thread(layer) for _ in range(5)]
+    for thread_id in threads:
+        await layer.create_element(a_text(thread_id))
+    async with asyncio.timeout(30):
+        await asyncio.gather(*map(layer.delete_thread, threads))
+        await layer.close()
+    assert asked < 4 * len(threads)
 
 
 class LateDeletes(SlowStorage):

@@ -181,6 +181,60 @@ def differences(connection: sa.Connection) -> Any:
     return compare_metadata(context, schema.metadata)
 
 
+class TestGarbage:
+    """Up to 0005 it was keyed by the object's key, which is too long for an index of PostgreSQL's at some length."""
+
+    OLD_TABLE = "CREATE TABLE forebay_garbage (object_key TEXT NOT NULL, PRIMARY KEY (object_key))"
+
+    async def old(self, engine: AsyncEngine) -> None:
+        await create(engine, LATEST)
+        await migrations.upgrade(engine)
+        await run(
+            engine,
+            "DROP TABLE forebay_garbage",
+            "DROP INDEX forebay_elements_key",
+            self.OLD_TABLE,
+            "INSERT INTO forebay_garbage (object_key) VALUES ('a/b/c'), ('d')",
+            "UPDATE forebay_migrations SET version_num = '0005'",
+        )
+
+    async def keys(self, engine: AsyncEngine) -> list[tuple[str, str]]:
+        async with engine.connect() as connection:
+            rows = await connection.execute(sa.text("SELECT object_key, key_hash FROM forebay_garbage"))
+            return sorted((row.object_key, row.key_hash) for row in rows)
+
+    @pytest.mark.parametrize("by_hand", [False, True])
+    async def test_what_is_noted_is_kept(self, engine: AsyncEngine, by_hand: bool):
+        await self.old(engine)
+        if by_hand:
+            await run_by_hand(engine, await migrations.plan(engine))
+        else:
+            assert "keyed forebay_garbage by a hash" in await migrations.upgrade(engine)
+        assert await is_complete(engine)
+        assert await migrations.upgrade(engine) == []
+        kept = await self.keys(engine)
+        assert [key for key, _ in kept] == ["a/b/c", "d"]
+        assert len({hashed for _, hashed in kept}) == 2
+
+    async def test_a_release_before_goes_on_beside_it(self, engine: AsyncEngine):
+        await self.old(engine)
+        await migrations.upgrade(engine)
+        await run(
+            engine,
+            "INSERT INTO forebay_garbage (object_key) SELECT 'e' WHERE true ON CONFLICT DO NOTHING",
+            "DELETE FROM forebay_garbage WHERE object_key = 'd'",
+        )
+        assert [key for key, _ in await self.keys(engine)] == ["a/b/c", "e"]
+
+    async def test_an_interrupted_migration_goes_on(self, engine: AsyncEngine):
+        await self.old(engine)
+        await migrations.upgrade(engine)
+        await run(engine, "UPDATE forebay_migrations SET version_num = '0005'")
+        before = await self.keys(engine)
+        await migrations.upgrade(engine)
+        assert await self.keys(engine) == before
+
+
 class TestDisableFeedback:
     async def test_it_gets_a_default_and_keeps_its_values(self, engine: AsyncEngine):
         await create(engine, V2_0)

@@ -78,6 +78,8 @@ async def fill(url: str) -> None:
             for n in range(5_000)
         ]
         await connection.execute(schema.deleted.insert(), noted)
+        discarded = [{"key_hash": f"{n:064}", "object_key": f"key {n}", "noted_at": n} for n in range(10_000)]
+        await connection.execute(schema.garbage.insert(), discarded)
     chat = a_chat()
     while batch := [change for change, _ in zip(chat, range(10_000), strict=False)]:
         await store.apply(batch)
@@ -85,6 +87,7 @@ async def fill(url: str) -> None:
         # Those of processes that have ended stay for months.
         positions = [{"journal_id": str(number), "applied_seq": 1, "token": 1} for number in range(10_000)]
         await connection.execute(sa.insert(schema.checkpoints), positions)
+        await connection.execute(sa.text("""UPDATE elements SET "objectKey" = 'key ' || id"""))
         await connection.execute(sa.text("ANALYZE"))
     await store.close()
 
@@ -276,6 +279,33 @@ async def test_looking_for_ghosts_uses_indexes(
     for url, explain in ((full_postgres_url, explain_postgres), (full_sqlite_url, explain_sqlite)):
         plan = await explain(statements_for(url).ghosts, {"recent_us": 3600 * 1_000_000})
         assert plan.scanned == set(), plan
+
+
+GARBAGE: dict[str, tuple[Callable[[Statements], Statement], dict[str, Any]]] = {
+    "page": (lambda s: s.garbage, {"after": "", "first": 1000}),
+    "contents": (lambda s: s.contents, {"object_keys": json.dumps(["a", "b"])}),
+    "forget": (
+        lambda s: s.forget_garbage,
+        {"forebay_garbage": json.dumps([{"key_hash": "a", "object_key": "b", "noted_at": 1}])},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GARBAGE)
+async def test_collecting_garbage_uses_indexes(
+    explain_postgres: Explain,
+    explain_sqlite: Explain,
+    full_postgres_url: str,
+    full_sqlite_url: str,
+    name: str,
+) -> None:
+    statement, parameters = GARBAGE[name]
+    plan = await explain_sqlite(statement(statements_for(full_sqlite_url)), parameters)
+    assert plan.scanned == set(), plan
+    assert plan.indexes, plan
+    plan = await explain_postgres(statement(statements_for(full_postgres_url)), parameters)
+    # PostgreSQL takes a document for 100 rows; then it is right to read a table of 10,000 through.
+    assert plan.scanned <= (set() if name == "page" else {"elements", "forebay_garbage"}), plan
 
 
 @pytest.fixture

@@ -102,7 +102,12 @@ class Blobs:
 
         Of one `name`, one is tried on at a time. What is given up in the end is counted.
         """
-        if await _succeeds(act) or name in self._later:
+        if not await _succeeds(act):
+            self.later(name, act)
+
+    def later(self, name: str, act: Callable[[], Awaitable[bool]]) -> None:
+        """Try what was tried once already, in the background, as `surely` does."""
+        if name in self._later:
             return
         if len(self._later) >= _MOST_LATER:
             self._give_up()

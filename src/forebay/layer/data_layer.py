@@ -25,6 +25,7 @@ from prometheus_client import CollectorRegistry
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from forebay.attachments.blobs import Blobs
+from forebay.attachments.collector import Collector
 from forebay.attachments.providers import configured_storage
 from forebay.attachments.uploads import Content, Job, Uploads
 from forebay.database.own_sessions import sessions
@@ -51,8 +52,6 @@ from forebay.telemetry.collector import Metrics
 from forebay.telemetry.logs import limit_repeats
 
 logger = logging.getLogger("forebay")
-
-_GARBAGE_AT_ONCE = 1000
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
@@ -148,8 +147,10 @@ class ForebayDataLayer(BaseDataLayer):
             if client is not None
             else None
         )
+        self._collector: Collector | None = None
         if self._uploads is not None:
             self._engine.on_start.append(self._uploads.start)
+            self._collector = Collector(self._engine, self._statements, self._blobs, self._uploads)
         self._owners: OrderedDict[str, str] = OrderedDict()
         self.async_session = sessions(self.engine, partial(self._engine.settle, None))
 
@@ -661,32 +662,8 @@ class ForebayDataLayer(BaseDataLayer):
         if self._uploads is not None and jobs:
             await self._uploads.forget(jobs)
         await deleted
-        if self._blobs.client is not None and table != "feedbacks":
-            await self._blobs.surely("garbage", self._collect_garbage)
-
-    async def _collect_garbage(self) -> bool:
-        """Delete contents whose elements are gone, here or by another process. False: some could not be."""
-        object_keys = set(await self._engine.read(self._statements.garbage, first=_GARBAGE_AT_ONCE))
-        if not object_keys:
-            return True
-        # An element that is made anew has the same key. What is on its way may be over before its row is looked for.
-        on_their_way = self._on_their_way(object_keys)
-        in_use = await self._in_use(object_keys)
-        on_their_way |= self._on_their_way(object_keys)
-        deleted = await self._blobs.delete(object_keys - in_use - on_their_way)
-        for object_key in (*deleted, *in_use):
-            await self._engine.write_now(self._statements.forget_garbage, object_key=object_key)
-        return len(deleted) + len(in_use) == len(object_keys)
-
-    async def _in_use(self, object_keys: set[str]) -> set[str]:
-        """Those that an element names again; its id is part of its key."""
-        await self._engine.settle(None)
-        spelled = {self._store.ids.spell(part) for key in object_keys for part in key.split("/")}
-        like = cleaning.json([{"id": key} for key in spelled if key is not None]).decode()
-        return object_keys.intersection(await self._engine.read(self._statements.contents, elements=like))
-
-    def _on_their_way(self, object_keys: set[str]) -> set[str]:
-        return self._uploads.among(object_keys) if self._uploads is not None else set()
+        if self._collector is not None and table != "feedbacks":
+            await self._collector.collect()
 
     async def _settle_uploads(self, thread_id: str | None) -> None:
         if self._uploads is not None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.compiler import compiles
 
 
 class Merge(Enum):
@@ -199,6 +200,24 @@ checkpoints = sa.Table(
     sa.Column("noted_at", sa.BigInteger()),  # by the database's clock, in microseconds since 1970
 )
 
+
+class Drawn(sa.ColumnElement[str]):
+    """32 hexadecimal digits that the database draws; `gen_random_uuid` is younger than some servers."""
+
+    inherit_cache = True
+    type = sa.Text()
+
+
+@compiles(Drawn, "postgresql")
+def _drawn_by_postgres(_element: Drawn, _compiler: Any, **_named: Any) -> str:
+    return "md5(random()::text || clock_timestamp()::text || random()::text)"
+
+
+@compiles(Drawn, "sqlite")
+def _drawn_by_sqlite(_element: Drawn, _compiler: Any, **_named: Any) -> str:
+    return "lower(hex(randomblob(16)))"
+
+
 # The database's own id, in one row: a URL may lead elsewhere tomorrow, and one database has several.
 database = sa.Table(
     "forebay_database",
@@ -227,8 +246,15 @@ deleted = sa.Table(
     sa.Column("noted_at", sa.BigInteger(), nullable=False),
 )
 
-# Contents whose elements are deleted, until the storage has deleted them too.
-garbage = sa.Table("forebay_garbage", metadata, sa.Column("object_key", sa.Text(), primary_key=True))
+# Contents whose elements are deleted, until the storage has deleted them too. An object's key may be longer than an
+# index takes, so a row is known by the key's SHA-256; releases before this one have none, and any other serves as well.
+garbage = sa.Table(
+    "forebay_garbage",
+    metadata,
+    sa.Column("key_hash", sa.Text(), primary_key=True, server_default=Drawn()),
+    sa.Column("object_key", sa.Text(), nullable=False),
+    sa.Column("noted_at", sa.BigInteger()),  # by the database's clock: what is noted again is not forgotten
+)
 
 sa.Index("forebay_tombstones_age", tombstones.c.deleted_at)
 sa.Index("forebay_deleted_age", deleted.c.noted_at)
@@ -237,6 +263,8 @@ sa.Index("forebay_steps_thread", steps.c.threadId, steps.c.createdAt)
 sa.Index("forebay_steps_parent", steps.c.parentId)
 sa.Index("forebay_elements_thread", elements.c.threadId)
 sa.Index("forebay_elements_for", elements.c.forId)
+# A key may be longer than other indexes of PostgreSQL take.
+sa.Index("forebay_elements_key", elements.c.objectKey, postgresql_using="hash")
 sa.Index("forebay_feedbacks_for", feedbacks.c.forId)
 sa.Index("forebay_feedbacks_thread", feedbacks.c.threadId)
 

@@ -48,6 +48,7 @@ class Todo:
     columns: tuple[sa.Column[Any], ...] = ()
     default_old_column: bool = False
     recollate: bool = False
+    rekey_garbage: bool = False
     indexes: tuple[NewIndex, ...] = ()
     fill: bool = False
     in_use: bool = True
@@ -74,6 +75,7 @@ def decide(shape: Shape) -> Todo:
         columns=tuple(_missing_columns(shape)),
         default_old_column=_needs_default(shape),
         recollate=shape.activity_collation not in (None, "C"),
+        rekey_garbage=_is_keyed_by_text(shape),
         indexes=(*_identifier_index(shape), *missing_indexes),
         fill=shape.behind,
         in_use=bool(shape.tables),
@@ -93,7 +95,14 @@ def _wanted(shape: Shape) -> tuple[list[sa.Table], list[sa.Index]]:
 
 def _found(shape: Shape) -> Iterator[tuple[sa.Table, FoundTable]]:
     for name, found in shape.tables.items():
-        yield schema.metadata.tables[name], found
+        if name != schema.garbage.name or not _is_keyed_by_text(shape):
+            yield schema.metadata.tables[name], found
+
+
+def _is_keyed_by_text(shape: Shape) -> bool:
+    """Whether the garbage is as it was up to 0005: its table is made anew."""
+    found = shape.tables.get(schema.garbage.name)
+    return found is not None and ("object_key",) in found.keys
 
 
 def _missing_columns(shape: Shape) -> Iterator[sa.Column[Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import sqlalchemy as sa
 from alembic.operations import Operations
@@ -13,13 +14,14 @@ from sqlalchemy.schema import CreateTable
 from forebay.database.migrations.activity import fill, fill_statement
 from forebay.database.migrations.todo import OLD_COLUMN, NewIndex, Todo, repeated_identifiers
 from forebay.errors import SchemaError
-from forebay.model.schema import database
+from forebay.model.schema import Drawn, database, garbage
 
 logger = logging.getLogger("forebay.migrations")
 
 # While an ALTER waits for its lock, every other statement on the table waits behind it. So it gives up soon.
 LOCK_TIMEOUT_MS = 1000
 _PARKED = "forebayOldDisableFeedback"
+_PARKED_GARBAGE = "forebay_old_garbage"
 
 
 @dataclass
@@ -42,6 +44,7 @@ class Work:
             self._limit_lock_waits()
             self._create_tables()
             self._add_columns()
+            self._rekey_garbage()
             self._mend_columns()
             self._say(*self.todo.warnings)
             self._limit_lock_waits(0)  # building an index concurrently waits for others, but none for it
@@ -53,13 +56,9 @@ class Work:
     def name_database(self) -> None:
         """Give the database its id, unless it has one, as one that was copied or restored has."""
         named = sa.select(database.c.id).exists()
-        # Drawn by the database, so that the plan is the same each time; `gen_random_uuid` is younger than some servers.
-        drawn = (
-            sa.func.md5(sa.literal_column("random()::text || clock_timestamp()::text || random()::text"))
-            if self.is_postgres
-            else sa.func.lower(sa.func.hex(sa.func.randomblob(sa.literal_column("16"))))
-        )
-        new = sa.select(sa.literal_column("1"), drawn).where(~named)
+        # Drawn by the database, so that the plan is the same each time.
+        row: tuple[sa.ColumnElement[Any], ...] = (sa.literal_column("1"), Drawn())
+        new = sa.select(*row).where(~named)
         self.op.execute(sa.insert(database).from_select(["row", "id"], new))
 
     def fill_activity(self) -> None:
@@ -115,6 +114,27 @@ class Work:
             table = column.table.name
             self.op.add_column(table, sa.Column(column.name, column.type))
             self._say(f'added the column {table}."{column.name}"')
+
+    def _rekey_garbage(self) -> None:
+        """The rows that are there get any key, as those of releases that go on beside this one do."""
+        if not self.todo.rekey_garbage:
+            return
+        if self.is_postgres:
+            self.op.execute(
+                "ALTER TABLE forebay_garbage DROP CONSTRAINT forebay_garbage_pkey,"
+                f" ADD COLUMN key_hash TEXT NOT NULL DEFAULT {self._compiled(Drawn())},"
+                " ADD COLUMN noted_at BIGINT, ADD PRIMARY KEY (key_hash)"
+            )
+        else:
+            self.op.execute(f"ALTER TABLE forebay_garbage RENAME TO {_PARKED_GARBAGE}")
+            self.op.execute(CreateTable(garbage))
+            kept: sa.Select[Any] = sa.select(sa.column("object_key")).select_from(sa.table(_PARKED_GARBAGE))
+            self.op.execute(sa.insert(garbage).from_select(["object_key"], kept, include_defaults=False))
+            self.op.execute(f"DROP TABLE {_PARKED_GARBAGE}")
+        self._say("keyed forebay_garbage by a hash")
+
+    def _compiled(self, element: sa.sql.ClauseElement) -> str:
+        return str(element.compile(dialect=self.op.get_context().dialect))
 
     def _mend_columns(self) -> None:
         if self.todo.default_old_column:

@@ -36,21 +36,32 @@ class Bookkeeping(Compiler):
 
     @cached_property
     def garbage(self) -> Statement:
-        """The object keys of contents that are to be deleted, at most `first`, as a JSON array."""
-        found = sa.select(garbage.c.object_key).limit(sa.bindparam("first", type_=sa.Integer()))
-        return self._compile(sa.select(self._sql.result(self._sql.texts(found))))
+        """Contents that are to be deleted, at most `first`, by their hashes, from the one after `after` on.
+
+        As a JSON array of texts, each a JSON object with `key_hash`, `object_key` and `noted_at`.
+        """
+        row = self._sql.object({column.name: column for column in garbage.columns})
+        found = sa.select(self._sql.result(row).label("doc"))
+        page = found.where(garbage.c.key_hash > text_parameter("after")).order_by(garbage.c.key_hash)
+        page = page.limit(sa.bindparam("first", type_=sa.Integer()))
+        return self._compile(sa.select(self._sql.result(self._sql.texts(page))))
 
     @cached_property
     def contents(self) -> Statement:
-        """The object keys that those of `elements` name, a JSON array of objects with ids, as a JSON array."""
-        ids = sa.select(self._sql.source(elements).c.id)
-        found = sa.select(elements.c.objectKey).where(self._sql.among(elements.c.id, ids))
-        return self._compile(sa.select(self._sql.result(self._sql.texts(found))))
+        """Those of `object_keys`, a JSON array, that an element names, as a JSON array."""
+        given = self._sql.given("object_keys")
+        named = sa.exists(sa.select(elements.c.id).where(elements.c.objectKey == given.c.value))
+        return self._compile(
+            sa.select(self._sql.result(self._sql.texts(sa.select(given.c.value).where(named))))
+        )
 
     @cached_property
     def forget_garbage(self) -> Statement:
-        """The content of `object_key` is deleted."""
-        return self._compile(sa.delete(garbage).where(garbage.c.object_key == text_parameter("object_key")))
+        """The contents of the `forebay_garbage` are deleted, a JSON array of its rows; what was noted anew stays."""
+        given = self._sql.source(garbage)
+        same = garbage.c.noted_at.is_not_distinct_from(given.c.noted_at)
+        done = sa.select(given.c.key_hash).where(given.c.key_hash == garbage.c.key_hash, same)
+        return self._compile(sa.delete(garbage).where(sa.exists(done)))
 
 
 _CHECKPOINT = ("journal_id", "applied_seq", "token", "noted_at")

@@ -189,5 +189,10 @@ def _tree() -> sa.CTE:
 
 def _discard(sql: Sql, which: Expression) -> Any:
     """Note the contents of these elements, in the transaction that deletes their rows."""
-    found = sa.select(elements.c.objectKey).where(elements.c.objectKey.is_not(None), which)
-    return sql.insert(garbage).from_select(["object_key"], found).on_conflict_do_nothing()
+    named = sa.select(elements.c.objectKey).where(elements.c.objectKey.is_not(None), which).distinct()
+    keys = named.subquery("discarded")
+    found = sa.select(sql.digest(keys.c.objectKey), keys.c.objectKey, sql.moment()).where(sa.true())
+    insert = sql.insert(garbage).from_select(["key_hash", "object_key", "noted_at"], found)
+    return insert.on_conflict_do_update(
+        index_elements=["key_hash"], set_={"noted_at": insert.excluded.noted_at}
+    )

@@ -25,6 +25,12 @@ class Sql(Protocol):
     def source(self, table: sa.Table) -> FromClause:
         """The rows of the table's JSON document, which is the parameter named like the table."""
 
+    def given(self, name: str) -> FromClause:
+        """The texts of a JSON array, which is the parameter of that name, as the column `value`."""
+
+    def digest(self, text: Expression) -> Expression:
+        """The SHA-256 of a text's UTF-8, in hexadecimal."""
+
     def insert(self, table: sa.Table) -> Any:
         """An INSERT that knows ON CONFLICT."""
 

@@ -37,6 +37,16 @@ class PostgresSql:
         parsed = sa.func.json_to_recordset(self._json(table.name, postgresql.JSON()))
         return parsed.table_valued(*columns).render_derived(with_types=True)
 
+    def given(self, name: str) -> FromClause:
+        """`json_array_elements_text`."""
+        texts = sa.func.json_array_elements_text(self._json(name, postgresql.JSON()))
+        return texts.table_valued(sa.column("value", sa.Text())).render_derived()
+
+    def digest(self, text: Expression) -> Expression:
+        """`sha256`; `md5` is refused where a server keeps to FIPS."""
+        encoded = sa.func.sha256(sa.func.convert_to(text, literal("UTF8")))
+        return sa.func.encode(encoded, literal("hex"))
+
     def insert(self, table: sa.Table) -> Any:
         """PostgreSQL's INSERT."""
         return postgresql.insert(table)

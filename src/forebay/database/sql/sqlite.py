@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +28,7 @@ from forebay.model.schema import MADE_AT, Kind, steps
 _MERGE = "forebay_merge"
 _KEEP_STAR = "forebay_keep_star"
 _CASEFOLD = "forebay_casefold"
+_DIGEST = "forebay_digest"
 
 
 class SqliteSql:
@@ -38,6 +40,15 @@ class SqliteSql:
         columns = [sa.type_coerce(_member(each.c.value, c.name), c.type).label(c.name) for c in table.columns]
         columns.append(_member(each.c.value, MADE_AT).label(MADE_AT))
         return sa.select(*columns).subquery()
+
+    def given(self, name: str) -> FromClause:
+        """`json_each`."""
+        each = sa.func.json_each(sa.bindparam(name, type_=sa.Text()))
+        return each.table_valued(sa.column("value", sa.Text()))
+
+    def digest(self, text: Expression) -> Expression:
+        """SQLite has none."""
+        return sa.func.forebay_digest(text)
 
     def insert(self, table: sa.Table) -> Any:
         """SQLite's INSERT."""
@@ -183,8 +194,17 @@ def _casefold(value: Any) -> str | None:
     return None if value is None else str(value).casefold()
 
 
+def _digest(value: Any) -> str:
+    return hashlib.sha256(str(value).encode("utf-8", "surrogatepass")).hexdigest()
+
+
 # Name, number of arguments, function: what a SQLite connection must know before it runs the statements.
-SQLITE_FUNCTIONS = ((_MERGE, 3, _merge), (_KEEP_STAR, 2, _keep_star), (_CASEFOLD, 1, _casefold))
+SQLITE_FUNCTIONS = (
+    (_MERGE, 3, _merge),
+    (_KEEP_STAR, 2, _keep_star),
+    (_CASEFOLD, 1, _casefold),
+    (_DIGEST, 1, _digest),
+)
 
 
 def _member(document: Expression, name: str) -> Expression:
