@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import asyncpg
 import pytest
 from chainlit.context import ChainlitContext
 from click.testing import CliRunner, Result
@@ -22,7 +23,9 @@ from click.testing import CliRunner, Result
 from forebay import ForebayDataLayer, Settings, SettingsError, TransientError
 from forebay.cli import main
 from forebay.database.store import Store
+from forebay.journal.journal import Journal
 from forebay.model.changes import step
+from forebay.pipeline import drain as drain_module
 from forebay.pipeline import external_writer
 from forebay.pipeline.drain import Drain
 from forebay.telemetry.collector import Metrics
@@ -192,6 +195,41 @@ async def test_what_an_owner_left_is_written_out_by_the_daemon(
         assert await count_of(reader, "steps") == 100
         await reader.close()
     assert not list(folder.glob(f"{path.stem}*"))
+
+
+async def test_what_an_owner_left_during_an_outage_goes_beneath_what_its_successor_wrote(
+    migrated_postgres_url: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        drain_module, "_LOOK_FOR_JOURNALS", 0.0
+    )  # the successor's is found after the next batch
+    thread_id, step_id = str(uuid.uuid4()), str(uuid.uuid4())
+    loop, settings = asyncio.get_running_loop(), Settings(journal_dir=folder, batch_max_bytes=2048)
+    store, stop = Store(migrated_postgres_url, settings), asyncio.Event()
+    await store.prepare()
+    drain = Drain(folder, store, settings, Metrics(None))
+    left = Journal(folder, loop, store.label, database_id=store.database_id, external=True)
+    await left.append(1, step(a_step(thread_id)))
+    watching = asyncio.create_task(drain.run(stop))
+    await until(lambda: drain.changes == 1)
+    outage = await asyncpg.connect(
+        store.url.set(drivername="postgresql").render_as_string(hide_password=False)
+    )
+    await outage.execute("BEGIN; LOCK TABLE steps IN EXCLUSIVE MODE")
+    for seq in range(2, 12):
+        await left.append(seq, step(a_step(thread_id, output="b" * 900)))
+    await left.append(12, step(a_step(thread_id, id=step_id, output="old")))
+    await left.close(remove=False)  # as kill -9 leaves it
+    successor = Journal(folder, loop, store.label, database_id=store.database_id, external=True)
+    await successor.append(1, step(a_step(thread_id, id=step_id, output="new")))
+    await outage.execute("COMMIT")
+    await until(lambda: drain.changes == 13)
+    assert await outage.fetchval("SELECT output FROM steps WHERE id = $1", step_id) == "new"
+    await outage.close()
+    stop.set()
+    await successor.close(remove=True)
+    await watching
+    await drain.close()
 
 
 async def test_without_a_daemon_writes_are_taken_and_reads_say_so(

@@ -38,10 +38,9 @@ _LOOK_FOR_OWNER = 0.5
 
 @dataclass(slots=True)
 class _Followed:
-    """A journal that this process writes out. `late`: its owner was gone before, so other writers may be newer."""
+    """A journal that this process writes out. `owned`: its owner was alive when that was looked at last."""
 
     replay: Replay
-    late: bool
     owned: bool
     looked: float = 0.0
 
@@ -152,7 +151,7 @@ class Drain:
     async def _follow(self, journal: Orphan) -> None:
         replay = await begin(journal, self._store, self._writer, self.counts, self._clock)
         is_owned = journal.owned
-        self._followed[journal.id] = _Followed(replay, late=not is_owned, owned=is_owned)
+        self._followed[journal.id] = _Followed(replay, owned=is_owned)
         if journal.progress is not None:
             journal.progress.applied = replay.read_seq
             journal.progress.failing = False
@@ -172,7 +171,9 @@ class Drain:
         if not followed.has_more:
             self._look_for_owner(followed)
             return False
-        written = await followed.replay.advance(self._batch_bytes, late=followed.late)
+        # What an owner left behind goes beneath what has been written since: its threads may go on elsewhere.
+        followed.owned = followed.owned and followed.journal.owned
+        written = await followed.replay.advance(self._batch_bytes, late=not followed.owned)
         if written:
             self.changes += written
             if followed.journal.progress is not None:
