@@ -20,7 +20,7 @@ import pytest
 from chainlit.context import ChainlitContext
 from click.testing import CliRunner, Result
 
-from forebay import ForebayDataLayer, Settings, SettingsError, TransientError
+from forebay import ForebayDataLayer, RowError, Settings, SettingsError, TransientError
 from forebay.cli import main
 from forebay.database.store import Store
 from forebay.journal.journal import Journal
@@ -230,6 +230,36 @@ async def test_what_an_owner_left_during_an_outage_goes_beneath_what_its_success
     await successor.close(remove=True)
     await watching
     await drain.close()
+
+
+# An application's own rule that keeps a thread; SQLite does not look at foreign keys.
+_KEPT = {
+    "postgresql": (
+        "CREATE TABLE bookmarks (thread_id uuid REFERENCES threads (id))",
+        "INSERT INTO bookmarks VALUES ('{}')",
+    ),
+    "sqlite": (
+        "CREATE TRIGGER kept BEFORE DELETE ON threads WHEN OLD.id = '{}' BEGIN SELECT RAISE(ABORT, 'kept'); END",
+    ),
+}
+
+
+async def test_a_delete_that_the_database_refuses_is_no_success(
+    external: MakeLayer, migrated_url: str, folder: Path
+) -> None:
+    layer, thread_id, free = external(migrated_url), str(uuid.uuid4()), str(uuid.uuid4())
+    async with daemon(folder, migrated_url):
+        await layer.create_step(a_step(thread_id))
+        await layer.create_step(a_step(free))
+        await layer.flush()
+        for statement in _KEPT[migrated_url.partition(":")[0]]:
+            await layer.execute_sql(statement.format(thread_id), {})
+        with pytest.raises(RowError, match="dead-letters"):
+            await layer.delete_thread(thread_id)
+        await layer.delete_thread(free)
+        await layer.delete_thread(free)
+        assert (await layer.get_thread(thread_id) is None, await layer.get_thread(free)) == (False, None)
+        await layer.close()
 
 
 async def test_without_a_daemon_writes_are_taken_and_reads_say_so(

@@ -654,16 +654,26 @@ class ForebayDataLayer(BaseDataLayer):
         """Queue a delete at once; with it go the uploads that `drop` names."""
         if key is None:
             return NOTHING  # no row can have it
-        deleted = self._engine.submit(Delete(table, key, thread_id), committed=True)
+        delete = Delete(table, key, thread_id)
+        deleted = self._engine.submit(delete, committed=True)
         jobs = drop(self._uploads) if drop is not None and self._uploads is not None else []
-        return Deferred(partial(self._deleted, table, deleted, jobs))
+        return Deferred(partial(self._deleted, delete, deleted, jobs))
 
-    async def _deleted(self, table: str, deleted: Awaitable[None], jobs: list[Job]) -> None:
+    async def _deleted(self, delete: Delete, deleted: Awaitable[None], jobs: list[Job]) -> None:
         if self._uploads is not None and jobs:
             await self._uploads.forget(jobs)
         await deleted
-        if self._collector is not None and table != "feedbacks":
+        if self.settings.writer == "external":
+            await self._confirm(delete)
+        if self._collector is not None and delete.table != "feedbacks":
             await self._collector.collect()
+
+    async def _confirm(self, delete: Delete) -> None:
+        """Raises a RowError for a delete that the writing process has given up, as the database refuses it."""
+        undone = self._statements.undone(delete.table)
+        named = {"id": delete.key, "thread_id": delete.thread_id, "moment": delete.moment}
+        if await self._engine.write_now(undone, **named):
+            raise RowError("the database refuses the deletion; `forebay dead-letters list` says why")
 
     async def _settle_uploads(self, thread_id: str | None) -> None:
         if self._uploads is not None:

@@ -10,6 +10,7 @@ from sqlalchemy.sql.selectable import FromClause
 
 from forebay.database.sql.dialect import Expression, Sql, literal
 from forebay.database.sql.statement import Compiler, Statement, id_parameter
+from forebay.model import schema
 from forebay.model.schema import WRITTEN_AT, deleted, elements, feedbacks, garbage, steps, threads, tombstones
 
 
@@ -24,6 +25,23 @@ class Deletes(Compiler):
         """
         statements = _deletes(self._sql)[table]
         return tuple(self._compile(statement) for statement in statements if statement is not None)
+
+    def _undone(self, table: str) -> Statement:
+        """The row, in a JSON array, whose delete (parameters `id`, `thread_id` and `moment`) another process gave up.
+
+        It is there, in its thread, and nothing notes that it was deleted at that moment or later.
+        """
+        there = schema.metadata.tables[table].alias("there")
+        mine = sa.select(sa.cast(there.c.id, sa.Text())).where(there.c.id == id_parameter("id"))
+        if table != "threads":
+            mine = mine.where(_is_in(there, id_parameter("thread_id")))
+        noted = sa.select(deleted.c.id).where(
+            deleted.c.kind == literal(table),
+            deleted.c.id == id_parameter("id"),
+            deleted.c.deleted_at >= _number("moment"),
+        )
+        found = mine.where(~sa.exists(noted))
+        return self._compile(sa.select(self._sql.result(self._sql.texts(found))))
 
     @cached_property
     def ghosts(self) -> Statement:

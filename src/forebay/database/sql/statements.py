@@ -24,6 +24,7 @@ class Statements(Upserts, Claims, Deletes, Bookkeeping, Reads):
         self.page = cache(self._page)
         self.upsert = cache(self._one_table)
         self.delete = cache(self._delete)
+        self.undone = cache(self._undone)
         self.left_out = cache(self._left_out)
 
     def compile_writes(self) -> None:
