@@ -254,6 +254,19 @@ def test_a_letter_that_is_not_there_is_told(tmp_path: Path) -> None:
     assert "no dead letters" in command("dead-letters", "list", "--journal-dir", str(tmp_path)).output
 
 
+@pytest.mark.parametrize(("answer", "goes"), [("y\n", True), ("n\n", False), ("", False)])
+def test_discarding_all_asks_first(answer: str, goes: bool, tmp_path: Path) -> None:
+    from forebay.errors import RowError
+
+    letters = DeadLetters(tmp_path)
+    letters.keep("sqlite:///x.db", step(a_step("t")), RowError("refused"))
+    named = ["dead-letters", "discard", "--all", "--journal-dir", str(tmp_path)]
+    done = CliRunner().invoke(main, named, input=answer)
+    assert (done.exit_code == 0, letters.count() == 0) == (goes, goes)
+    assert command(*named, "--yes").exit_code == 0
+    assert letters.count() == 0
+
+
 def test_a_discarded_letter_is_gone(tmp_path: Path) -> None:
     from forebay.errors import RowError
 

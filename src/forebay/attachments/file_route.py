@@ -185,5 +185,12 @@ def is_shown(mime: str) -> bool:
     return _SHOWN.fullmatch(_kind(mime)) is not None
 
 
+def to_be_saved(object_key: str, mime: str) -> str | None:
+    """The disposition of an object in a bucket, which shows it in pages of its own origin; None where it is shown."""
+    if is_shown(mime):
+        return None
+    return f"attachment; filename*=UTF-8''{quote(object_key.rpartition('/')[2], safe='')}"
+
+
 def _kind(mime: str) -> str:
     return mime.partition(";")[0].strip().lower()

@@ -17,7 +17,7 @@ import shutil
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -30,13 +30,20 @@ from forebay.primitives import threads
 from forebay.settings import ChainlitVariables, Settings
 
 OBJECTS = "objects"
+_MARKS = "databases"
 _NOTE = ".json"
 _KEY_FILE = "signing-key"
 _THREADS = 16  # syncs side by side share what the disk does
 _CHUNK_BYTES = 1024 * 1024
+_TRIES = 3
 _LEFTOVER_AGE = 3600.0  # seconds after which a content file that no note names is not being written any more
 
 _Result = TypeVar("_Result")
+
+
+class _IsThere(StorageError):
+    def __init__(self) -> None:
+        super().__init__("the object is there already, and may not be overwritten")
 
 
 class LocalStorageClient(BaseStorageClient):
@@ -87,6 +94,14 @@ class LocalStorageClient(BaseStorageClient):
         """Store the file at `path`, which nobody changes any more: linked where that can be, else copied."""
         return await self._store(object_key, lambda target: link_or_copy(path, target), mime, True)
 
+    async def add_path(self, object_key: str, path: Path, mime: str) -> bool:
+        """As `upload_path`, but what is there already stays: False then, whoever comes first."""
+        try:
+            await self._store(object_key, lambda target: link_or_copy(path, target), mime, False)
+        except _IsThere:
+            return False
+        return True
+
     async def delete_file(self, object_key: str) -> bool:
         """Delete an object; True also when there was none, as with S3."""
         await self._in_thread(lambda: self._delete(object_key))
@@ -126,7 +141,7 @@ class LocalStorageClient(BaseStorageClient):
                 yield _read_note(note)
 
     def sweep(self) -> int:
-        """Remove what a crash left half-written: the number of files. It reads the disk."""
+        """Remove what a crash left half-written, and folders that are empty: the number of files. It reads the disk."""
         removed = 0
         for path in self._objects.glob("*/*"):
             # A linked file has the time of its writing, but ctime is that of the link.
@@ -138,7 +153,25 @@ class LocalStorageClient(BaseStorageClient):
                     continue
             path.unlink(missing_ok=True)
             removed += 1
+        for folder in self._objects.glob("*"):
+            with contextlib.suppress(OSError):  # something is in it
+                folder.rmdir()
         return removed
+
+    def marks(self) -> set[str]:
+        """The marks of the databases whose contents are in it. It reads the disk."""
+        return {path.name for path in (self.folder / _MARKS).glob("*")}
+
+    def mark(self, name: str) -> None:
+        """Add one."""
+        place = self.folder / _MARKS
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (place / name).touch(mode=0o600)
+
+    def unmark(self, names: Iterable[str]) -> None:
+        """Take some away."""
+        for name in names:
+            (self.folder / _MARKS / name).unlink(missing_ok=True)
 
     # ---- on the disk
 
@@ -160,16 +193,23 @@ class LocalStorageClient(BaseStorageClient):
         }
 
     def _put(self, object_key: str, write: Callable[[Path], None], mime: str, overwrite: bool) -> None:
+        """As `_put_once`, again where a sweep has taken the empty folder away in between."""
+        for _ in range(_TRIES - 1):
+            with contextlib.suppress(FileNotFoundError):
+                return self._put_once(object_key, write, mime, overwrite)
+        return self._put_once(object_key, write, mime, overwrite)
+
+    def _put_once(self, object_key: str, write: Callable[[Path], None], mime: str, overwrite: bool) -> None:
         note = self._note(object_key)
         before = self.find(object_key)
         if before is not None and not overwrite:
-            raise StorageError("the object is there already, and may not be overwritten")
+            raise _IsThere
         _make_folder(note.parent, self.folder)
         content = note.with_suffix(f".{secrets.token_hex(8)}")
         try:
             write(content)
             about = {"key": object_key, "mime": mime, "content": content.name}
-            replace(note, json.dumps(about).encode())
+            replace(note, json.dumps(about).encode(), place=os.replace if overwrite else _place_first)
         except BaseException:
             content.unlink(missing_ok=True)
             raise
@@ -259,18 +299,34 @@ def copy(descriptor: int, target: Path, *, sync: bool = True) -> None:
             sync_file(file)
 
 
-def replace(path: Path, content: bytes, *, sync: bool = True) -> None:
-    """Write a file whole or not at all: under another name, synced, then renamed."""
+def replace(
+    path: Path, content: bytes, *, sync: bool = True, place: Callable[[Path, Path], None] = os.replace
+) -> None:
+    """Write a file whole or not at all: under another name, synced, then renamed, or as `place` does it."""
     fresh = path.with_name(f"{path.stem}.{secrets.token_hex(8)}.new")
     try:
         with fresh.open("xb") as file:
             file.write(content)
             if sync:
                 sync_file(file)
-        fresh.replace(path)
+        place(fresh, path)
     except BaseException:
         fresh.unlink(missing_ok=True)
         raise
+
+
+def _place_first(fresh: Path, path: Path) -> None:
+    """Give a file its name unless another has it: FileExistsError then."""
+    try:
+        os.link(fresh, path)
+    except FileExistsError:
+        raise _IsThere from None
+    except OSError:  # a disk without links
+        if path.exists():
+            raise _IsThere from None
+        fresh.replace(path)
+    else:
+        fresh.unlink()
 
 
 def sync_file(file: IO[bytes]) -> None:

@@ -1,16 +1,13 @@
-"""Which storage is configured, in Chainlit's own variables or in forebay's settings, and what lies in it."""
+"""Which storage is configured, in Chainlit's own variables or in forebay's settings."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
+from collections.abc import Callable
 
 from chainlit.data.storage_clients.base import BaseStorageClient
 
 from forebay.attachments.folder import LocalStorageClient
-from forebay.errors import SettingsError, StorageError
+from forebay.errors import SettingsError
 from forebay.settings import ChainlitVariables, Settings
 
 
@@ -100,39 +97,3 @@ def takes_files(client: BaseStorageClient) -> bool:
     """
     kind = type(client)
     return (kind.__module__, kind.__name__) == ("chainlit.data.storage_clients.s3", "S3StorageClient")
-
-
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """An object in a storage. `modified` is in seconds since 1970."""
-
-    object_key: str
-    size: int
-    modified: float
-
-
-def listed(client: BaseStorageClient | None) -> Iterator[Listed]:
-    """All objects of a storage, where Chainlit's client lets them be listed. It waits for disk and network.
-
-    Raises StorageError where it does not.
-    """
-    if isinstance(client, LocalStorageClient):
-        for file in client.stored():
-            yield Listed(file.object_key, file.size, file.modified)
-        return
-    inner: Any = getattr(client, "client", None)
-    bucket: Any = getattr(client, "bucket", None)
-    if hasattr(inner, "get_paginator"):
-        for page in inner.get_paginator("list_objects_v2").paginate(Bucket=bucket):
-            for entry in page.get("Contents", ()):
-                yield _listed(entry["Key"], entry["Size"], entry["LastModified"])
-    elif hasattr(bucket, "list_blobs"):
-        for blob in bucket.list_blobs():
-            yield _listed(blob.name, blob.size, blob.updated)
-    else:
-        name = type(client).__name__ if client is not None else "no storage"
-        raise StorageError(f"what is in {name} can't be listed; use the storage's own tools")
-
-
-def _listed(object_key: str, size: int, modified: datetime) -> Listed:
-    return Listed(object_key, size, modified.timestamp())

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote
 
 import anyio
 from anyio import CapacityLimiter
@@ -37,7 +36,7 @@ from tenacity import (
 
 from forebay.attachments.blobs import Blobs
 from forebay.attachments.fetch import can_fetch, fetch
-from forebay.attachments.file_route import is_shown
+from forebay.attachments.file_route import to_be_saved
 from forebay.attachments.folder import LocalStorageClient
 from forebay.attachments.keys import object_key
 from forebay.attachments.providers import takes_files
@@ -200,6 +199,7 @@ class Room:
 
 class Uploads:
     """One process's uploads to `client`. `write` queues an element's row; False where its thread is deleted.
+    `mark` is called when the first content is stored: whose it is can be told then.
 
     It starts itself at its first use, in the loop that runs then.
     """
@@ -212,8 +212,10 @@ class Uploads:
         counts: Counts,
         metrics: Metrics,
         write: Write,
+        mark: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._client = client
+        self._mark = mark
         # Chainlit's clients take it since 2.7; an application's own need not.
         self._names_disposition = "content_disposition" in inspect.signature(client.upload_file).parameters
         self._blobs = blobs
@@ -543,6 +545,7 @@ class Uploads:
                 self._note_failure(job, before)
                 raise
         self._note_stored()
+        await self._leave_mark()
         return stored["object_key"], stored.get("url")
 
     def _note_stored(self) -> None:
@@ -551,6 +554,15 @@ class Uploads:
         for job in self._jobs:
             if job.refused_at:
                 job.woken.set()
+
+    async def _leave_mark(self) -> None:
+        mark, self._mark = self._mark, None
+        if mark is None:
+            return
+        try:
+            await mark()
+        except (ForebayError, OSError) as error:  # the next process will
+            logger.info("storage not marked reason=%s", type(error).__name__)
 
     def _note_failure(self, job: Job, stored_before: int) -> None:
         """A storage that takes others', time after time, will never take this one. Raises _Refused then."""
@@ -584,11 +596,8 @@ class Uploads:
             self._memory.give(entry.size)
 
     def _disposition(self, key: str, mime: str) -> dict[str, str]:
-        """A bucket shows its objects in pages of its own origin: what could run there is to be saved."""
-        if not self._names_disposition or is_shown(mime):
-            return {}
-        name = quote(key.rpartition("/")[2], safe="")
-        return {"content_disposition": f"attachment; filename*=UTF-8''{name}"}
+        saved = to_be_saved(key, mime) if self._names_disposition else None
+        return {} if saved is None else {"content_disposition": saved}
 
     async def _write_row(self, job: Job, change: Upsert) -> bool:
         """Queue the row, as often as it takes. False: it is not wanted any more."""

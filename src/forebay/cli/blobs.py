@@ -3,35 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import time
-import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
 
+from forebay.cli import options
 from forebay.errors import StorageError
 
 if TYPE_CHECKING:
     from chainlit.data.storage_clients.base import BaseStorageClient
 
-    from forebay.attachments.providers import Listed
-    from forebay.database.store import Store
+    from forebay.attachments.access import Listed
+    from forebay.attachments.orphans import Comparison, Orphans
     from forebay.settings import Settings
 
-_BATCH = 1000
 _HOUR = 3600.0
-# By the primary key where there are many; its text is the second part of the object key.
-_POSTGRES_QUERY = """
-SELECT "objectKey" AS key FROM elements WHERE id IN (
-    SELECT CAST(value AS UUID) FROM json_array_elements_text(CAST(:ids AS JSON)) AS given(value))
-"""
-_SQLITE_QUERY = """
-SELECT "objectKey" AS key FROM elements WHERE "objectKey" IN (SELECT value FROM json_each(:keys))
-"""
 
 
 @click.group(short_help="Elements' content in the storage.")
@@ -48,13 +39,7 @@ def blobs() -> None:
 
 
 @blobs.command()
-@click.option(
-    "--database-url",
-    envvar=["FOREBAY_DATABASE_URL", "DATABASE_URL"],
-    show_envvar=True,
-    metavar="URL",
-    help="The database: postgresql://user:password@host/name or sqlite:///path/to/file.",
-)
+@options.database_url
 @click.option(
     "--older-than",
     type=click.FloatRange(min=0),
@@ -66,7 +51,21 @@ def blobs() -> None:
     help="Leave out what is younger: its row may be on its way.",
 )
 @click.option(
+    "--prefix",
+    default="",
+    envvar="FOREBAY_BLOBS_PREFIX",
+    show_envvar=True,
+    help="Look at all keys that begin so, whatever their form, and at no others.",
+)
+@click.option(
     "--delete", is_flag=True, envvar="FOREBAY_BLOBS_DELETE", show_envvar=True, help="Delete what is found."
+)
+@options.yes
+@click.option("--all", "every", is_flag=True, help="Delete also if that is most of what is there.")
+@click.option(
+    "--forget-others",
+    is_flag=True,
+    help="The other databases whose contents are in the storage are gone: it is this one's alone.",
 )
 @click.option(
     "--json",
@@ -76,93 +75,97 @@ def blobs() -> None:
     show_envvar=True,
     help='Print one JSON object, for a script: {"orphans": [{"key", "bytes"}], "deleted": number}.',
 )
-def orphans(database_url: str | None, older_than: float, delete: bool, as_json: bool) -> None:
+def orphans(
+    database_url: str | None,
+    older_than: float,
+    prefix: str,
+    delete: bool,
+    yes: bool,
+    every: bool,
+    forget_others: bool,
+    as_json: bool,
+) -> None:
     """Find content that no element's row names: what a crash or a failed delete has left behind.
 
-    It works for the folder, S3 and Google Cloud Storage. In a bucket only objects are looked at whose keys have the
-    form that Chainlit gives them; others are not forebay's.
+    It works for the folder, S3, Google Cloud Storage and Azure. Without --prefix only objects are looked at whose
+    keys have an id among their parts, as every layer of Chainlit's makes them; others are not an element's.
+
+    A storage belongs to one database, and bears its mark. What is in another's is not deleted, and most of what there
+    is only with --all.
 
     \b
     Example:
       forebay blobs orphans --database-url sqlite:///chat.db --delete
     """
-    with Console(stderr=True).status("Comparing the storage with the rows"):
-        found, deleted = asyncio.run(_run(database_url, older_than * _HOUR, delete=delete))
+    wish = _Wish(older_than * _HOUR, prefix, delete, yes, every, forget_others, as_json)
+    asyncio.run(_run(database_url, wish))
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    age: float
+    prefix: str
+    delete: bool
+    yes: bool
+    every: bool
+    forget_others: bool
+    as_json: bool
+
+
+async def _run(url: str | None, wish: _Wish) -> None:
+    from forebay.attachments.access import access
+    from forebay.attachments.orphans import Orphans
+    from forebay.database.store import Store
+    from forebay.settings import Settings
+
+    settings = Settings()
+    client = _storage(settings)
+    store = Store(url, settings)
+    try:
+        sut = Orphans(store, access(client), settings.journal_dir, wish.prefix)
+        with Console(stderr=True).status("Comparing the storage with the rows"):
+            comparison = await sut.compare(time.time() - wish.age)
+        deleted = await _delete(sut, comparison, wish) if wish.delete else 0
+    finally:
+        await store.close()
+    _tell(comparison.orphans, deleted, as_json=wish.as_json)
+
+
+def _storage(settings: Settings) -> BaseStorageClient:
+    from forebay.attachments.providers import configured_storage
+
+    client = configured_storage(settings)
+    if client is None:
+        raise StorageError("FOREBAY_STORAGE=none: there is no storage to look into")
+    return client
+
+
+async def _delete(sut: Orphans, comparison: Comparison, wish: _Wish) -> int:
+    from forebay.attachments.orphans import require_ours
+
+    if wish.forget_others:
+        await sut.forget_others()
+    require_ours(await sut.others())
+    count = len(comparison.orphans)
+    if comparison.would_take_most and not wish.every:
+        raise StorageError(
+            f"{count} of the {comparison.looked_at} objects that were looked at have no row in this database: nothing"
+            " was deleted. Is it the right database? If it is, say --all"
+        )
+    if count:
+        options.confirm(f"Delete {count} objects, {_size(comparison.orphans)} bytes, for good?", yes=wish.yes)
+    return await sut.delete(comparison.orphans)
+
+
+def _tell(found: Sequence[Listed], deleted: int, *, as_json: bool) -> None:
     if as_json:
         listed = [{"key": orphan.object_key, "bytes": orphan.size} for orphan in found]
         click.echo(json.dumps({"orphans": listed, "deleted": deleted}))
         return
     for orphan in found:
         click.echo(f"{orphan.size:>12}  {orphan.object_key.encode('utf-8', 'replace').decode()!r}")
-    size = sum(orphan.size for orphan in found)
-    click.echo(f"{len(found)} without a row, {size} bytes; {deleted} deleted.")
+    click.echo(f"{len(found)} without a row, {_size(found)} bytes; {deleted} deleted.")
 
 
-async def _run(url: str | None, age: float, *, delete: bool) -> tuple[list[Listed], int]:
-    from forebay.attachments.folder import LocalStorageClient
-    from forebay.attachments.providers import configured_storage
-    from forebay.database.store import Store
-    from forebay.settings import Settings
-
-    settings = Settings()
-    client = configured_storage(settings)
-    if client is None:
-        raise StorageError("FOREBAY_STORAGE=none: there is no storage to look into")
-    store = Store(url, settings)
-    try:
-        found = [orphan async for orphan in _orphans(store, client, settings, time.time() - age)]
-    finally:
-        await store.close()
-    deleted = 0
-    if delete:
-        for orphan in found:
-            deleted += bool(await client.delete_file(orphan.object_key))
-        if isinstance(client, LocalStorageClient):
-            client.sweep()
-    return found, deleted
-
-
-async def _orphans(
-    store: Store, client: BaseStorageClient, settings: Settings, before: float
-) -> AsyncIterator[Listed]:
-    from forebay.attachments.providers import listed
-    from forebay.attachments.spool import waiting_keys
-
-    waiting = waiting_keys(settings.journal_dir)
-    candidates = (
-        one
-        for one in listed(client)
-        if one.modified < before and one.object_key not in waiting and _is_an_elements(one.object_key)
-    )
-    for batch in _batches(candidates):
-        known = await _known(store, [one.object_key for one in batch])
-        for one in batch:
-            if one.object_key not in known:
-                yield one
-
-
-def _batches(objects: Iterator[Listed]) -> Iterator[list[Listed]]:
-    while batch := [*itertools.islice(objects, _BATCH)]:
-        yield batch
-
-
-def _is_an_elements(object_key: str) -> bool:
-    """Whether it is `{user}/{element}/{name}`, or without the name."""
-    parts = object_key.split("/")
-    try:
-        return len(parts) > 1 and bool(uuid.UUID(parts[1]))
-    except ValueError:
-        return False
-
-
-async def _known(store: Store, keys: list[str]) -> set[str]:
-    """Those that a row names."""
-    from forebay.database.urls import is_postgres
-
-    if is_postgres(store.url):
-        rows = await store.execute_sql(
-            _POSTGRES_QUERY, {"ids": json.dumps([key.split("/")[1] for key in keys])}
-        )
-    else:
-        rows = await store.execute_sql(_SQLITE_QUERY, {"keys": json.dumps(keys)})
-    return {row["key"] for row in rows} if isinstance(rows, list) else set()
+def _size(found: Sequence[Listed]) -> int:
+    return sum(orphan.size for orphan in found)

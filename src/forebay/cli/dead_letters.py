@@ -106,10 +106,11 @@ def retry(
 
 @dead_letters.command()
 @_chosen
+@options.yes
 @options.journal_dir
 @_as_json
-def discard(ids: tuple[int, ...], every: bool, journal_dir: Path | None, as_json: bool) -> None:
-    """Forget letters for good, with the values in them.
+def discard(ids: tuple[int, ...], every: bool, yes: bool, journal_dir: Path | None, as_json: bool) -> None:
+    """Forget letters for good, with the values in them. With --all it asks first.
 
     \b
     Example:
@@ -117,6 +118,8 @@ def discard(ids: tuple[int, ...], every: bool, journal_dir: Path | None, as_json
     """
     letters = _letters(journal_dir)
     found = _find(letters, ids, every=every)
+    if every and found:
+        options.confirm(f"Forget {len(found)} letters for good?", yes=yes)
     for letter in found:
         letters.remove(letter.id)
     _tell({"discarded": [letter.id for letter in found]}, as_json=as_json)

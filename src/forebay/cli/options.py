@@ -19,6 +19,21 @@ database_url = click.option(
 )
 
 
+yes = click.option("--yes", "-y", is_flag=True, help="Ask nothing: for a script.")
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask before something goes for good, on standard error. Raises ClickException where the answer is not yes."""
+    if yes:
+        return
+    try:
+        agreed = click.confirm(question, err=True)
+    except click.Abort:  # nobody is there to answer
+        agreed = False
+    if not agreed:
+        raise click.ClickException("nothing was deleted; in a script say --yes")
+
+
 def journal_dir(command: _Command) -> _Command:
     """`--journal-dir`; None stands for the settings' default."""
     option = click.option(

@@ -24,8 +24,11 @@ from chainlit.user import PersistedUser, User
 from prometheus_client import CollectorRegistry
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from forebay.attachments.access import access
 from forebay.attachments.blobs import Blobs
 from forebay.attachments.collector import Collector
+from forebay.attachments.folder import LocalStorageClient
+from forebay.attachments.orphans import mark_of
 from forebay.attachments.providers import configured_storage
 from forebay.attachments.uploads import Content, Job, Uploads
 from forebay.database.own_sessions import sessions
@@ -143,7 +146,15 @@ class ForebayDataLayer(BaseDataLayer):
         client = storage_provider if storage_provider is not None else configured_storage(self.settings)
         self._blobs = Blobs(client, counts)
         self._uploads = (
-            Uploads(client, self._blobs, self.settings, counts, self._metrics, self._engine.write)
+            Uploads(
+                client,
+                self._blobs,
+                self.settings,
+                counts,
+                self._metrics,
+                self._engine.write,
+                self._mark_folder if isinstance(client, LocalStorageClient) else None,
+            )
             if client is not None
             else None
         )
@@ -674,6 +685,11 @@ class ForebayDataLayer(BaseDataLayer):
         named = {"id": delete.key, "thread_id": delete.thread_id, "moment": delete.moment}
         if await self._engine.write_now(undone, **named):
             raise RowError("the database refuses the deletion; `forebay dead-letters list` says why")
+
+    async def _mark_folder(self) -> None:
+        """Say in the folder whose contents are in it, for `forebay blobs`."""
+        if self._blobs.client is not None and not self._store.in_memory:
+            await access(self._blobs.client).mark(mark_of(await self._store.own_id()))
 
     async def _settle_uploads(self, thread_id: str | None) -> None:
         if self._uploads is not None:

@@ -159,3 +159,37 @@ async def test_what_a_crash_left_half_written_is_swept_up(
 
 def _files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
+
+
+async def test_of_two_that_add_an_object_the_first_stays(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).write_text(name)
+    sut = [LocalStorageClient(tmp_path / "files") for _ in range(2)]
+    added = [
+        await client.add_path("key", tmp_path / name, "text/plain")
+        for client, name in zip(sut, ("first", "second"), strict=True)
+    ]
+    found = sut[0].find("key")
+    assert (added, found and found.path.read_text()) == ([True, False], "first")
+    assert len(_files(tmp_path / "files")) == 2
+
+
+async def test_a_sweep_takes_empty_folders_from_under_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = LocalStorageClient(tmp_path)
+    make, swept = folder._make_folder, iter([True])
+
+    def make_and_sweep(path: Path, root: Path) -> None:
+        make(path, root)
+        if next(swept, False):
+            client.sweep()
+
+    monkeypatch.setattr(folder, "_make_folder", make_and_sweep)
+    await client.upload_file("key", b"content")
+    found = client.find("key")
+    assert found
+    assert found.path.read_bytes() == b"content"
+    await client.delete_file("key")
+    assert client.sweep() == 0
+    assert [*(tmp_path / "objects").iterdir()] == []

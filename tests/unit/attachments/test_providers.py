@@ -11,7 +11,8 @@ import pytest
 from chainlit.data.storage_clients.s3 import S3StorageClient
 
 from forebay import LocalStorageClient, Settings, SettingsError, StorageError
-from forebay.attachments.providers import configured_storage, listed, takes_files
+from forebay.attachments.access import access
+from forebay.attachments.providers import configured_storage, takes_files
 from forebay.settings import ChainlitVariables
 from tests.support.storage import MemoryStorage
 
@@ -99,7 +100,7 @@ def test_a_missing_package_is_named(
 
 def test_a_client_that_lists_nothing_says_so() -> None:
     with pytest.raises(StorageError, match="MemoryStorage can't be listed"):
-        next(listed(MemoryStorage()))
+        access(MemoryStorage()).listed()
 
 
 def test_variables_keep_their_secrets() -> None:
