@@ -97,12 +97,12 @@ def _shown(settings: Settings, name: str) -> Any:
 
 
 def _without_password(url: str) -> str:
-    from sqlalchemy import make_url
-    from sqlalchemy.exc import ArgumentError
+    from forebay.database.urls import location_of, parse_url
+    from forebay.errors import SettingsError
 
     try:
-        return make_url(url).set(query={}).render_as_string(hide_password=True)
-    except (ArgumentError, ValueError):
+        return location_of(parse_url(url)[0])
+    except SettingsError:
         return _HIDDEN
 
 

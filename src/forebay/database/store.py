@@ -44,7 +44,8 @@ from forebay.database.sql.claims import claim_parameters, is_claim
 from forebay.database.sql.dialect import MOVED
 from forebay.database.sql.statement import Statement
 from forebay.database.sql.statements import statements_of
-from forebay.database.urls import in_memory, is_postgres, label_of, location_of, parse_url, tls_context
+from forebay.database.tls import tls_context
+from forebay.database.urls import in_memory, is_postgres, label_of, location_of, parse_url
 from forebay.errors import SchemaError, SettingsError, TransientError
 from forebay.model import changes, schema
 from forebay.model.changes import Change, Delete, Upsert

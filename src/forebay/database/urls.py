@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError
 
+from forebay.database.url_parameters import take_parameters
 from forebay.errors import SettingsError
 
 _DRIVERS = {
     "postgresql": "postgresql+asyncpg",
     "postgres": "postgresql+asyncpg",
     "postgresql+asyncpg": "postgresql+asyncpg",
+    "postgres+asyncpg": "postgresql+asyncpg",
+    "postgresql+psycopg": "postgresql+asyncpg",
+    "postgresql+psycopg_async": "postgresql+asyncpg",
     "sqlite": "sqlite+aiosqlite",
     "sqlite+aiosqlite": "sqlite+aiosqlite",
 }
-# What SQLAlchemy and asyncpg take from a PostgreSQL URL. SQLite's file parameters are SQLite's to check.
-_PARAMETERS = frozenset({"host", "port", "ssl"})
-_NUMBERS: dict[str, Callable[[str], float]] = {
-    "timeout": float,
-    "command_timeout": float,
-    "statement_cache_size": int,
-    "prepared_statement_cache_size": int,
-}
 _PLACES = ("host", "port", "search_path", "options")  # which server it is, and which schema
-_VERIFYING = ("verify-ca", "verify-full")
-_SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+_CREDENTIALS = {
+    "user": "username",
+    "password": "password",
+    "dbname": "database",
+}  # libpq takes them there too
+_ENCODE = "in a password write @ as %40, % as %25, # as %23, / as %2F, ? as %3F and : as %3A"
 _STYLES = "postgresql://user:password@host:port/database or sqlite:///path/to/file"
 
 
@@ -62,15 +61,37 @@ def label_of(url: sa.URL, arguments: Mapping[str, Any]) -> str:
 def _parse(text: str | None) -> tuple[sa.URL, dict[str, Any]]:
     if not text:
         raise SettingsError(f"FOREBAY_DATABASE_URL is not set, nor DATABASE_URL; it takes {_STYLES}")
+    text = text.strip()
+    _refuse_stray(text)
     try:
         url = sa.make_url(text)
     except (ArgumentError, ValueError):
-        raise SettingsError(f"FOREBAY_DATABASE_URL is not a URL; it takes {_STYLES}") from None
-    driver = _DRIVERS.get(url.drivername)
+        raise SettingsError(f"FOREBAY_DATABASE_URL is not a URL; it takes {_STYLES}; {_ENCODE}") from None
+    driver = _DRIVERS.get(url.drivername.lower())
     if driver is None:
         raise SettingsError(f"FOREBAY_DATABASE_URL: {url.drivername} is not supported; it takes {_STYLES}")
     url = url.set(drivername=driver)
-    return _libpq_parameters(url) if is_postgres(url) else (url, {})
+    return _with_parameters(url) if is_postgres(url) else (url, {})
+
+
+def _refuse_stray(text: str) -> None:
+    """Refuse a second `@`: what follows the first would be taken for the host, and be shown as such.
+
+    It is part of the password, or of a value of the query, and has to be written `%40` in either.
+    """
+    if not text.lower().startswith("sqlite") and text.count("@") > 1:
+        raise SettingsError(f"FOREBAY_DATABASE_URL has more than one @; {_ENCODE}")
+
+
+def _with_parameters(url: sa.URL) -> tuple[sa.URL, dict[str, Any]]:
+    query, arguments = take_parameters(_credentials_out(url))
+    given = {name: str(url.query[name]) for name in _CREDENTIALS if name in url.query}
+    places = {_CREDENTIALS[name]: value for name, value in given.items()}
+    return url.set(query=query, **places), arguments  # type: ignore[arg-type]
+
+
+def _credentials_out(url: sa.URL) -> dict[str, Any]:
+    return {name: value for name, value in url.query.items() if name not in _CREDENTIALS}
 
 
 def is_postgres(url: sa.URL) -> bool:
@@ -83,61 +104,3 @@ def in_memory(url: sa.URL) -> bool:
     return not is_postgres(url) and (
         url.database in (None, "", ":memory:") or url.query.get("mode") == "memory"
     )
-
-
-def _libpq_parameters(url: sa.URL) -> tuple[sa.URL, dict[str, Any]]:
-    query = dict(url.query)
-    arguments = _tls(query) | _numbers(query)
-    settings = {
-        name: query.pop(name) for name in ("application_name", "options", "search_path") if name in query
-    }
-    if settings:
-        arguments["server_settings"] = settings
-    unknown = sorted(query.keys() - _PARAMETERS)
-    if unknown:
-        raise SettingsError(f"FOREBAY_DATABASE_URL: unknown parameter {', '.join(unknown)}")
-    return url.set(query=query), arguments
-
-
-def _tls(query: dict[str, Any]) -> dict[str, Any]:
-    """What `sslmode` and `sslrootcert` say; they are taken out of the query."""
-    mode, authority = query.pop("sslmode", None), query.pop("sslrootcert", None)
-    if mode is not None and mode not in _SSL_MODES:
-        raise SettingsError(f"FOREBAY_DATABASE_URL: sslmode takes one of {', '.join(_SSL_MODES)}")
-    if authority is None:
-        return {"ssl": mode} if mode else {}
-    if mode not in _VERIFYING:
-        raise SettingsError(
-            f"FOREBAY_DATABASE_URL: sslrootcert needs sslmode={' or sslmode='.join(_VERIFYING)},"
-            " or the certificate would not be checked"
-        )
-    try:
-        context = ssl.create_default_context(cafile=authority)
-    except OSError as error:  # ssl.SSLError is one
-        reason = error.strerror or type(error).__name__
-        raise SettingsError(
-            f"FOREBAY_DATABASE_URL: sslrootcert names no file of certificates ({reason})"
-        ) from None
-    context.check_hostname = mode == "verify-full"
-    return {"ssl": context}
-
-
-def _numbers(query: dict[str, Any]) -> dict[str, Any]:
-    """asyncpg's parameters that are numbers; they are taken out of the query."""
-    found: dict[str, Any] = {}
-    for name, number in _NUMBERS.items():
-        if name in query:
-            try:
-                found[name] = number(query.pop(name))
-            except (TypeError, ValueError):
-                raise SettingsError(f"FOREBAY_DATABASE_URL: {name} takes a number") from None
-    return found
-
-
-def tls_context(*, verify: bool) -> ssl.SSLContext:
-    """A context that demands TLS; `verify` also checks the server's certificate and host name."""
-    context = ssl.create_default_context()
-    if not verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context

@@ -19,7 +19,7 @@ from forebay.database.migrations.failures import translated
 from forebay.database.migrations.shape import Shape, read_shape
 from forebay.database.migrations.todo import decide
 from forebay.database.store import Store
-from forebay.database.urls import in_memory, is_postgres
+from forebay.database.urls import in_memory, is_postgres, parse_url
 from forebay.doctor.disk import check_file_system
 from forebay.doctor.findings import Finding, error, note, ok, warning
 from forebay.doctor.standby import check_standby
@@ -66,8 +66,8 @@ class Target:
     def prepares_nothing(self) -> bool:
         """Whether the app's statements get through any pooler."""
         assert self.url is not None
-        in_url = sa.make_url(self.url).query.get("statement_cache_size")
-        return in_url == "0" or self.connect_args.get("statement_cache_size") == 0
+        _, from_url = parse_url(self.url)
+        return {**from_url, **self.connect_args}.get("statement_cache_size") == 0
 
 
 async def check_database(target: Target, replicas: int = 1) -> AsyncIterator[Finding]:

@@ -6,7 +6,8 @@ import ssl
 
 import pytest
 
-from forebay.database.urls import in_memory, is_postgres, parse_url, tls_context
+from forebay.database.tls import tls_context
+from forebay.database.urls import in_memory, is_postgres, parse_url
 from forebay.errors import SettingsError
 
 
@@ -31,7 +32,7 @@ def test_each_style_becomes_the_drivers(text: str, parsed: str) -> None:
 @pytest.mark.parametrize(
     ("query", "arguments"),
     [
-        ("sslmode=verify-full", {"ssl": "verify-full"}),
+        ("sslmode=prefer", {"ssl": "prefer"}),
         ("application_name=chat", {"server_settings": {"application_name": "chat"}}),
         ("search_path=chat", {"server_settings": {"search_path": "chat"}}),
         (
