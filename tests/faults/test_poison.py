@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from chainlit.types import Feedback
 
 from forebay import ForebayDataLayer
@@ -23,6 +24,7 @@ from forebay.model.changes import Upsert
 from tests.faults.conftest import MakeLayer
 from tests.faults.load import LONG, a_seed, versioned
 from tests.integration.contract import accounted_for, rows
+from tests.support.postgres import PostgresServer, name_of
 
 _CHANGES = 10_000
 _AT_ONCE = 500
@@ -82,6 +84,78 @@ async def test_one_bad_row_among_a_thousand(layer: ForebayDataLayer, where: str)
     assert layer._engine.counts.written["steps"] == 999
     assert layer._engine.counts.dead_lettered.total() == 1
     await _assert_balanced(layer)
+
+
+_ONLY_POSTGRESQL = {
+    **{
+        sqlstate: (
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF NEW.name = 'poison' THEN"
+            f" RAISE EXCEPTION 'no' USING ERRCODE = '{sqlstate}'; END IF; RETURN NEW; END $$",
+            "CREATE TRIGGER refuse BEFORE INSERT ON steps FOR EACH ROW EXECUTE FUNCTION refuse()",
+        )
+        for sqlstate in ("AB123", "42501", "57014", "40001", "08006")
+    },
+    "row-level security": (
+        "ALTER TABLE steps ENABLE ROW LEVEL SECURITY",
+        "ALTER TABLE steps FORCE ROW LEVEL SECURITY",
+        "CREATE POLICY refuse ON steps USING (true) WITH CHECK (name <> 'poison')",
+        "CREATE ROLE {role} LOGIN",
+        "GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", _ONLY_POSTGRESQL)
+async def test_a_row_is_refused_whatever_the_code(
+    migrated_postgres_url: str, postgres_server: PostgresServer, make_journaled: MakeLayer, how: str
+) -> None:
+    role = f"tenant_{uuid.uuid4().hex[:8]}"
+    for statement in _ONLY_POSTGRESQL[how]:
+        postgres_server.execute(statement.format(role=role), name_of(migrated_postgres_url))
+    url = sa.make_url(migrated_postgres_url)
+    if how == "row-level security":  # a superuser is above it
+        url = url.set(username=role)
+    layer = make_journaled(url.render_as_string(hide_password=False))
+    thread_id = str(uuid.uuid4())
+    steps = [versioned(str(uuid.uuid4()), thread_id, number) for number in range(20)]
+    steps[7]["name"] = _POISON
+    try:
+        await asyncio.gather(*(layer.create_step(step) for step in steps))
+        await asyncio.wait_for(layer.flush(), 60)
+        assert [letter.row_id for letter in _letters(layer)] == [steps[7]["id"]]
+        assert layer._engine.counts.written["steps"] == 19
+        await layer.close()
+    finally:
+        if how == "row-level security":
+            postgres_server.execute(f"DROP OWNED BY {role}", name_of(migrated_postgres_url))
+            postgres_server.execute(f"DROP ROLE {role}", name_of(migrated_postgres_url))
+
+
+async def test_rows_too_slow_for_one_statement_are_written_in_several(
+    migrated_postgres_url: str, postgres_server: PostgresServer, make_journaled: MakeLayer
+) -> None:
+    for statement in (
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN PERFORM pg_sleep(0.02); RETURN NEW; END $$",
+        "CREATE TRIGGER slow BEFORE INSERT ON steps FOR EACH ROW EXECUTE FUNCTION slow()",
+    ):
+        postgres_server.execute(statement, name_of(migrated_postgres_url))
+    layer = make_journaled(migrated_postgres_url, statement_timeout=1.0, linger=1.0)
+    thread_id = str(uuid.uuid4())
+    steps = [versioned(str(uuid.uuid4()), thread_id, number) for number in range(90)]
+    await asyncio.gather(*(layer.create_step(step) for step in steps))
+    await asyncio.wait_for(layer.flush(), 120)
+    stored = await rows(layer, "SELECT id FROM steps")
+    assert {row["id"] for row in stored} == {step["id"] for step in steps}
+    assert layer._engine.counts.checkpoint_alarms.total() == 0
+    await _assert_balanced_without_letters(layer)
+
+
+async def _assert_balanced_without_letters(layer: ForebayDataLayer) -> None:
+    counts = layer._engine.counts
+    assert accounted_for(layer)
+    assert counts.pending == counts.dropped.total() == counts.dead_lettered.total() == 0
+    await layer.close()
 
 
 # ---- anything

@@ -308,9 +308,8 @@ def _translate(
 ) -> DatabaseError:
     for cause in _causes(error):
         if isinstance(cause, asyncpg.PostgresError) and cause.sqlstate:
-            return _located(
-                error_codes.from_sqlstate(cause.sqlstate), location, cause if own_statement else None
-            )
+            known = _by_a_row(cause) or error_codes.from_sqlstate(cause.sqlstate)
+            return _located(known, location, cause if own_statement else None)
         if isinstance(cause, sqlite3.Error):
             code = getattr(cause, "sqlite_errorname", None) or "SQLITE_MISUSE"
             known = error_codes.from_sqlite(code, str(cause))
@@ -323,6 +322,12 @@ def _translate(
             return TransientError(IN_USE)
         if isinstance(cause, asyncpg.InternalClientError):  # its session was ended in the middle of an answer
             return TransientError(f"the driver lost track of {location}")
+        if (
+            isinstance(cause, TimeoutError) and cause.errno is None
+        ):  # our clock's: the statement was cancelled
+            return TransientError(
+                f"{location} can't be reached ({type(cause).__name__})", sqlstate=error_codes.CANCELLED
+            )
         if isinstance(cause, OSError | TimeoutError | EOFError | asyncpg.InterfaceError):
             return TransientError(f"{location} can't be reached ({type(cause).__name__})")
     if own_statement:
@@ -330,6 +335,19 @@ def _translate(
     if not sends_rows:  # or good rows would be dead letters for what went wrong before them
         return TransientError(f"{location} can't be reached ({type(error).__name__})")
     return RowError(f"a row can't be sent to the database ({type(error).__name__})")
+
+
+# What in PostgreSQL says no to a row, whatever the SQLSTATE: the functions of its source that an error comes from.
+_REFUSING = {
+    "exec_stmt_raise": "a trigger refuses the row",
+    "ExecWithCheckOptions": "a row-level security policy or a view's check refuses the row",
+}
+
+
+def _by_a_row(error: asyncpg.PostgresError) -> RowError | None:
+    """The refusal of a row that its SQLSTATE does not tell: a trigger may raise any."""
+    reason = _REFUSING.get(getattr(error, "server_source_function", None) or "")
+    return RowError(f"{reason} (SQLSTATE {error.sqlstate})", sqlstate=error.sqlstate) if reason else None
 
 
 def _causes(error: BaseException) -> Iterable[BaseException]:

@@ -75,6 +75,9 @@ _SQLITE_CODES: dict[str, tuple[type[DatabaseError], str]] = {
 }
 # Another transaction was in the way, and has gone on: the same one, tried at once, is likely to get through.
 _PASSING = ("40", "SQLITE_BUSY", "SQLITE_LOCKED")
+CANCELLED = "57014"  # a statement that took too long
+# It took too long, or waited too long for somebody's lock.
+_TOO_LONG = (CANCELLED, "55P03")
 # SQLite has one code for whatever is wrong with a statement; its message tells these from bad JSON.
 _SQLITE_SCHEMA_WORDS = (
     "no such table",
@@ -82,6 +85,11 @@ _SQLITE_SCHEMA_WORDS = (
     "has no column named",
     "ON CONFLICT clause does not match",
 )
+
+
+def is_too_long(error: DatabaseError) -> bool:
+    """Whether a smaller transaction may get through, where this one did not in its time."""
+    return error.sqlstate in _TOO_LONG
 
 
 def is_passing(error: DatabaseError) -> bool:

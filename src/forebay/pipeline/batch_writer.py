@@ -3,6 +3,7 @@
 A transient error repeats the same batch, for ever and with backoff: nothing overtakes it. A row that the
 database refuses is found by halving the batch in order, and only that row is given up, to the dead letters.
 When nearly every row is refused, something else is wrong: then there is a pause before each further one.
+A batch that does not fit into the time limit is written in halves, in order, down to a row.
 
 Each statement moves the journal's checkpoint on from where the one before has left it. Where the database has gone
 back, as one does that took over from a primary which it lagged behind, it is given again what the journal still has.
@@ -40,6 +41,8 @@ _REFUSED_SHARE = 0.9
 _RECENT_ROWS = 200
 PAUSE = 10.0  # seconds
 _AGAIN_BYTES = 256 * 1024
+# The first time-out may be a connection's that a firewall forgot; after the second it is the batch's own.
+_LONG_TRIES = 2
 # Two writers that meet cost one of them a try. Nobody hears of so many, in so many seconds.
 _QUIET_TRIES = 5
 _QUIET_SPELL = 3.0
@@ -127,15 +130,28 @@ class Writer:
                 return
             except CheckpointMoved as moved:
                 assert cursor is not None
-                await self._realign(cursor, moved)
+                if (part := task.left_behind.get(moved.position)) is not None:
+                    cursor.reached(moved.position)  # it got through after its time
+                    task.pass_over(batch, part)
+                    self._settle(task, part, frozenset())
+                else:
+                    task.passed.clear()
+                    await self._realign(cursor, moved)
 
     async def _write(self, task: _Task, part: Batch) -> None:
         try:
             dead = await self._apply(task, part)
         except RowError as error:
             await self._isolate(task, part, error)
+        except _TooLong:
+            await self._write_halves(task, part)
         else:
             self._settle(task, part, dead)
+
+    async def _write_halves(self, task: _Task, part: Batch) -> None:
+        task.is_split = True
+        for half in part.halves():
+            await self._write(task, half)
 
     async def _conclude(self, task: _Task, batch: Batch) -> None:
         """Say that all of the batch is accounted for, where its last row was given up."""
@@ -168,11 +184,10 @@ class Writer:
         return reasons
 
     async def _isolate(self, task: _Task, part: Batch, error: RowError) -> None:
-        task.is_split = True
         if len(part.ops) > 1:
-            for half in part.halves():
-                await self._write(task, half)
+            await self._write_halves(task, part)
             return
+        task.is_split = True
         if self._refusals.are_nearly_all:
             await self._wait_out(error)
             try:
@@ -262,24 +277,37 @@ class Writer:
     async def _apply(self, task: _Task, part: Batch) -> frozenset[str | LeftOut]:
         """Try until the database answers yes, or no to a row.
 
-        Raises RowError for the latter, CheckpointMoved where the journal is not where the cursor says.
+        Raises RowError for the latter, CheckpointMoved where the journal is not where the cursor says, _TooLong
+        where a smaller part may fit into the time limit.
         """
+        patience = _Patience(len(part.ops), _LONG_TRIES if not task.left_behind else 1)
         # The same for every attempt, which tells whether one before this went through.
         step = task.cursor.step(part.last_seq) if task.cursor is not None else None
 
         async def attempt() -> frozenset[str | LeftOut]:
             started = self._clock()
-            dead = await self._store.apply([op.change for op in part.ops], step, late=task.late)
+            try:
+                dead = await self._store.apply([op.change for op in part.ops], step, late=task.late)
+            except DatabaseError as error:
+                patience.note(error)
+                raise
             self._observer.batch_written(part, self._clock() - started)
             return dead
 
-        dead = await self.until_answered(attempt)
+        try:
+            dead = await self.until_answered(attempt, lambda: patience.is_over)
+        except _TooLong:
+            if step is not None:
+                task.left_behind[step.after] = part
+            raise
         if task.cursor is not None and step is not None:
             task.cursor.reached(step.after)
         return dead
 
-    async def until_answered(self, attempt: Callable[[], Awaitable[_Answer]]) -> _Answer:
-        """Repeat an attempt for as long as there is no answer. Raises RowError."""
+    async def until_answered(
+        self, attempt: Callable[[], Awaitable[_Answer]], is_over: Callable[[], bool] = lambda: False
+    ) -> _Answer:
+        """Repeat an attempt for as long as there is no answer. Raises RowError, and _TooLong once it `is_over`."""
         quiet = _Quiet(self._clock)
         while True:
             self.attempted_at = self._clock()
@@ -294,6 +322,8 @@ class Writer:
                     await anyio.sleep(quiet.backoff.next_delay())
                     continue
                 self._fail(error)
+                if is_over():
+                    raise _TooLong from None
                 await anyio.sleep(self._backoff.next_delay())
                 continue
             self._recovered()
@@ -342,6 +372,9 @@ class _Task:
     late: bool
     is_split: bool = False
     given_up: set[int] = field(default_factory=set)  # rows, by `id`
+    # Where attempts led to that were not waited for: one may get through all the same.
+    left_behind: dict[Position, Batch] = field(default_factory=dict)
+    passed: set[int] = field(default_factory=set)  # rows that are in, as far as is known
     _settled: set[int] = field(default_factory=set)
 
     def is_first(self, op: Op) -> bool:
@@ -353,11 +386,39 @@ class _Task:
         return not known
 
     def remaining(self, batch: Batch) -> Batch:
-        """The batch without the rows that were given up."""
-        if not self.given_up:
+        """The batch without the rows that were given up, or got through after their time."""
+        if not self.given_up and not self.passed:
             return batch
-        ops = [op for op in batch.ops if id(op) not in self.given_up]
+        ops = [op for op in batch.ops if id(op) not in self.given_up and id(op) not in self.passed]
         return Batch(batch.oldest, ops, batch.last_seq, sum(op.change.size for op in ops), batch.threads)
+
+    def pass_over(self, batch: Batch, part: Batch) -> None:
+        """Everything up to the end of a part is in, since the parts are written in order."""
+        last = part.ops[-1]
+        for op in batch.ops:
+            self.passed.add(id(op))
+            if op is last:
+                return
+
+
+class _TooLong(Exception):
+    """A part of a batch did not fit into the time limit, at several tries."""
+
+
+class _Patience:
+    """How often in a row a part of several rows may run out of time before it is tried in halves."""
+
+    def __init__(self, rows: int, tries: int) -> None:
+        self._rows = rows
+        self._tries = tries
+        self._left = tries
+
+    @property
+    def is_over(self) -> bool:
+        return self._rows > 1 and self._left <= 0
+
+    def note(self, error: DatabaseError) -> None:
+        self._left = self._left - 1 if error_codes.is_too_long(error) else self._tries
 
 
 class _Quiet:

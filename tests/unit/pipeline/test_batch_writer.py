@@ -40,6 +40,7 @@ class FakeStore:
         self.late: list[bool] = []
         self.dead: frozenset[str] = frozenset()
         self.bad: set[str] = set()
+        self.fits = 1_000_000  # rows in one transaction, in the time there is
         self.fails: list[BaseException] = []
         self.fails_after_the_commit: list[BaseException] = []
         self.open = asyncio.Event()
@@ -53,6 +54,8 @@ class FakeStore:
         await self.open.wait()
         if self.fails:
             raise self.fails.pop(0)
+        if len(changes) > self.fits:
+            raise TransientError("too long", sqlstate="57014")
         if self.bad & {change.key for change in changes}:
             raise RowError("a value does not fit its column", sqlstate="22001")
         if checkpoint is not None:
@@ -452,6 +455,53 @@ async def test_a_part_that_comes_late_finds_nothing_to_start_from(bench: Bench) 
             with pytest.raises(CheckpointMoved):
                 await apply([upsert("late")], step)
     assert bench.store.committed == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("fits", [1, 2, 3])
+async def test_a_batch_that_takes_too_long_is_written_in_smaller_parts_in_order(
+    bench: Bench, fits: int
+) -> None:
+    bench.store.fits = fits
+    await bench.write(a_batch(*"abcdefghi", last_seq=9), Cursor("journal"))
+    assert bench.store.committed == list("abcdefghi")
+    assert bench.store.checkpoints == {"journal": 9}
+    assert bench.counts.written.total() == 9
+    assert bench.writer.failure is None
+
+
+async def test_one_time_out_takes_no_batch_apart(bench: Bench) -> None:
+    bench.store.fails = [TransientError("too long", sqlstate="57014")]
+    await bench.write(a_batch(*"abcd", last_seq=4), Cursor("journal"))
+    assert bench.store.attempts == [list("abcd")] * 2
+
+
+async def test_a_row_that_takes_too_long_is_tried_until_it_is_in(bench: Bench) -> None:
+    bench.store.fails = [TransientError("too long", sqlstate="55P03")] * 5
+    await bench.write(a_batch("a", last_seq=1), Cursor("journal"))
+    assert bench.store.attempts == [["a"]] * 6
+
+
+async def test_a_batch_that_got_through_after_its_time_raises_no_alarm(bench: Bench) -> None:
+    apply = bench.store.apply
+    given_up: list[tuple[Sequence[Change], Checkpoint]] = []
+
+    async def slow(changes: Sequence[Change], checkpoint: Checkpoint | None, *, late: bool = False) -> Any:
+        assert checkpoint is not None
+        if len(changes) > 2:
+            given_up.append((changes, checkpoint))
+            raise TransientError("too long", sqlstate="57014")
+        if given_up:  # it goes on in the database, and commits before what is sent after it
+            await apply(*given_up[-1])
+            given_up.clear()
+        return await apply(changes, checkpoint, late=late)
+
+    bench.store.apply = slow  # type: ignore[method-assign]
+    cursor = Cursor("journal")
+    await bench.write(a_batch(*"abcd", last_seq=4), cursor)
+    assert bench.store.committed == list("abcd")
+    assert bench.counts.checkpoint_alarms.total() == 0
+    assert (cursor.journal_id, bench.store.checkpoints) == ("journal", {"journal": 4})
+    assert bench.counts.written.total() == 4
 
 
 class _Kept:
