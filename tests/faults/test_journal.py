@@ -294,3 +294,26 @@ async def test_a_commit_whose_answer_was_lost_is_not_repeated(
     assert (lost, await connection.fetchval("SELECT count(*) FROM audit")) == (1, 1)
     await layer.close()
     await connection.close()
+
+
+async def test_a_disk_that_does_not_give_back_what_was_spilled_ends_nothing(
+    make_layer: MakeLayer, migrated_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, thread_id = make_layer(migrated_url, queue_max_bytes=20_000, linger=0.001), str(uuid.uuid4())
+    read, failures = Journal.read, 2
+
+    async def failing(journal: Journal, after_seq: int, max_bytes: int) -> Any:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise JournalError("a journal can't be read (Input/output error)")
+        return await read(journal, after_seq, max_bytes)
+
+    monkeypatch.setattr(Journal, "read", failing)
+    await asyncio.gather(*(layer.create_step(_step(thread_id, number, 1000)) for number in range(60)))
+    await asyncio.wait_for(layer._engine.flush(), 60)
+    assert failures == 0
+    assert not layer._engine.ended
+    assert await _numbers(layer, thread_id) == list(range(60))
+    assert _balanced(layer)
+    await layer.close()

@@ -13,7 +13,7 @@ from forebay.model.changes import Change
 _ENCODED_AT_ONCE = 32
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Group:
     """Changes that are committed together, and the futures of those who wait for it.
 
@@ -28,6 +28,7 @@ class Group:
     lines: list[bytes] = field(default_factory=list)
     checksum: int = 0
     fault: JournalError | None = None
+    is_finished: bool = False  # it is on the disk, or `fault` says why not
     _changes: list[Change] = field(default_factory=list)
 
     def add(self, seq: int, change: Change, done: asyncio.Future[None]) -> int:

@@ -97,6 +97,7 @@ class Journal:
         self._on_failure = on_failure
         self._group = Group()  # what gathers
         self._committing = False
+        self._in_flight: list[Group] = []  # what the thread has, or has done and not told yet
         self._will_seal = False
         self._work: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
         # What the database has not, and what it has and is kept: last seq and bytes of each chunk.
@@ -134,6 +135,7 @@ class Journal:
             return
         self._group.encode()
         self._committing = True
+        self._in_flight.append(self._group)
         self._work.put(self._group)
         self._group = Group()
 
@@ -144,9 +146,13 @@ class Journal:
 
     def rebind(self, loop: asyncio.AbstractEventLoop) -> None:
         """Answer in another event loop from now on; the one before is closed, and nobody waits in it."""
+        # In this order: the thread looks at the loop after a group is finished, see `_tell_loop`.
         self._loop = loop
-        self._group.waiters.clear()
-        self._committing = self._will_seal = False
+        self._will_seal = False
+        for group in (*self._in_flight, self._group):
+            group.waiters.clear()
+        for group in [group for group in self._in_flight if group.is_finished]:
+            self._committed(group)
         self._seal()
 
     def trim(self, applied_seq: int) -> None:
@@ -242,19 +248,27 @@ class Journal:
                 return self._work.get(timeout=self._retention.wait)
 
     def _commit(self, group: Group) -> None:
-        error = group.fault
         started = time.monotonic()
-        if error is None:
+        if group.fault is None:
             try:
                 self._log.append(group.first_seq, group.last_seq, group.lines, group.checksum)
             except OSError as failed:
-                error = _explain(failed)
+                group.fault = _explain(failed)
             except Exception as failed:  # whatever it is, its callers must not wait for ever
-                error = JournalError(f"the changes can't be journaled ({type(failed).__name__})")
-        if error is None and self._on_commit is not None:
+                group.fault = JournalError(f"the changes can't be journaled ({type(failed).__name__})")
+        if group.fault is None and self._on_commit is not None:
             self._on_commit(time.monotonic() - started)
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            self._loop.call_soon_threadsafe(self._committed, group, error)
+        group.is_finished = True
+        self._tell_loop(group)
+
+    def _tell_loop(self, group: Group) -> None:
+        """Where the loop is closed, nobody waits any more, and `rebind` takes up what is finished."""
+        loop: asyncio.AbstractEventLoop | None = None
+        while loop is not self._loop:
+            loop = self._loop
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._committed, group)
+                return
 
     def _answer(self, work: _Read) -> None:
         records: list[Record] = []
@@ -277,9 +291,12 @@ class Journal:
 
     # ---- back in the event loop
 
-    def _committed(self, group: Group, error: JournalError | None) -> None:
-        self._committing = False
-        size = sum(map(len, group.lines))
+    def _committed(self, group: Group) -> None:
+        if group not in self._in_flight:  # `rebind` was faster
+            return
+        self._in_flight.remove(group)
+        self._committing = bool(self._in_flight)
+        size, error = sum(map(len, group.lines)), group.fault
         if error is None:
             self.durable_seq = group.last_seq
             if self.progress is not None:
@@ -293,7 +310,7 @@ class Journal:
                 self._on_failure(group.first_seq, group.last_seq)
         for waiter in group.waiters:
             _tell(waiter, error)
-        if self._group.last_seq:
+        if self._group.last_seq and not self._committing:
             self._seal_soon(self._group.last_seq - self._group.first_seq + 1)
 
     def _note(self, seq: int, size: int) -> None:

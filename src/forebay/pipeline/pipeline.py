@@ -468,7 +468,8 @@ class Pipeline:
         # A little at a time: in memory a change takes up several times what it does on the disk.
         room = max(1, (self.settings.queue_max_bytes - self.inbox.size) // 8)
         durable_seq = self.journal.durable_seq
-        records = await self.journal.read(self.inbox.queued_seq, room)
+        # A disk that does not give them back may yet do so, and what comes after them must not overtake.
+        records = await self.writer.until_answered(partial(self.journal.read, self.inbox.queued_seq, room))
         for seq, change in records:
             self._lose_unreadable(seq - 1)
             self.inbox.refill(seq, change, self._clock(), self._spilled_tickets.pop(seq, None))
