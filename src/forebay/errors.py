@@ -35,6 +35,10 @@ class FetchError(ForebayError):
     """An element's URL was not fetched: it is not allowed, too large, or does not answer."""
 
 
+class SearchBusy(ForebayError):
+    """Too many searches at once, of one person or of all; nothing was looked for, and it may be tried again."""
+
+
 class LayerClosed(ForebayError):
     """The data layer was closed; it takes no further calls."""
 

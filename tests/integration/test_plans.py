@@ -188,7 +188,7 @@ PAGE: dict[str, Any] = {
     "first": 21,
     "cursor": None,
     "position": None,
-    "needle": "%never%",
+    "needle": "never",
     "value": 1,
 }
 NEXT_PAGE = {**PAGE, "cursor": key(2, 400)}

@@ -241,7 +241,13 @@ class _Aiosqlite:
         return False  # a file does not hang up
 
     async def fetch(self, statement: Statement, parameters: Mapping[str, Any]) -> list[Any]:
-        return list(await self._connection.execute_fetchall(statement.sql, statement.arguments(parameters)))
+        try:
+            return list(
+                await self._connection.execute_fetchall(statement.sql, statement.arguments(parameters))
+            )
+        except asyncio.CancelledError:
+            await self._connection.interrupt()  # or its thread would go on with it, for nobody
+            raise
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[None]:

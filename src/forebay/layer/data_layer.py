@@ -43,6 +43,7 @@ from forebay.layer.drop_in import Overrides, overrides_of, page_of
 from forebay.layer.monitor import Operations
 from forebay.layer.people import People
 from forebay.layer.queued import Door, placed
+from forebay.layer.searches import Searches, bounded
 from forebay.layer.sessions import Variables, chat_at_hand, claimant_of, is_elsewhere, variables_of
 from forebay.model import changes, cleaning
 from forebay.model.changes import STAR, Delete, Upsert
@@ -142,6 +143,7 @@ class ForebayDataLayer(BaseDataLayer):
         self._reads = Reads(self._store, self._engine)
         self._people = People(self._find_user, self._save_user)
         self._positions = Positions()
+        self._searches = Searches(counts.searches_refused)
         self._variables = Variables()
         client = storage_provider if storage_provider is not None else configured_storage(self.settings)
         self._blobs = Blobs(client, counts)
@@ -376,17 +378,28 @@ class ForebayDataLayer(BaseDataLayer):
         """A page of a user's threads, newest activity first, which stands in their `createdAt`.
 
         The cursor is the last thread's id; an unknown one gives an empty page. `search` looks, in whatever
-        case, into names, inputs and outputs; `feedback` keeps threads with a step so rated. Raises ValueError
-        without `userId`.
+        case, into names, inputs and outputs, by its first 200 characters; `feedback` keeps threads with a step
+        so rated. Raises ValueError without `userId`, and SearchBusy where too many search at once.
         """
         self._log_call("list_threads")
         if not filters.userId:
             raise ValueError("userId is required")
+        if not filters.search:
+            return await self._list_threads(pagination, filters)
+        async with self._searches.slot(filters.userId):
+            return await self._list_threads(pagination, bounded(filters))
+
+    @property
+    def _most_threads(self) -> int:
+        """Of one page; without a limit, what the databases can count and one more."""
+        return 2**31 - 2 if self.user_thread_limit is None else self.user_thread_limit
+
+    async def _list_threads(
+        self, pagination: Pagination, filters: ThreadFilter
+    ) -> PaginatedResponse[ThreadDict]:
         if self._own.get_all_user_threads:
             return page_of(await self.get_all_user_threads(user_id=filters.userId) or (), pagination, filters)
-        first = max(0, pagination.first)
-        if self.user_thread_limit is not None:
-            first = min(first, self.user_thread_limit)
+        first = min(max(0, pagination.first), self._most_threads)
         found = await self._page(filters, pagination.cursor, first + 1, self.settings.list_include_steps)
         page = found[:first]
         info = PageInfo(
@@ -426,10 +439,8 @@ class ForebayDataLayer(BaseDataLayer):
         if thread_id is not None:
             thread = await self._thread(thread_id)
             return [thread] if thread else []
-        limit = self.user_thread_limit if self.user_thread_limit is not None else 2**31 - 1
-        threads = (
-            await self._page(ThreadFilter(userId=user_id), None, limit, with_steps=True) if user_id else []
-        )
+        everything = ThreadFilter(userId=user_id)
+        threads = await self._page(everything, None, self._most_threads, with_steps=True) if user_id else []
         return await self._signed(threads)
 
     # ---- steps

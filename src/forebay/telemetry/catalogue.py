@@ -148,6 +148,12 @@ INSTRUMENTS = (
         "this process wrote, or had `failed`.",
         ("outcome",),
     ),
+    Instrument(
+        "forebay_searches_refused",
+        _C,
+        "Searches that got an error since too many were under way: of one `person`, or of `all`.",
+        ("limit",),
+    ),
     Instrument("forebay_uploads_in_progress", _G, "Elements' contents that are being stored."),
     Instrument(
         "forebay_upload_duration_seconds",

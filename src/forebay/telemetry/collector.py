@@ -40,6 +40,7 @@ _RETRIES = ("TransientError",)
 _FLUSHED = ("committed", "failed")
 _REPLICA_READS = ("behind", "failed", "replica")
 _CHECKPOINT_ALARMS = ("gone_back", "not_kept", "not_ours")
+_SEARCH_LIMITS = ("person", "all")
 _UPLOADED = ("stored", "failed")
 
 
@@ -260,6 +261,7 @@ def _counters(counts: Counts) -> dict[str, _Source]:
         "forebay_flush_retries": by(counts.retries, _RETRIES),
         "forebay_writer_paused": lambda: {(): float(counts.paused)},
         "forebay_replica_reads": lambda: {(key,): counts.replica_reads[key] for key in _REPLICA_READS},
+        "forebay_searches_refused": by(counts.searches_refused, _SEARCH_LIMITS),
         "forebay_checkpoint_alarms": lambda: {
             (found,): counts.checkpoint_alarms[found] for found in _CHECKPOINT_ALARMS
         },

@@ -27,6 +27,7 @@ class Counts:
     uploads_pending: int = 0
     blob_delete_failures: int = 0  # objects that stay in the storage without a row
     replica_reads: Counter[str] = field(default_factory=Counter)  # by outcome
+    searches_refused: Counter[str] = field(default_factory=Counter)  # by whose limit
     checkpoint_alarms: Counter[str] = field(default_factory=Counter)  # by what was found
     paused: bool = False  # the writer waits, since nearly every row is refused
     replayed: int = 0  # changes that a process before this one left in its journal

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
-from forebay.database.drivers import Connections
+from forebay.database.drivers import Connections, driver_of
+from forebay.database.sql.statement import Statement
 from forebay.errors import DatabaseError, TransientError
 
 
@@ -108,3 +109,20 @@ async def test_of_those_that_nobody_needs_one_is_kept(connections: Connections) 
     assert not first.closed
     assert await connections.take() is first
     await connections.give(first)
+
+
+async def test_sqlite_ends_what_nobody_waits_for() -> None:
+    forever = "WITH RECURSIVE more(x) AS (SELECT 1 UNION ALL SELECT x FROM more) SELECT count(*) FROM more"
+    engine = create_async_engine("sqlite+aiosqlite://")
+    async with engine.connect() as connection:
+        driver = await driver_of(connection)
+        asked = asyncio.ensure_future(driver.fetch(Statement(forever, ()), {}))
+        started = asyncio.Event()
+        asyncio.get_running_loop().call_later(0.05, started.set)
+        await started.wait()
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+        async with asyncio.timeout(20):
+            assert [tuple(row) for row in await driver.fetch(Statement("SELECT 1", ()), {})] == [(1,)]
+    await engine.dispose()

@@ -24,8 +24,6 @@ from forebay.model import schema
 from forebay.model.changes import STAR
 from forebay.model.schema import MADE_AT, threads
 
-_ESCAPE = "!"  # not the backslash, which releases of SQLAlchemy render differently
-
 
 class PostgresSql:
     """PostgreSQL 12 and later."""
@@ -126,14 +124,13 @@ class PostgresSql:
         return sa.collate(activity, "C")
 
     def contains(self, column: Expression) -> Expression:
-        """ILIKE with a pattern whose wildcards are escaped."""
-        return column.ilike(sa.bindparam(NEEDLE, type_=sa.Text()), escape=_ESCAPE)
+        """Not by ILIKE, which tries the whole needle at each letter, and can't be ended while it does."""
+        needle = sa.func.lower(sa.bindparam(NEEDLE, type_=sa.Text()))
+        return sa.func.strpos(sa.func.lower(column), needle) > literal(0)
 
     def needle(self, search: str) -> str:
-        """An ILIKE pattern that takes `%` and `_` literally."""
-        for special in (_ESCAPE, "%", "_"):
-            search = search.replace(special, _ESCAPE + special)
-        return f"%{search}%"
+        """The text itself: the server takes its case away, as it does with what it looks through."""
+        return search
 
     def is_passed_on(self) -> Expression:
         """By a JSON array of ids."""
