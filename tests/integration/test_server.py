@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -16,6 +17,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_plain
 
 from forebay import ForebayDataLayer, Settings
+from forebay.errors import JournalError
 from forebay.layer import monitor
 from forebay.telemetry.listener import Listener
 from tests.integration.conftest import MakeLayer
@@ -241,6 +243,56 @@ async def test_an_outage_of_an_idle_database_is_seen_too(
     await until(lambda: layer._engine.health.reason() is not None)
     own_postgres_server.start()
     await until(lambda: layer._engine.health.reason() is None)
+
+
+@pytest.mark.parametrize("writes", [False, True])
+async def test_a_journal_folder_that_is_removed_is_not_ready(
+    make_layer: MakeLayer,
+    emptied_url: str,
+    tmp_path: Path,
+    http: aiohttp.ClientSession,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    writes: bool,
+) -> None:
+    monkeypatch.setattr(monitor, "_ASK_INTERVAL", 0.01)
+    folder, aside = tmp_path / "journals", tmp_path / "aside"
+    layer = make_layer(
+        emptied_url, settings=Settings(metrics_address=_FREE, journal_dir=folder, ready_grace=0)
+    )
+    await layer.start()
+    if writes:
+        await a_thread(layer)
+    url = await _served(layer)
+    await until(lambda: layer._engine.health.reason() is None)
+
+    folder.rename(aside)
+    folder.write_text("no folder")
+    await until(lambda: layer._engine.health.reason() is not None)
+    status, reason = await _probe(http, url)
+    assert (status, "FOREBAY_JOURNAL_DIR" in reason) == (503, True)
+    told = [record for record in caplog.records if "journal folder unusable" in record.message]
+    assert [record.levelname for record in told] == ["ERROR"]
+
+    folder.unlink()
+    aside.rename(folder)
+    await until(lambda: layer._engine.health.reason() is None)
+    await a_thread(layer)
+    await layer.close()
+
+
+async def test_a_journal_folder_that_cannot_be_written_is_told_at_the_start(
+    make_layer: MakeLayer, emptied_url: str, tmp_path: Path, http: aiohttp.ClientSession
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    settings = Settings(metrics_address=_FREE, journal_dir=tmp_path / "file" / "journals")
+    layer = make_layer(emptied_url, settings=settings)
+    with pytest.raises(JournalError, match="FOREBAY_JOURNAL_DIR"):
+        await layer.start()
+    status, _ = await _probe(http, await _served(layer))
+    assert status == 503
+    await layer.close()
 
 
 async def test_it_is_not_ready_while_it_closes(make_layer: MakeLayer, http: aiohttp.ClientSession) -> None:

@@ -12,6 +12,7 @@ import errno
 import logging
 import os
 import queue
+import tempfile
 import threading
 import time
 import uuid
@@ -338,10 +339,26 @@ def _create(
         progress = Progress(path.with_suffix(PROGRESS), create=True) if external else None
         return lock_file, progress, Log(path, About(FORMAT, path.stem, location), database_id)
     except OSError as error:
-        raise JournalError(
-            f"the journal can't be written in {folder} ({reason_of(error)}); set FOREBAY_JOURNAL_DIR to a folder on a"
-            " local disk that this process may write to"
-        ) from None
+        raise _unusable(folder, error) from None
+
+
+def check_folder(folder: Path, own: Path | None) -> None:
+    """Raises JournalError where no journal can be written, or where `own`, this process's, is there no more."""
+    try:
+        if own is not None and not own.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "this process's journal was removed")
+        make_folder(folder)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise _unusable(folder, error) from None
+
+
+def _unusable(folder: Path, error: OSError) -> JournalError:
+    return JournalError(
+        f"the journal can't be written in {folder} ({reason_of(error)}); set FOREBAY_JOURNAL_DIR to a folder on a"
+        " local disk that this process may write to"
+    )
 
 
 def _explain(error: OSError) -> JournalError:

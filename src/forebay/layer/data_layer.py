@@ -208,9 +208,10 @@ class ForebayDataLayer(BaseDataLayer):
     async def start(self) -> None:
         """Start now instead of at the first use, for probes and for journals that a process before has left.
 
-        Returns at once, and raises nothing for a database that can't be reached.
+        Raises JournalError where the journal can't be written, and nothing for a database that can't be reached.
         """
         self._engine.start()
+        await self._engine.check_folder()
 
     async def flush(self) -> None:
         """Return when everything that was accepted is in the database, however long that takes."""

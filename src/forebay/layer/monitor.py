@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import anyio
 
-from forebay.errors import DatabaseError
+from forebay.errors import DatabaseError, ForebayError, JournalError
 from forebay.pipeline.pipeline import Pipeline
 from forebay.settings import Settings
 from forebay.telemetry import app_route
@@ -79,16 +79,28 @@ class Operations:
             written = self._engine.counts.written.total()
             if written == seen or seen < 0 or self._engine.health.failure is not None:
                 await self._ask_once()
+            else:
+                await self._look_at_folder()
             seen = written
             await anyio.sleep(_ASK_INTERVAL)
 
     async def _ask_once(self) -> None:
+        self._engine.health.note(await self._failure())
+
+    async def _failure(self) -> ForebayError | None:
         try:
             await self._engine.store.position("")
-        except DatabaseError as error:
+            await self._engine.check_folder()
+        except (DatabaseError, JournalError) as error:
+            return error
+        return None
+
+    async def _look_at_folder(self) -> None:
+        """Into a file whose folder was removed one may write, and nothing of it is kept."""
+        try:
+            await self._engine.check_folder()
+        except JournalError as error:
             self._engine.health.note(error)
-        else:
-            self._engine.health.note(None)
 
 
 async def _end(task: asyncio.Task[None] | None) -> None:

@@ -36,7 +36,7 @@ from forebay.errors import (
     WrongLoop,
 )
 from forebay.journal.dead_letters import DeadLetters
-from forebay.journal.journal import Journal
+from forebay.journal.journal import Journal, check_folder
 from forebay.journal.orphan import Record
 from forebay.model.changes import Change, Delete
 from forebay.model.schema import THREAD_MADE_AT
@@ -118,6 +118,7 @@ class Pipeline:
         # Called with the loop that the engine starts in.
         self.on_start: list[Callable[[asyncio.AbstractEventLoop], None]] = []
         self.journal: Journal | None = None
+        self._folder_failure: JournalError | None = None
         # Where this process's changes stand in the database, whether a journal keeps them or not.
         self.cursor = Cursor(uuid.uuid4().hex)
         self._metrics = metrics
@@ -494,6 +495,22 @@ class Pipeline:
     def start(self) -> None:
         """Start in the running loop, unless it has."""
         self._ensure_running()
+
+    async def check_folder(self) -> None:
+        """Raises JournalError while the folder takes no journal, or this process's was removed; it is logged once."""
+        if not self._journals or self.closed or self.is_forked:
+            return
+        own = self.journal.path if self.journal is not None else None
+        try:
+            await asyncio.to_thread(check_folder, self.settings.journal_dir, own)
+        except JournalError as error:
+            if self._folder_failure is None:
+                logger.error("journal folder unusable reason=%s", error)
+            self._folder_failure = error
+            raise
+        if self._folder_failure is not None:
+            self._folder_failure = None
+            logger.warning("journal folder usable again")
 
     def _ensure_running(self) -> asyncio.AbstractEventLoop:
         loop = self._loop
