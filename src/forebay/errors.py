@@ -44,7 +44,7 @@ class LayerClosed(ForebayError):
 
 
 class WrongLoop(ForebayError):
-    """The data layer runs in another event loop that is still alive."""
+    """The event loop that the data layer runs in stands still or has ended, and did not take another loop's call."""
 
 
 class LayerForked(ForebayError):

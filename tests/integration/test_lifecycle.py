@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import pytest
 from chainlit.types import Feedback
 from sqlalchemy.pool import QueuePool
 
-from forebay import ForebayDataLayer, LayerClosed, QueueFull, Settings, WrongLoop
+from forebay import ForebayDataLayer, LayerClosed, QueueFull, Settings
 from forebay.pipeline import pipeline
 from tests.integration.conftest import MakeLayer
 from tests.integration.contract import (
@@ -210,23 +209,6 @@ def test_a_new_loop_takes_over_from_one_that_has_ended(
     asyncio.run(second())
     gc.collect()
     assert caplog.text == ""
-
-
-async def test_a_second_loop_beside_the_first_is_refused(layer: ForebayDataLayer) -> None:
-    thread_id = await a_thread(layer)
-    refused: list[BaseException] = []
-
-    def elsewhere() -> None:
-        try:
-            asyncio.run(layer.update_thread(thread_id, name="from elsewhere"))
-        except WrongLoop as error:
-            refused.append(error)
-
-    thread = threading.Thread(target=elsewhere)
-    thread.start()
-    await asyncio.to_thread(thread.join)
-    assert len(refused) == 1
-    assert (await stored_thread(layer, thread_id))["name"] is None
 
 
 # ---- cancellation

@@ -474,6 +474,10 @@ class Store:
         if self._writer is not None:
             forget(self._writer)
             self._writer = None
+        # Whoever held these will not give them back.
+        self._preparing = anyio.Lock()
+        if self._exclusive is not None:
+            self._exclusive = anyio.Lock()
         self._connections = self._connections.renewed()
         if self.replica is not None:
             self.replica.forget_connections()

@@ -60,12 +60,26 @@ logger = logging.getLogger("forebay")
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
+def _at_home(method: _Method) -> _Method:
+    """A method that runs in the event loop that writes, whichever loop it is called in."""
+
+    @wraps(method)
+    async def at_home(self: ForebayDataLayer, *arguments: Any, **named: Any) -> Any:
+        if self._engine.is_away():
+            return await self._engine.bring(partial(method, self, *arguments, **named))
+        return await method(self, *arguments, **named)
+
+    return cast("_Method", at_home)
+
+
 def _timed(method: _Method) -> _Method:
     """A read whose duration is measured, under its name."""
 
     @wraps(method)
     async def timed(self: ForebayDataLayer, *arguments: Any, **named: Any) -> Any:
         with self._metrics.reading(method.__name__):
+            if self._engine.is_away():
+                return await self._engine.bring(partial(method, self, *arguments, **named))
             return await method(self, *arguments, **named)
 
     return cast("_Method", timed)
@@ -137,7 +151,9 @@ class ForebayDataLayer(BaseDataLayer):
         self._engine = Pipeline(self.settings, self._store, self._metrics)
         self._beginnings = Beginnings()
         counts = self._engine.counts
-        self._door = Door(self._engine.submit, self._engine.refuse, self.settings.queue_max_bytes, counts)
+        self._door = Door(
+            self._engine.submit, self._engine.refuse, self.settings.queue_max_bytes, counts, self._engine
+        )
         self._operations = Operations(self.settings, self._engine, self._metrics)
         self._statements = self._store.statements
         self._reads = Reads(self._store, self._engine)
@@ -165,7 +181,7 @@ class ForebayDataLayer(BaseDataLayer):
             self._engine.on_start.append(self._uploads.start)
             self._collector = Collector(self._engine, self._statements, self._blobs, self._uploads)
         self._owners: OrderedDict[str, str] = OrderedDict()
-        self.async_session = sessions(self.engine, partial(self._engine.settle, None))
+        self.async_session = sessions(self.engine, self._settle_all)
 
     @classmethod
     def from_env(
@@ -213,12 +229,20 @@ class ForebayDataLayer(BaseDataLayer):
         self._engine.start()
         await self._engine.check_folder()
 
+    @_at_home
     async def flush(self) -> None:
         """Return when everything that was accepted is in the database, however long that takes."""
         await self._engine.flush()
 
     async def close(self) -> None:
         """Write out what is queued, within `close_timeout`, and disconnect. A second call does nothing."""
+        if self._engine.has_begun and self._engine.is_away():
+            await self._engine.bring(self._close)
+            await self._engine.leave()
+        else:
+            await self._close()
+
+    async def _close(self) -> None:
         if self._engine.is_forked:  # all that runs is the parent's
             await self._engine.close()
             return
@@ -237,6 +261,7 @@ class ForebayDataLayer(BaseDataLayer):
 
     # ---- helpers that subclasses of Chainlit's layer use
 
+    @_at_home
     async def execute_sql(self, query: str, parameters: Mapping[str, Any]) -> list[dict[str, Any]] | int:
         """Run a statement after everything that is queued: its rows, or how many rows it changed.
 
@@ -246,6 +271,7 @@ class ForebayDataLayer(BaseDataLayer):
         result = await self._store.execute_sql(query, parameters)
         return cast("list[dict[str, Any]] | int", self.clean_result(result))
 
+    @_at_home
     async def _get_user_id_by_thread(self, thread_id: str) -> str | None:
         """The owner's id, which is part of the names of elements' contents; None for a thread that is nobody's."""
         return (await self._reads.author(thread_id)).get("userId")
@@ -279,6 +305,7 @@ class ForebayDataLayer(BaseDataLayer):
         self._log_call("get_user")
         return await self._people.find(identifier)
 
+    @_at_home
     async def create_user(self, user: User) -> PersistedUser | None:
         """Store a user, or replace the metadata of the one with this identifier; the stored user."""
         self._log_call("create_user")
@@ -327,8 +354,7 @@ class ForebayDataLayer(BaseDataLayer):
         change = self._made(make, thread_id, name, user_id, metadata, tags)
         if user_id is not None:
             self._owners.pop(change.key, None)
-        self._door.release()
-        return self._engine.submit(change)
+        return self._door.pass_through(partial(self._engine.submit, change), change.size)
 
     @_timed
     async def get_thread(self, thread_id: str) -> ThreadDict | None:
@@ -368,9 +394,9 @@ class ForebayDataLayer(BaseDataLayer):
     def delete_thread(self, thread_id: str) -> Awaitable[None]:
         """Delete a thread and all that is in it, then its elements' content. Later writes to it are dropped."""
         self._log_call("delete_thread")
-        self._door.release()
         key = self._store.ids.spell(thread_id)
-        return self._delete("threads", key, key, lambda uploads: uploads.drop(thread_id=key))
+        drop = partial(Uploads.drop, thread_id=key)
+        return self._door.pass_through(partial(self._delete, "threads", key, key, drop))
 
     @_timed
     async def list_threads(
@@ -432,6 +458,7 @@ class ForebayDataLayer(BaseDataLayer):
             )
         )
 
+    @_at_home
     async def get_all_user_threads(
         self, user_id: str | None = None, thread_id: str | None = None
     ) -> list[ThreadDict] | None:
@@ -532,7 +559,7 @@ class ForebayDataLayer(BaseDataLayer):
             await self.update_step(step_dict)
             return step_dict
         starred = {key: step_dict.get(key) for key in ("id", "threadId", "metadata")}
-        await self._engine.submit(self._made(changes.step, starred))
+        await self._door.pass_through(partial(self._engine.submit, self._made(changes.step, starred)))
         return step_dict
 
     # ---- feedback
@@ -544,14 +571,13 @@ class ForebayDataLayer(BaseDataLayer):
         Raises RowError when it names no thread and the step is unknown.
         """
         self._log_call("upsert_feedback")
-        self._door.release()
         values = {**asdict(feedback), "id": feedback.id or str(uuid.uuid4())}
         if feedback.id and feedback.comment is None:
             values["comment"] = ""  # a feedback is changed whole
         if not values["threadId"]:
             return Deferred(partial(self._with_the_steps_thread, feedback, values))
         change = self._made(changes.feedback, values)
-        queued = self._engine.submit(change)
+        queued = self._door.pass_through(partial(self._engine.submit, change), change.size)
         return Deferred(partial(self._stored_feedback, feedback, change.key, queued))
 
     async def _with_the_steps_thread(self, feedback: Feedback, values: dict[str, Any]) -> str:
@@ -561,7 +587,8 @@ class ForebayDataLayer(BaseDataLayer):
             self._engine.refuse(error)
             raise error
         change = self._made(changes.feedback, {**values, "threadId": step["threadId"]})
-        return await self._stored_feedback(feedback, change.key, self._engine.submit(change))
+        queued = self._door.pass_through(partial(self._engine.submit, change), change.size)
+        return await self._stored_feedback(feedback, change.key, queued)
 
     async def _stored_feedback(self, feedback: Feedback, feedback_id: str, queued: Awaitable[None]) -> str:
         await queued
@@ -572,8 +599,8 @@ class ForebayDataLayer(BaseDataLayer):
     def delete_feedback(self, feedback_id: str) -> Awaitable[bool]:
         """Delete a feedback, if it is there."""
         self._log_call("delete_feedback")
-        self._door.release()
-        deleted = self._delete("feedbacks", self._store.ids.spell(feedback_id))
+        key = self._store.ids.spell(feedback_id)
+        deleted = self._door.pass_through(partial(self._delete, "feedbacks", key))
 
         async def true() -> bool:
             await deleted
@@ -702,6 +729,10 @@ class ForebayDataLayer(BaseDataLayer):
         """Say in the folder whose contents are in it, for `forebay blobs`."""
         if self._blobs.client is not None and not self._store.in_memory:
             await access(self._blobs.client).mark(mark_of(await self._store.own_id()))
+
+    @_at_home
+    async def _settle_all(self) -> None:
+        await self._engine.settle(None)
 
     async def _settle_uploads(self, thread_id: str | None) -> None:
         if self._uploads is not None:

@@ -13,8 +13,8 @@ import itertools
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
-from functools import wraps
-from typing import ParamSpec, TypeVar
+from functools import partial, wraps
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 from chainlit.session import WebsocketSession
 
@@ -60,8 +60,18 @@ async def _later(method: Callable[_P, Awaitable[_T]], *arguments: _P.args, **nam
     return await method(*arguments, **named)
 
 
+class Home(Protocol):
+    """The event loop that writes."""
+
+    def is_away(self) -> bool:
+        """Whether another loop runs here."""
+
+    def bring(self, act: Callable[[], Awaitable[Any]], size: int = OVERHEAD_BYTES) -> Awaitable[Any]:
+        """Have it done there, in its place among the calls; its result is to be waited for here."""
+
+
 class Door:
-    """Lets one layer's writes in: `submit` takes a change's place at once.
+    """Lets one layer's writes in: `submit` takes a change's place at once, at `home`.
 
     What a chat writes into a thread that is not its own is dropped, counted and logged. What sessions hold back takes
     at most `max_bytes`; what is more is refused, which `refuse` counts and logs.
@@ -73,7 +83,9 @@ class Door:
         refuse: Callable[[ForebayError], None],
         max_bytes: int,
         counts: Counts,
+        home: Home,
     ) -> None:
+        self.home = home
         self._counts = counts
         self.room = Room(max_bytes)
         self._submit = submit
@@ -83,6 +95,8 @@ class Door:
 
     def write(self, change: Upsert) -> Awaitable[None]:
         """Queue a row, now or with its session's first message; what to wait for. Raises what `submit` raises."""
+        if self.home.is_away():
+            return self.home.bring(partial(self.write, change), change.size)
         session = chat_at_hand()
         if session is not None:
             if is_elsewhere(session, change.thread_id):
@@ -95,10 +109,20 @@ class Door:
 
     def enter(self, enter: Enter, size: int = OVERHEAD_BYTES) -> Awaitable[None]:
         """As `write`, for what is more than a row: `enter` takes its place at once. `size`: its bytes in memory."""
+        if self.home.is_away():
+            return self.home.bring(partial(self.enter, enter, size), size)
         session = chat_at_hand()
         if session is not None and not session.has_first_interaction:
             return self._hold(session, enter, size)
-        self.release()
+        return self.pass_through(enter)
+
+    def pass_through(self, enter: Callable[[], Awaitable[_T]], size: int = OVERHEAD_BYTES) -> Awaitable[_T]:
+        """For what Chainlit never puts off: behind what its session has held back, once that has spoken."""
+        if self.home.is_away():
+            return self.home.bring(partial(self.pass_through, enter), size)
+        session = chat_at_hand()
+        if session is not None and session.has_first_interaction and session.thread_queues:
+            self._open(session)
         return enter()
 
     def drop(self, table: str) -> Awaitable[None]:
@@ -107,12 +131,6 @@ class Door:
         self._counts.dropped["other_thread"] += 1
         logger.warning("change dropped table=%s reason=a chat writes into its own thread only", table)
         return NOTHING
-
-    def release(self) -> None:
-        """Before what Chainlit never puts off: let in what the session has held back, once it has spoken."""
-        session = chat_at_hand()
-        if session is not None and session.has_first_interaction and session.thread_queues:
-            self._open(session)
 
     def _hold(self, session: WebsocketSession, write: Upsert | Enter, size: int) -> Awaitable[None]:
         waiting = session.thread_queues.setdefault(self._key, deque())
@@ -142,7 +160,8 @@ class Door:
 
 
 async def _flush(door: Door, held: HeldBack) -> None:
-    await door.let_in(held)
+    let_in = partial(door.let_in, held)
+    await (door.home.bring(let_in) if door.home.is_away() else let_in())
 
 
 async def _all_of(waiting: list[Awaitable[None]]) -> None:

@@ -210,6 +210,9 @@ class Writer:
     async def _realign(self, cursor: Cursor, moved: CheckpointMoved) -> None:
         """Go on from where the database stands; what was acknowledged is never discarded on trust."""
         position, known = moved.position, cursor.at
+        if cursor.has_tried(position):
+            cursor.reached(position)
+            return
         if not cursor.is_ahead_of(position):
             self._counts.checkpoint_alarms["not_ours"] += 1
             journal_id = cursor.journal_id

@@ -30,6 +30,7 @@ class Cursor:
         self.at = at or Position()
         self.source = source
         self._parts: list[Position] = []  # where it was since `at` has its `seq`
+        self._tried: Position | None = None  # where the last step leads, answered or not
 
     def __repr__(self) -> str:
         return f"<Cursor {self.journal_id} at {self.at.seq}>"
@@ -37,7 +38,7 @@ class Cursor:
     def step(self, last_seq: int) -> Checkpoint:
         """The next step, to `last_seq`, or, with 0, of a part that leaves `seq` where it is."""
         # The system's randomness: two copies of a virtual machine would draw the same otherwise.
-        after = Position(last_seq or self.at.seq, secrets.randbits(_TOKEN_BITS) + 1)
+        after = self._tried = Position(last_seq or self.at.seq, secrets.randbits(_TOKEN_BITS) + 1)
         return Checkpoint(self.journal_id, self.at, after)
 
     def reached(self, position: Position) -> None:
@@ -47,6 +48,10 @@ class Cursor:
         else:
             self._parts.clear()
         self.at = position
+
+    def has_tried(self, position: Position) -> bool:
+        """Whether the last step leads there: it was carried out, and who took it was gone before the answer came."""
+        return position == self._tried
 
     def is_ahead_of(self, position: Position) -> bool:
         """Whether it was there before: the database has gone back, and nobody else has written the journal."""

@@ -11,6 +11,7 @@ import contextvars
 import gc
 import logging
 import os
+import threading
 import time
 import uuid
 import weakref
@@ -38,17 +39,19 @@ from forebay.errors import (
 from forebay.journal.dead_letters import DeadLetters
 from forebay.journal.journal import Journal, check_folder
 from forebay.journal.orphan import Record
-from forebay.model.changes import Change, Delete
+from forebay.model.changes import OVERHEAD_BYTES, Change, Delete
 from forebay.model.schema import THREAD_MADE_AT
 from forebay.pipeline.barrier import Waiters
 from forebay.pipeline.batch_writer import Writer
+from forebay.pipeline.crossing import Arrivals, Call
 from forebay.pipeline.cursor import Cursor
 from forebay.pipeline.external_writer import Handover
 from forebay.pipeline.queue import Batch, Inbox, Op, Waiting
 from forebay.pipeline.recovery import Recovery
 from forebay.pipeline.write_loop import Worker
 from forebay.primitives.awaitables import NOTHING, Deferred
-from forebay.primitives.futures import fail, quiet_future, settle
+from forebay.primitives.futures import fail, quiet_future, settle, settle_with
+from forebay.primitives.own_loop import OwnLoop
 from forebay.settings import Settings
 from forebay.telemetry.collector import JournalView, Metrics
 from forebay.telemetry.counters import Counts
@@ -66,12 +69,18 @@ _RECOVERY_PATIENCE = 5.0
 _COLLECT_AFTER = 50_000  # new objects; a few thousand writes
 _FORGET_TIMEOUT = 1.0  # seconds
 _NEVER = 2**63  # no change has this number
+_LOOK_AROUND = 1.0  # seconds between two looks of who waits for another loop: is it there?
 
 _Durable = asyncio.Future[None] | None  # None: there is nothing to wait for
 
 
 class Pipeline:
-    """One process's writes and reads. It starts itself at its first use, in the loop that runs then."""
+    """One process's writes and reads, at home in one event loop, whose calls it takes.
+
+    It starts itself at its first use: in the loop that runs then in the main thread, or that `start` is called in. A
+    loop in another thread may end at any time; where such a one comes first, or comes when the home has ended, the
+    home is a thread of its own. What other loops call is brought to the home, see `bring`.
+    """
 
     def __init__(
         self,
@@ -106,11 +115,7 @@ class Pipeline:
             pending=lambda: self.inbox.pending,
         )
         self.recovery = self._make_recovery(clock)
-        self._worker: Worker | Handover = (
-            Handover(self.inbox, self, clock)
-            if self._external
-            else Worker(self.inbox, self.writer, self.recovery, self, clock)
-        )
+        self._worker = self._make_worker(clock)
         self.closed = False
         self.health = Health(
             lambda: self.failure, lambda: self.counts.written.total() > 0, settings.ready_grace, clock
@@ -124,7 +129,12 @@ class Pipeline:
         self._metrics = metrics
         self._clock = clock
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None  # the loop's
         self._thread_id = 0
+        self._own_loop: OwnLoop | None = None
+        self._moving = threading.RLock()
+        self._arrivals = Arrivals(settings.queue_max_bytes)
+        self._brought: set[asyncio.Task[Any]] = set()
         self._task: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self.is_forked = False
@@ -157,6 +167,11 @@ class Pipeline:
             self.settings.journal_dir, self.store.label, self.writer, self.store, self.counts, clock
         )
 
+    def _make_worker(self, clock: Callable[[], float]) -> Worker | Handover:
+        if self._external:
+            return Handover(self.inbox, self, clock)
+        return Worker(self.inbox, self.writer, self.recovery, self, clock)
+
     @property
     def failure(self) -> ForebayError | None:
         """Why nothing is written at present; None while it is."""
@@ -183,12 +198,16 @@ class Pipeline:
         return True
 
     def submit(self, change: Change, *, committed: bool = False) -> Awaitable[None]:
-        """As `write`, with the place fixed when this returns; who waits for it gets None.
+        """As `write`, with the place fixed when this returns; who waits for it gets None. To be called at home.
 
         What waits for the journal is then the caller alone. Each coroutine more has to be fetched from memory
         when it goes on, which costs as much as to queue the change.
         """
-        self._ensure_running()
+        try:
+            self._ensure_running()
+        except ForebayError as error:
+            self.refuse(error)
+            raise
         return NOTHING if self._is_dead(change) else self._take(change, committed=committed)
 
     def _take(self, change: Change, *, committed: bool) -> Awaitable[None]:
@@ -435,9 +454,8 @@ class Pipeline:
                 durable = self._spilled(waiting.seq, waiting.change, waiting.ticket)
             elif self.journal is not None:
                 durable = self.journal.append(waiting.seq, waiting.change)
-            if not waiting.token.done():
-                # A future as the result of a future: what the caller waits for next.
-                waiting.token.set_result(durable)
+            # A future as the result of a future: what the caller waits for next.
+            settle_with(waiting.token, durable)
 
     def handover_failed(self, error: TransientError) -> None:
         """See `external_writer.Owner`."""
@@ -493,8 +511,114 @@ class Pipeline:
     # ---- life
 
     def start(self) -> None:
-        """Start in the running loop, unless it has."""
-        self._ensure_running()
+        """Start in the running loop, unless it runs in another one."""
+        with self._moving:
+            if self._is_homeless:
+                self._ensure_running()
+
+    def is_away(self) -> bool:
+        """Whether another loop than this one is the home: then all calls but this one are to be brought there.
+
+        Starts where there is no home. At home it takes what others have brought before.
+        """
+        loop = self._loop
+        # A thread runs one loop at a time. Before Python 3.12, asking for it asks the system for the process's id.
+        if (
+            loop is not None
+            and self._thread_id == get_ident()
+            and loop.is_running()
+            and not self._arrivals.waiting
+        ):
+            return False
+        return self._look_for_home()
+
+    def _look_for_home(self) -> bool:
+        running = asyncio.get_running_loop()
+        if self.is_forked:
+            return False
+        with self._moving:
+            if self._is_homeless and not self.closed:
+                if threading.current_thread() is threading.main_thread():
+                    self._start(running)
+                else:
+                    self._start_apart()
+        if running is not self._loop:
+            return not self._is_homeless
+        self._take_arrivals()
+        return False
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it was ever started."""
+        return self._loop is not None
+
+    @property
+    def _is_homeless(self) -> bool:
+        """Whether there is no loop that takes calls, now or later."""
+        loop, thread = self._loop, self._thread
+        if loop is None or thread is None or loop.is_closed():
+            return True
+        # One that stands, while its thread runs another or has ended, can't go on.
+        return not loop.is_running() and (thread is threading.current_thread() or not thread.is_alive())
+
+    def bring(self, act: Callable[[], Awaitable[Any]], size: int = OVERHEAD_BYTES) -> Awaitable[Any]:
+        """Have the home do `act`, in the order of these calls; to be awaited for its result, or its error.
+
+        It is done whether somebody waits or not, and whatever becomes of the caller's loop. `size`: its bytes in
+        memory. Raises QueueFull when too much waits; who waits gets WrongLoop when the home does not take it.
+        """
+        call = Call(act, size)
+        try:
+            self._arrivals.add(call)
+        except QueueFull as error:
+            self.refuse(error)
+            raise
+        self._call_home()
+        return Deferred(partial(self._answer_to, call))
+
+    def _call_home(self) -> None:
+        loop = self._loop
+        with contextlib.suppress(RuntimeError):  # it has ended since: whoever comes next finds another
+            if loop is not None:
+                loop.call_soon_threadsafe(self._take_arrivals)
+
+    def _take_arrivals(self) -> None:
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            return  # this was its home
+        while (call := self._arrivals.next()) is not None:
+            task = call.begin(loop)
+            if task is not None:
+                self._brought.add(task)
+                task.add_done_callback(self._brought.discard)
+
+    async def _answer_to(self, call: Call) -> Any:
+        began = self._clock()
+        while not call.answer.done():
+            await asyncio.wait([call.answer], timeout=_LOOK_AROUND)
+            if not call.answer.done():
+                self._look_after(call, self._clock() - began)
+        return call.answer.result()
+
+    def _look_after(self, call: Call, waited: float) -> None:
+        """Who was to take a call may have ended, or may stand still. Raises WrongLoop."""
+        self.is_away()  # finds another
+        if call.was_left:
+            raise WrongLoop("the data layer's event loop has ended before the call was done")
+        if waited >= self.settings.queue_timeout and self._arrivals.withdraw(call):
+            error = WrongLoop("the data layer's event loop stands still and takes no calls of other threads")
+            self.refuse(error)
+            raise error
+
+    async def leave(self) -> None:
+        """End the home of its own, if it has one; to be called elsewhere, when it is closed."""
+        if self._own_loop is not None:
+            await self._own_loop.end()
+            self._take_nothing_more()
+
+    def _take_nothing_more(self) -> None:
+        while (call := self._arrivals.next()) is not None:
+            call.tell(fail, LayerClosed("the data layer is closed; create a new one"))
 
     async def check_folder(self) -> None:
         """Raises JournalError while the folder takes no journal, or this process's was removed; it is logged once."""
@@ -514,7 +638,6 @@ class Pipeline:
 
     def _ensure_running(self) -> asyncio.AbstractEventLoop:
         loop = self._loop
-        # A thread runs one loop at a time. Before Python 3.12, asking for it asks the system for the process's id.
         if loop is not None and loop.is_running() and self._thread_id == get_ident() and not self.closed:
             return loop
         loop = asyncio.get_running_loop()
@@ -529,13 +652,29 @@ class Pipeline:
             raise LayerForked(
                 "this process was forked off the one that the data layer runs in; create a new one"
             )
-        if self._loop is not None and not self._loop.is_closed():
-            raise WrongLoop("the data layer runs in another event loop; create one layer for each loop")
-        if self._loop is not None:
-            self.store.forget_connections()
-            if self.journal is not None:
-                self.journal.rebind(loop)
-        self._loop, self._thread_id = loop, get_ident()
+        if not self._is_homeless:
+            raise WrongLoop("the data layer runs in another event loop")
+        begin = self._moves_to(loop, threading.current_thread())
+        begin()
+
+    def _start_apart(self) -> None:
+        """In a thread of its own, since the caller's loop may end at any time."""
+        self._own_loop = OwnLoop("forebay-home")
+        begin = self._moves_to(self._own_loop.loop, self._own_loop.thread)
+        self._own_loop.loop.call_soon(begin)
+        self._own_loop.loop.call_soon(self._take_arrivals)
+        self._own_loop.start()
+
+    def _moves_to(self, loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> Callable[[], None]:
+        """Make it the home; what is to be done in it first."""
+        before, self._loop = self._loop, loop
+        self._thread, self._thread_id = thread, thread.ident or 0
+        return partial(self._begin, loop, before)
+
+    def _begin(self, loop: asyncio.AbstractEventLoop, before: asyncio.AbstractEventLoop | None) -> None:
+        self._thread_id = get_ident()
+        if before is not None:
+            self._leave_loop(loop)
         if self.settings.gc_tuning:
             _tune_collector()
         # An empty context: the first caller's would keep its Chainlit session alive as long as the worker.
@@ -545,6 +684,19 @@ class Pipeline:
         self._task.add_done_callback(_report_end)
         for start in self.on_start:
             start(loop)
+
+    def _leave_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Go on in this loop with what was queued; the one before has ended, and nobody waits in it."""
+        if self._task is not None and not self._task.get_loop().is_closed():
+            self._task.cancel()
+        self.store.forget_connections()
+        if self.journal is not None:
+            self.journal.rebind(loop)
+        if self.recovery is not None:
+            self.recovery.rebind()
+        self.inbox.take_back()
+        self._readers, self._flushes = Waiters(), Waiters()
+        self._worker = self._make_worker(self._clock)
 
     def forked(self) -> None:
         """In a forked child: what is queued and journaled is the parent's."""

@@ -274,6 +274,12 @@ class Inbox:
                 self._last_seq.pop(thread_id, None)
         self._catch_up()
 
+    def take_back(self) -> None:
+        """The batch that was given out was not settled, and nobody is at it any more: it is the next one again."""
+        if self._in_flight is not None:
+            self._sealed.appendleft(self._in_flight)
+            self._in_flight = None
+
     def ticket_for(self, thread_id: str | None) -> int | None:
         """The `seq` that a reader of the thread (None: of anything) must wait for, or None for none."""
         if self.applied_seq >= self.accepted_seq:

@@ -109,6 +109,12 @@ class Recovery:
         logger.warning("journal recovered changes=%d journal=%s", self._replayed, orphan.id)
         await self._writer.until_answered(self._database.clear_checkpoints)
 
+    def rebind(self) -> None:
+        """Go on in another event loop, the one before having ended: who waits there waits no more."""
+        done, self.done_once = self.done_once, asyncio.Event()
+        if done.is_set():
+            self.done_once.set()
+
     def release(self) -> None:
         """Let go of the journal that is being written out; another process may go on with it."""
         if self._orphan is not None:

@@ -1,4 +1,4 @@
-"""Futures that are settled by somebody else than who made them, and whose waiter may have gone."""
+"""Futures that are settled by somebody else than who made them, and whose waiter may have gone, with its loop."""
 
 from __future__ import annotations
 
@@ -10,14 +10,24 @@ def settle(ticket: asyncio.Future[None], error: Exception | None) -> None:
     """Done, or failed with the error; not where its waiter was cancelled."""
     if error is not None:
         fail(ticket, error)
-    elif not ticket.done():
-        ticket.set_result(None)
+    else:
+        settle_with(ticket, None)
 
 
 def fail(future: asyncio.Future[Any], error: Exception) -> None:
     """Failed with the error, unless it is done or was cancelled."""
-    if not future.done():
+    if _is_awaited(future):
         future.set_exception(error)
+
+
+def settle_with(future: asyncio.Future[Any], result: Any) -> None:
+    """Done with the result, unless it is done or was cancelled."""
+    if _is_awaited(future):
+        future.set_result(result)
+
+
+def _is_awaited(future: asyncio.Future[Any]) -> bool:
+    return not future.done() and not future.get_loop().is_closed()
 
 
 def quiet_future(loop: asyncio.AbstractEventLoop) -> asyncio.Future[Any]:

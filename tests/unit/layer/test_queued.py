@@ -31,13 +31,23 @@ from tests.support import sessions
 in_session = partial(sessions.in_session, thread_id="t")  # the thread of each step here
 
 
+class _Here:
+    """The loop that writes is the one that runs."""
+
+    def is_away(self) -> bool:
+        return False
+
+    def bring(self, act: Callable[[], Awaitable[Any]], size: int = 0) -> Awaitable[Any]:
+        raise AssertionError
+
+
 class _Taken:
     """What a door has let in, in order."""
 
     def __init__(self, max_bytes: int = 2**20) -> None:
         self.order: list[Any] = []
         self.refused: list[ForebayError] = []
-        self.door = Door(self._submit, self.refused.append, max_bytes, Counts())
+        self.door = Door(self._submit, self.refused.append, max_bytes, Counts(), _Here())
 
     def _submit(self, change: Upsert) -> Awaitable[None]:
         self.order.append((change.key, change.row.get("output")))
@@ -198,13 +208,13 @@ async def test_it_enters_before_anything_else_of_its_session(then: str) -> None:
     taken = _Taken()
     with in_session() as session:
         await taken.write("a")
-        taken.door.release()
+        taken.door.pass_through(lambda: NOTHING)
         assert taken.order == [], "the chat has not begun"
         session.has_first_interaction = True
         if then == "delete":
             await taken.delete("a")
         else:
-            taken.door.release()
+            taken.door.pass_through(lambda: NOTHING)
     assert taken.order == [("a", None), "a"][: 2 if then == "delete" else 1]
 
 
@@ -231,7 +241,7 @@ async def test_two_layers_hold_back_each_its_own() -> None:
 
 async def test_chainlits_flush_waits_until_it_is_durable() -> None:
     durable = asyncio.get_running_loop().create_future()
-    door = Door(lambda _change: durable, lambda _error: None, 2**20, Counts())
+    door = Door(lambda _change: durable, lambda _error: None, 2**20, Counts(), _Here())
     with in_session() as session:
         await door.write(_step("a"))
         flushing = asyncio.create_task(session.flush_method_queue())
@@ -253,7 +263,7 @@ async def test_what_fails_when_it_enters_is_logged_and_costs_the_others_nothing(
         order.append(change.key)
         return NOTHING
 
-    door = Door(submit, lambda _error: None, 2**20, Counts())
+    door = Door(submit, lambda _error: None, 2**20, Counts(), _Here())
     with in_session() as session:
         for key in "abc":
             await door.write(_step(key))
