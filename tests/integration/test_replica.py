@@ -118,7 +118,7 @@ async def test_what_decides_is_read_from_the_primary(
     user = await a_user(layer)
     assert await layer.get_user("ada") == user
     await layer._store.position("a")
-    await layer._store.read(layer._statements.garbage, first=1)
+    await layer._store.read(layer._statements.garbage, first=1, after="")
     assert _reads(layer) == {}
 
 
