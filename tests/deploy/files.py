@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sysconfig
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,18 @@ def document(path: Path) -> Any:
     """The only document of a YAML file."""
     (only,) = documents(path)
     return only
+
+
+@functools.cache
+def pyproject() -> dict[str, Any]:
+    """What pyproject.toml says."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def project() -> dict[str, Any]:
+    """What the package says of itself."""
+    found: dict[str, Any] = pyproject()["project"]
+    return found
 
 
 def image_environment() -> dict[str, str]:
