@@ -75,6 +75,8 @@ _SQLITE_CODES: dict[str, tuple[type[DatabaseError], str]] = {
 }
 # Another transaction was in the way, and has gone on: the same one, tried at once, is likely to get through.
 _PASSING = ("40", "SQLITE_BUSY", "SQLITE_LOCKED")
+# What somebody has written can't be held: a text, a number, a size. Another's row may well be.
+_VALUES = ("22", "54", "SQLITE_MISMATCH", "SQLITE_TOOBIG")
 CANCELLED = "57014"  # a statement that took too long
 # It took too long, or waited too long for somebody's lock.
 _TOO_LONG = (CANCELLED, "55P03")
@@ -95,6 +97,11 @@ def is_too_long(error: DatabaseError) -> bool:
 def is_passing(error: DatabaseError) -> bool:
     """Whether the same transaction is likely to get through at once: a deadlock, a conflict, a file in use."""
     return error.sqlstate is not None and error.sqlstate.startswith(_PASSING)
+
+
+def is_of_a_value(error: DatabaseError) -> bool:
+    """Whether a row is refused for what its values are, or could not be sent, rather than by the tables' rules."""
+    return error.sqlstate is None or error.sqlstate.startswith(_VALUES)
 
 
 def from_sqlstate(sqlstate: str) -> DatabaseError:

@@ -117,10 +117,13 @@ class Writer:
     def __repr__(self) -> str:
         return f"<Writer {'failing' if self.failure else 'working'}>"
 
-    async def write(self, batch: Batch, cursor: Cursor | None = None, *, late: bool = False) -> None:
+    async def write(
+        self, batch: Batch, cursor: Cursor | None = None, *, late: Callable[[], bool] = lambda: False
+    ) -> None:
         """Write a batch, however long it takes, and give up the rows that the database refuses.
 
-        `cursor`: of the journal whose checkpoint goes with it; `late`: what is newer in the database stays.
+        `cursor`: of the journal whose checkpoint goes with it; `late`, asked at each attempt: whether what is newer in
+        the database stays.
         """
         task = _Task(cursor, late)
         while True:
@@ -188,7 +191,9 @@ class Writer:
             await self._write_halves(task, part)
             return
         task.is_split = True
-        if self._refusals.are_nearly_all:
+        # The pause is a thing between operator and database: one person's texts must not bring it about.
+        is_somebodys = error_codes.is_of_a_value(error)
+        if self._refusals.are_nearly_all and not is_somebodys:
             await self._wait_out(error)
             try:
                 dead = await self._apply(task, part)
@@ -197,7 +202,8 @@ class Writer:
             else:
                 self._settle(task, part, dead)
                 return
-        self._refusals.note_refused()
+        if not is_somebodys:
+            self._refusals.note_refused()
         task.given_up.add(id(part.ops[0]))
         await self._give_up(part.ops[0], error)
 
@@ -244,7 +250,7 @@ class Writer:
             records = [record for record in records if record[0] <= up_to_seq]
             if not records:
                 break
-            await self.write(batch_of(records, self._clock(), self._counts), cursor, late=True)
+            await self.write(batch_of(records, self._clock(), self._counts), cursor, late=lambda: True)
             again += len(records)
             self._counts.replayed += len(records)
         return again
@@ -290,7 +296,7 @@ class Writer:
         async def attempt() -> frozenset[str | LeftOut]:
             started = self._clock()
             try:
-                dead = await self._store.apply([op.change for op in part.ops], step, late=task.late)
+                dead = await self._store.apply([op.change for op in part.ops], step, late=task.late())
             except DatabaseError as error:
                 patience.note(error)
                 raise
@@ -372,7 +378,7 @@ class _Task:
     """One batch on its way, which may be split, and written a second time to a database that went back."""
 
     cursor: Cursor | None
-    late: bool
+    late: Callable[[], bool]
     is_split: bool = False
     given_up: set[int] = field(default_factory=set)  # rows, by `id`
     # Where attempts led to that were not waited for: one may get through all the same.

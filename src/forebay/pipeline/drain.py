@@ -49,6 +49,11 @@ class _Followed:
         """The journal itself."""
         return self.replay.journal
 
+    def is_left(self) -> bool:
+        """Whether its owner has ended, now that this is asked; who has does not come back."""
+        self.owned = self.owned and self.journal.owned
+        return not self.owned
+
     @property
     def has_more(self) -> bool:
         """Whether there may be something to read."""
@@ -172,13 +177,13 @@ class Drain:
             self._look_for_owner(followed)
             return False
         # What an owner left behind goes beneath what has been written since: its threads may go on elsewhere.
-        followed.owned = followed.owned and followed.journal.owned
-        written = await followed.replay.advance(self._batch_bytes, late=not followed.owned)
+        is_left = followed.is_left()
+        written = await followed.replay.advance(self._batch_bytes, late=followed.is_left)
         if written:
             self.changes += written
             if followed.journal.progress is not None:
                 followed.journal.progress.applied = followed.replay.read_seq
-        elif not followed.owned:
+        elif is_left:
             await self._finish(followed)
         return bool(written)
 

@@ -94,7 +94,7 @@ class Recovery:
     async def _write_some(self, orphan: Orphan) -> None:
         if self._replay is None:
             self._replay = await begin(orphan, self._database, self._writer, self._counts, self._clock)
-        replayed = await self._replay.advance(_BATCH_BYTES, late=True)
+        replayed = await self._replay.advance(_BATCH_BYTES, late=lambda: True)
         self._replayed += replayed
         if not replayed:
             await self._finish(orphan)

@@ -46,17 +46,17 @@ class Replay:
     def __repr__(self) -> str:
         return f"<Replay of {self.journal.id} up to {self.read_seq}>"
 
-    async def advance(self, max_bytes: int, *, late: bool) -> int:
+    async def advance(self, max_bytes: int, *, late: Callable[[], bool]) -> int:
         """Write the next changes, about `max_bytes` of them; how many, 0 at the end of what is there.
 
-        `late`: beneath what is newer in the database.
+        `late`, asked at each attempt: beneath what is newer in the database.
         """
         records = await asyncio.to_thread(self.journal.read, self.read_seq, max_bytes)
         if records:
             self.batch = batch_of(records, self._clock(), self._counts)
             await self._writer.write(self.batch, self._cursor, late=late)
             self.read_seq, self.batch = self.batch.last_seq, None
-            if late:
+            if late():
                 self._counts.replayed += len(records)
         return len(records)
 

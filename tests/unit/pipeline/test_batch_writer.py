@@ -40,6 +40,7 @@ class FakeStore:
         self.late: list[bool] = []
         self.dead: frozenset[str] = frozenset()
         self.bad: set[str] = set()
+        self.refusal: str | None = "23514"
         self.fits = 1_000_000  # rows in one transaction, in the time there is
         self.fails: list[BaseException] = []
         self.fails_after_the_commit: list[BaseException] = []
@@ -57,7 +58,7 @@ class FakeStore:
         if len(changes) > self.fits:
             raise TransientError("too long", sqlstate="57014")
         if self.bad & {change.key for change in changes}:
-            raise RowError("a value does not fit its column", sqlstate="22001")
+            raise RowError("the row is refused", sqlstate=self.refusal)
         if checkpoint is not None:
             position = self.positions.get(checkpoint.journal_id, Position())
             if position == checkpoint.after:
@@ -299,7 +300,7 @@ async def test_only_the_bad_rows_are_given_up(bench: Bench, bad: set[str]) -> No
     assert bench.store.committed == good
     assert bench.counts.written.total() == len(good)
     assert bench.counts.dead_lettered.total() == len(bad)
-    assert set(bench.counts.dead_lettered) <= {("steps", "22001")}
+    assert set(bench.counts.dead_lettered) <= {("steps", "23514")}
     assert {key for key, error in bench.observer.ops.items() if isinstance(error, RowError)} == bad
     assert set(bench.letters) == bad
 
@@ -309,7 +310,7 @@ async def test_an_outage_while_the_bad_row_is_looked_for_changes_nothing(bench: 
     bench.store.fails = [RowError("refused"), TransientError("gone"), TransientError("gone")]
     await bench.write(a_batch(*"abcd"))
     assert bench.store.committed == ["a", "b", "d"]
-    assert bench.counts.dead_lettered == {("steps", "22001"): 1}
+    assert bench.counts.dead_lettered == {("steps", "23514"): 1}
 
 
 async def test_a_row_that_cant_be_sent_is_given_up_as_well(bench: Bench) -> None:
@@ -338,7 +339,7 @@ async def test_with_a_journal_the_row_waits_until_its_letter_is_kept(bench: Benc
     bench.store.bad, bench.letters_fail = {"a"}, [JournalError("full"), JournalError("full")]
     await bench.write(a_batch("a", "b"))
     assert bench.letters == ["a"]
-    assert bench.counts.dead_lettered == {("steps", "22001"): 1}
+    assert bench.counts.dead_lettered == {("steps", "23514"): 1}
     assert bench.counts.retries == {"JournalError": 2}
 
 
@@ -389,6 +390,24 @@ async def test_a_pause_ends_when_rows_are_taken_again(bench: Bench, monkeypatch:
     assert len(bench.letters) == 100
     assert len(bench.store.committed) == 200
     assert bench.writer.failure is None
+
+
+@pytest.mark.parametrize("refusal", ["22P05", "22021", "54000", "SQLITE_TOOBIG", None])
+async def test_what_people_write_makes_no_pause(
+    bench: Bench, pauses: list[float], refusal: str | None
+) -> None:
+    keys = [str(number) for number in range(300)]
+    bench.store.bad, bench.store.refusal = set(keys), refusal
+    await bench.write(a_batch(*keys))
+    assert pauses == []
+    assert len(bench.letters) == 300
+
+
+async def test_it_is_asked_at_each_attempt_whether_a_batch_is_late(bench: Bench) -> None:
+    bench.store.fails = [TransientError("gone")] * 2
+    answers = [False, False, True]
+    await bench.writer.write(a_batch("a"), late=lambda: answers.pop(0))
+    assert bench.store.late == [False, False, True]
 
 
 async def test_one_bad_row_in_ten_good_ones_makes_no_pause(bench: Bench, pauses: list[float]) -> None:
