@@ -1,7 +1,7 @@
 """Every error that forebay raises, in one tree.
 
 An error's docstring says what happened; its message says what to do. No message holds a chat's content,
-a password or a user's id.
+a password or a user's id, nor where the database is: Chainlit shows it to whoever chats. `told` says that too.
 """
 
 from __future__ import annotations
@@ -52,11 +52,15 @@ class LayerForked(ForebayError):
 
 
 class DatabaseError(ForebayError):
-    """The database refused or failed a statement."""
+    """The database refused or failed a statement.
 
-    def __init__(self, message: str, *, sqlstate: str | None = None) -> None:
+    `location` is where it is, without a password: for the operator alone, so it is no part of the message.
+    """
+
+    def __init__(self, message: str, *, sqlstate: str | None = None, location: str | None = None) -> None:
         super().__init__(message)
         self.sqlstate = sqlstate
+        self.location = location
 
 
 class TransientError(DatabaseError):
@@ -81,3 +85,9 @@ class AccessError(DatabaseError):
 
 class StatementError(DatabaseError):
     """A statement of the caller's own is wrong."""
+
+
+def told(error: object) -> str:
+    """An error as the operator reads it, in a log line or from a command: with where its database is."""
+    location = getattr(error, "location", None)
+    return f"{error} [{location}]" if isinstance(error, DatabaseError) and location else str(error)

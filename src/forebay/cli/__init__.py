@@ -12,8 +12,22 @@ from typing import Any
 import click
 
 # The commands import what they need when they run: Chainlit takes seconds to import, `--help` should not.
-from forebay.cli import bench, blobs, config, dead_letters, demo, doctor, drain, environment, migrate, status
-from forebay.errors import ForebayError
+from forebay.cli import (
+    bench,
+    blobs,
+    config,
+    dead_letters,
+    demo,
+    doctor,
+    drain,
+    environment,
+    migrate,
+    printing,
+    status,
+)
+from forebay.errors import ForebayError, told
+from forebay.primitives.visible import visible, visible_lines
+from forebay.telemetry.logs import limit_repeats
 
 
 class _Group(click.Group):
@@ -22,7 +36,11 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except ForebayError as error:
-            raise click.ClickException(str(error)) from None
+            raise click.ClickException(visible(told(error))) from None
+        except click.ClickException as error:
+            if type(error) is not click.ClickException:  # what was typed wrong; click says it in its own form
+                raise
+            raise click.ClickException(visible_lines(error.message)) from None
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -41,6 +59,8 @@ def main(context: click.Context) -> None:
 
     Exit codes: 0, done; 1, an error, told in one line on standard error; 2, wrong usage.
     """
+    printing.prepare_streams()
+    limit_repeats()
     if context.invoked_subcommand != "demo":  # an app of its own, which has nothing to do with what is here
         context.obj = environment.load()
 

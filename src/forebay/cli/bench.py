@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from forebay.cli import printing
 
 if TYPE_CHECKING:
     from forebay.bench.growth import Growth
@@ -219,18 +219,18 @@ def _draw(report: Report | Growth, path: Path) -> None:
 
 def _progress() -> Progress:
     columns = (TextColumn("{task.description:<36}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    return Progress(*columns, console=printing.console(stderr=True), transient=True)
 
 
 def _show(report: Report | Growth, *, as_json: bool, as_markdown: bool) -> None:
     from forebay.bench import tables
 
     if as_json:
-        click.echo(json.dumps(vars(report)))
+        printing.say_json(vars(report))
     elif as_markdown:
-        click.echo(tables.markdown(report))
+        printing.say(tables.markdown(report))
     else:
-        console = Console()
+        console = printing.console()
         for grid in tables.grids(report):
             console.print(grid.rich())
             console.print()

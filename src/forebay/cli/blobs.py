@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 
-from forebay.cli import options
+from forebay.cli import options, printing
 from forebay.errors import StorageError
+from forebay.primitives.visible import visible
 
 if TYPE_CHECKING:
     from chainlit.data.storage_clients.base import BaseStorageClient
@@ -123,7 +122,7 @@ async def _run(url: str | None, wish: _Wish) -> None:
     store = Store(url, settings)
     try:
         sut = Orphans(store, access(client), settings.journal_dir, wish.prefix)
-        with Console(stderr=True).status("Comparing the storage with the rows"):
+        with printing.console(stderr=True).status("Comparing the storage with the rows"):
             comparison = await sut.compare(time.time() - wish.age)
         deleted = await _delete(sut, comparison, wish) if wish.delete else 0
     finally:
@@ -160,11 +159,11 @@ async def _delete(sut: Orphans, comparison: Comparison, wish: _Wish) -> int:
 def _tell(found: Sequence[Listed], deleted: int, *, as_json: bool) -> None:
     if as_json:
         listed = [{"key": orphan.object_key, "bytes": orphan.size} for orphan in found]
-        click.echo(json.dumps({"orphans": listed, "deleted": deleted}))
+        printing.say_json({"orphans": listed, "deleted": deleted})
         return
     for orphan in found:
-        click.echo(f"{orphan.size:>12}  {orphan.object_key.encode('utf-8', 'replace').decode()!r}")
-    click.echo(f"{len(found)} without a row, {_size(found)} bytes; {deleted} deleted.")
+        printing.say(f"{orphan.size:>12}  {visible(orphan.object_key)!r}")
+    printing.say(f"{len(found)} without a row, {_size(found)} bytes; {deleted} deleted.")
 
 
 def _size(found: Sequence[Listed]) -> int:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from forebay.cli import environment
+from forebay.cli import environment, printing
 
 if TYPE_CHECKING:
     from forebay.settings import Settings
@@ -53,14 +50,14 @@ def config(as_json: bool) -> None:
     """
     found = _found()
     if as_json:
-        click.echo(json.dumps({name: asdict(setting) for name, setting in found.items()}))
+        printing.say_json({name: asdict(setting) for name, setting in found.items()})
         return
     table = Table("variable", "value", "from", box=None, pad_edge=False, header_style="bold")
     for setting in found.values():
         style = "dim" if setting.source == _DEFAULT else ""
         cells = (setting.variable, _said(setting.value), setting.source)
-        table.add_row(*(Text(cell, style, overflow="fold") for cell in cells))
-    Console(highlight=False).print(table)
+        table.add_row(*(printing.cell(cell, style) for cell in cells))
+    printing.console().print(table)
 
 
 def _found() -> dict[str, _Setting]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import orjson
-from rich.console import Console
 from rich.table import Table
 
-from forebay.cli import options
+from forebay.cli import options, printing
 
 if TYPE_CHECKING:
     from forebay.database.store import Store
@@ -56,14 +54,26 @@ def list_(journal_dir: Path | None, as_json: bool) -> None:
     """
     letters = _letters(journal_dir).find()
     if as_json:
-        click.echo(json.dumps([_summary(letter) for letter in letters]))
+        printing.say_json([_summary(letter) for letter in letters])
     elif not letters:
-        click.echo("There are no dead letters.")
+        printing.say("There are no dead letters.")
     else:
-        table = Table("id", "refused at", "table", "row", "error", box=None)
-        for letter in letters:
-            table.add_row(str(letter.id), _time(letter), letter.table, letter.row_id, letter.error)
-        Console().print(table)
+        _show_all(letters)
+        printing.say(f"{len(letters)} {'letter' if len(letters) == 1 else 'letters'}.")
+
+
+def _show_all(letters: Sequence[Letter]) -> None:
+    """A table for who looks; for a program a letter a line, its fields between tabs."""
+    rows = [(str(one.id), _time(one), one.table, one.row_id, one.error) for one in letters]
+    console = printing.console()
+    if not console.is_terminal:
+        for row in rows:
+            printing.say_fields(*row)
+        return
+    table = Table("id", "refused at", "table", "row", "error", box=None)
+    for row in rows:
+        table.add_row(*map(printing.cell, row))
+    console.print(table)
 
 
 @dead_letters.command()
@@ -77,7 +87,7 @@ def show(letter_id: int, journal_dir: Path | None) -> None:
       forebay dead-letters show 7
     """
     (letter,) = _find(_letters(journal_dir), [letter_id], every=False)
-    click.echo(orjson.dumps({**_summary(letter), **_content(letter)}, option=orjson.OPT_INDENT_2).decode())
+    printing.say_json({**_summary(letter), **_content(letter)}, indent=2)
 
 
 @dead_letters.command()
@@ -128,7 +138,10 @@ def discard(ids: tuple[int, ...], every: bool, yes: bool, journal_dir: Path | No
 def _letters(journal_dir: Path | None) -> DeadLetters:
     from forebay.journal.dead_letters import DeadLetters
 
-    return DeadLetters(options.folder_of(journal_dir))
+    folder = options.folder_of(journal_dir)
+    if not folder.is_dir():
+        raise click.ClickException(f"there is no folder {folder}; name the journals' folder by --journal-dir")
+    return DeadLetters(folder)
 
 
 def _find(letters: DeadLetters, ids: Sequence[int], *, every: bool) -> list[Letter]:
@@ -172,10 +185,10 @@ async def _retry_one(letters: DeadLetters, letter: Letter, store: Store) -> str:
 
 def _tell(done: dict[str, list[int]], *, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(done))
+        printing.say_json(done)
         return
     for what, ids in done.items():
-        click.echo(f"{what.replace('_', ' ')}: {len(ids)}")
+        printing.say(f"{what.replace('_', ' ')}: {len(ids)}")
 
 
 def _time(letter: Letter) -> str:

@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.text import Text
+
+from forebay.cli import printing
 
 _DEMO = Path(__file__).parents[1] / "demo"
 
@@ -102,7 +103,8 @@ def _introduce(address: str, database: Path) -> None:
     }
     for name, value in rows.items():
         # No box around it, and no wrapping: a path that is broken in two can't be copied.
-        Console(highlight=False).print(Text(f"{name:<9}", "bold").append(value, "not bold"), soft_wrap=True)
+        line = Text(f"{name:<9}", "bold").append(printing.cell(value, "not bold"))
+        printing.console().print(line, soft_wrap=True)
 
 
 def _secret(path: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -13,10 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 from rich.text import Text
 
-from forebay.cli import options
+from forebay.cli import options, printing
 from forebay.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -71,10 +69,10 @@ def doctor(database_url: str | None, app: Path | None, replicas: int, as_json: b
     with _quiet():
         findings = asyncio.run(_examine(database_url, app, replicas, None if as_json else _print))
     if as_json:
-        click.echo(json.dumps([asdict(finding) for finding in findings]))
+        printing.say_json([asdict(finding) for finding in findings])
     levels = Counter(str(finding.level) for finding in findings)
     if not as_json:
-        click.echo(f"{levels['error']} errors, {levels['warning']} warnings")
+        printing.say(f"{levels['error']} errors, {levels['warning']} warnings")
     raise SystemExit(1 if levels["error"] else _WARNED if levels["warning"] else 0)
 
 
@@ -164,9 +162,9 @@ def _print(finding: Finding) -> None:
     line = (
         Text(f"{mark} ", style)
         .append(f"{finding.check:<15}", "bold not dim")
-        .append(finding.found, "default")
+        .append(printing.cell(finding.found, "default"))
     )
-    console = Console(highlight=False)
+    console = printing.console()
     console.print(line, soft_wrap=True)
     for remedy in (finding.remedy or "").splitlines():
-        console.print(Text(f"{'':17}→ {remedy}", style), soft_wrap=True)
+        console.print(printing.cell(f"{'':17}→ {remedy}", style), soft_wrap=True)

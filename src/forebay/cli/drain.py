@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import signal
 import time
@@ -11,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 
-from forebay.cli import options
-from forebay.telemetry.logs import limit_repeats
+from forebay.cli import options, printing
+from forebay.errors import told
+from forebay.primitives.visible import visible
 
 if TYPE_CHECKING:
     from forebay.pipeline.drain import Drain
@@ -78,13 +77,12 @@ def drain(
         if not watch:
             raise click.ClickException(f"there is no folder {folder}")
         folder.mkdir(mode=0o700, parents=True)  # the processes to watch have not started yet
-    limit_repeats()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     done = asyncio.run(_run(folder, database_url, watch=watch, timeout=timeout, any_database=any_database))
     if as_json:
-        click.echo(json.dumps(done))
+        printing.say_json(done)
     elif not watch:
-        click.echo(_told(done))
+        printing.say(_told(done))
     if done["left"] and not watch:
         raise SystemExit(1)
 
@@ -93,8 +91,10 @@ def _told(done: dict[str, Any]) -> str:
     lines = [f"{done['changes']} changes of {done['journals']} journals written out."]
     if done["dead_lettered"]:
         lines.append(f"{done['dead_lettered']} rows refused: see `forebay dead-letters list`.")
-    lines += [f"Left: {path}" for path in done["left"]]
-    lines += [f"Parked: {journal_id}: {reason}" for journal_id, reason in done["parked"].items()]
+    lines += [f"Left: {visible(path)}" for path in done["left"]]
+    lines += [
+        f"Parked: {visible(f'{journal_id}: {reason}')}" for journal_id, reason in done["parked"].items()
+    ]
     return "\n".join(lines)
 
 
@@ -119,7 +119,7 @@ async def _run(
             async with Listener(settings.metrics_address, metrics.registry, health.reason):
                 await _watch(draining, settings.close_timeout)
         else:
-            with Console(stderr=True).status("Writing out the journals"):
+            with printing.console(stderr=True).status("Writing out the journals"):
                 await _once(draining, timeout)
     finally:
         await draining.close()
@@ -140,7 +140,7 @@ async def _once(draining: Drain, timeout: float | None) -> None:
             await draining.run()
     except TimeoutError:
         reason = draining.failure or "there was too much to write"
-        click.echo(f"Gave up after {timeout:g} s: {reason}", err=True)
+        printing.say(f"Gave up after {timeout:g} s: {visible(told(reason))}", err=True)
 
 
 async def _watch(draining: Drain, close_timeout: float) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 
-from forebay.cli import options
+from forebay.cli import options, printing
+from forebay.primitives.visible import visible
 
 if TYPE_CHECKING:
     from forebay.database.store import Store
@@ -45,14 +44,14 @@ def migrate(database_url: str | None, dry_run: bool, as_json: bool) -> None:
       forebay migrate --database-url postgresql://me@localhost/chat --dry-run
     """
     # On standard error, and on a terminal only: indexes of large tables take minutes.
-    with Console(stderr=True).status("Looking at the tables" if dry_run else "Migrating the tables"):
+    with printing.console(stderr=True).status("Looking at the tables" if dry_run else "Migrating the tables"):
         result = asyncio.run(_run(database_url, dry_run=dry_run))
     if as_json:
-        click.echo(json.dumps({"sql": result} if dry_run else {"done": result}))
+        printing.say_json({"sql": result} if dry_run else {"done": result})
     elif isinstance(result, str):
-        click.echo(result or "-- the tables are up to date")
+        printing.say(result or "-- the tables are up to date")
     else:
-        click.echo("\n".join(result) or "The tables are up to date.")
+        printing.say("\n".join(map(visible, result)) or "The tables are up to date.")
 
 
 async def _run(url: str | None, *, dry_run: bool) -> str | list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 import urllib.error
 import urllib.request
@@ -11,12 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import click
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from forebay.cli import environment
+from forebay.cli import environment, printing
 from forebay.cli.snapshot import Snapshot
 from forebay.errors import SettingsError
 
@@ -76,9 +75,9 @@ def status(addresses: tuple[str, ...], watch: bool, interval: float, as_json: bo
         return
     looks = {address: _look(url) for address, url in urls.items()}
     if as_json:
-        click.echo(json.dumps({address: _summary(look) for address, look in looks.items()}))
+        printing.say_json({address: _summary(look) for address, look in looks.items()})
     else:
-        Console(highlight=False).print(_view(looks, {}))
+        printing.console().print(_view(looks, {}))
     raise SystemExit(_exit_code(looks))
 
 
@@ -137,7 +136,7 @@ def _exit_code(looks: dict[str, _Look]) -> int:
 
 def _watch(urls: dict[str, str], interval: float) -> None:
     before: dict[str, _Look] = {}
-    with Live(console=Console(highlight=False), auto_refresh=False) as live:
+    with Live(console=printing.console(), auto_refresh=False) as live:
         try:
             while True:
                 started = time.monotonic()
@@ -158,12 +157,14 @@ def _view(looks: dict[str, _Look], before: dict[str, _Look]) -> RenderableType:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("")
     for address in looks:
-        table.add_column(address, min_width=24)
+        table.add_column(printing.cell(address), min_width=24, overflow="fold")
     for name, cell in _ROWS:
         if _is_worth_a_row(name, looks):
             table.add_row(Text(name, "dim"), *_cells(cell, looks, before))
     unreachable = [
-        Text(f"{address} {look.reason}", "red") for address, look in looks.items() if look.snapshot is None
+        printing.cell(f"{address} {look.reason}", "red")
+        for address, look in looks.items()
+        if look.snapshot is None
     ]
     return Group(table, *unreachable) if unreachable else table
 
@@ -236,17 +237,17 @@ def _losses(now: Snapshot, _before: Snapshot | None) -> Text:
         for name, reasons in found.items()
         if reasons
     ]
-    return Text("; ".join(lines), "red") if lines else Text("none", "green")
+    return printing.cell("; ".join(lines), "red") if lines else Text("none", "green")
 
 
 def _retries(now: Snapshot, _before: Snapshot | None) -> Text:
     found = now.by_label("flush_retries_total", "reason")
     said = ", ".join(f"{count:,.0f} {reason}" for reason, count in found.items())
-    return Text(said, "yellow") if said else Text("none", "green")
+    return printing.cell(said, "yellow") if said else Text("none", "green")
 
 
 def _versions(now: Snapshot, _before: Snapshot | None) -> Text:
-    return Text(
+    return printing.cell(
         f"forebay {now.info('version')}, Chainlit {now.info('chainlit')}, Python {now.info('python')}"
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -300,9 +299,8 @@ def translated(location: str, *, own_statement: bool = False, sends_rows: bool =
     try:
         yield
     except DatabaseError as error:  # a migration's, which does not know where it is
-        if location in str(error):
-            raise
-        raise _located(error, location, None) from None
+        error.location = error.location or location
+        raise
     except ForebayError:
         raise
     except Exception as error:
@@ -312,34 +310,35 @@ def translated(location: str, *, own_statement: bool = False, sends_rows: bool =
 def _translate(
     error: Exception, location: str, *, own_statement: bool = False, sends_rows: bool = True
 ) -> DatabaseError:
+    translation = _translation(error, own_statement=own_statement, sends_rows=sends_rows)
+    if isinstance(
+        translation, TransientError | AccessError | SchemaError
+    ):  # it is about the database, not a row
+        translation.location = location
+    return translation
+
+
+def _translation(error: Exception, *, own_statement: bool, sends_rows: bool) -> DatabaseError:
     for cause in _causes(error):
         if isinstance(cause, asyncpg.PostgresError) and cause.sqlstate:
             known = _by_a_row(cause) or error_codes.from_sqlstate(cause.sqlstate)
-            return _located(known, location, cause if own_statement else None)
+            return _of_its_own(known, cause) if own_statement else known
         if isinstance(cause, sqlite3.Error):
             code = getattr(cause, "sqlite_errorname", None) or "SQLITE_MISUSE"
             known = error_codes.from_sqlite(code, str(cause))
             if own_statement and code == "SQLITE_ERROR" and isinstance(known, RowError):
                 known = StatementError("SQLite does not understand the statement", sqlstate=code)
-            return _located(known, location, cause if own_statement else None)
-        if isinstance(cause, ssl.SSLError):
-            return AccessError(f"TLS with {location} failed; check the certificate, or FOREBAY_TLS_VERIFY")
+            return _of_its_own(known, cause) if own_statement else known
         if isinstance(cause, sa.exc.TimeoutError):
             return TransientError(IN_USE)
         if isinstance(cause, asyncpg.InternalClientError):  # its session was ended in the middle of an answer
-            return TransientError(f"the driver lost track of {location}")
-        if (
-            isinstance(cause, TimeoutError) and cause.errno is None
-        ):  # our clock's: the statement was cancelled
-            return TransientError(
-                f"{location} can't be reached ({type(cause).__name__})", sqlstate=error_codes.CANCELLED
-            )
-        if isinstance(cause, OSError | TimeoutError | EOFError | asyncpg.InterfaceError):
-            return TransientError(f"{location} can't be reached ({type(cause).__name__})")
+            return TransientError("the driver lost track of the database's answers")
+        if known_of_network := error_codes.from_network(cause):
+            return known_of_network
     if own_statement:
         return StatementError(f"the statement or its parameters are wrong ({type(error).__name__})")
     if not sends_rows:  # or good rows would be dead letters for what went wrong before them
-        return TransientError(f"{location} can't be reached ({type(error).__name__})")
+        return TransientError(f"the database can't be reached ({type(error).__name__})")
     return RowError(f"a row can't be sent to the database ({type(error).__name__})")
 
 
@@ -366,11 +365,9 @@ def _causes(error: BaseException) -> Iterable[BaseException]:
         seen = seen.__cause__
 
 
-def _located(error: DatabaseError, location: str, cause: BaseException | None) -> DatabaseError:
-    """Where the database is, for what is about it; what the caller's own statement did wrong, for that."""
-    if isinstance(error, TransientError | AccessError | SchemaError):
-        return type(error)(f"{error} [{location}]", sqlstate=error.sqlstate)
-    if cause is not None and isinstance(error, StatementError):
+def _of_its_own(error: DatabaseError, cause: BaseException) -> DatabaseError:
+    """With what is wrong in the caller's own statement."""
+    if isinstance(error, StatementError):
         # Errors of this class quote names of the statement, never values.
         return StatementError(f"{error}: {str(cause).splitlines()[0]}", sqlstate=error.sqlstate)
     return error

@@ -6,6 +6,11 @@ The codes are PostgreSQL's SQLSTATEs (appendix A of its manual) and SQLite's res
 
 from __future__ import annotations
 
+import socket
+import ssl
+
+import asyncpg
+
 from forebay.errors import AccessError, DatabaseError, RowError, SchemaError, StatementError, TransientError
 
 _POOLER = (
@@ -73,6 +78,14 @@ _SQLITE_CODES: dict[str, tuple[type[DatabaseError], str]] = {
     "SQLITE_READONLY": (AccessError, "the SQLite file or its folder is read-only; make both writable"),
     "SQLITE_TOOBIG": (RowError, "the row is beyond SQLite's size limit"),
 }
+_NETWORK: dict[type[BaseException], str] = {
+    socket.gaierror: "no address is known for the host's name",
+    ConnectionRefusedError: "nobody listens at its host and port",
+    ConnectionResetError: "the connection was cut",
+    BrokenPipeError: "the connection was cut",
+    TimeoutError: "it does not answer in time",
+    FileNotFoundError: "there is no such socket",
+}
 # Another transaction was in the way, and has gone on: the same one, tried at once, is likely to get through.
 _PASSING = ("40", "SQLITE_BUSY", "SQLITE_LOCKED")
 # What somebody has written can't be held: a text, a number, a size. Another's row may well be.
@@ -102,6 +115,35 @@ def is_passing(error: DatabaseError) -> bool:
 def is_of_a_value(error: DatabaseError) -> bool:
     """Whether a row is refused for what its values are, or could not be sent, rather than by the tables' rules."""
     return error.sqlstate is None or error.sqlstate.startswith(_VALUES)
+
+
+def from_network(error: BaseException) -> DatabaseError | None:
+    """The error for what stops a connection from being made, or cuts it; None for what is none of these.
+
+    It says what it was in words: the name of a class tells an operator nothing.
+    """
+    if isinstance(error, ssl.SSLError):
+        return AccessError("TLS with the database failed; check the certificate, or FOREBAY_TLS_VERIFY")
+    if isinstance(error, TimeoutError) and error.errno is None:  # our clock's: the statement was cancelled
+        return TransientError(_unreachable("it does not answer in time"), sqlstate=CANCELLED)
+    if isinstance(error, OSError | EOFError | asyncpg.InterfaceError):
+        return TransientError(_unreachable(_in_words(error)))
+    return None
+
+
+def _unreachable(why: str) -> str:
+    return f"the database can't be reached: {why}"
+
+
+def _in_words(error: BaseException) -> str:
+    for kind, words in _NETWORK.items():
+        if isinstance(error, kind):
+            return words
+    if isinstance(error, OSError):
+        # Where a name has several addresses the loop puts what each of them said into one text, without a number.
+        refused = error.errno is None and "Connect call failed" in str(error)
+        return _NETWORK[ConnectionRefusedError] if refused else error.strerror or "connecting failed"
+    return "the connection was closed"
 
 
 def from_sqlstate(sqlstate: str) -> DatabaseError:

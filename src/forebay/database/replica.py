@@ -158,7 +158,7 @@ class Replica:
             at = self._clock()
             replayed = (await driver.fetch(_REPLAYED, {}))[0][0]
             if replayed is None:
-                raise TransientError(f"{self.location} is no standby; FOREBAY_READ_URL must name one")
+                raise TransientError("the server of FOREBAY_READ_URL is no standby; it must name one")
             seen = driver.info[_SEEN] = _Seen(replayed, at)
         return seen.position >= position
 

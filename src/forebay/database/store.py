@@ -194,8 +194,7 @@ class Store:
             await migrations.upgrade(self.engine)
         elif not await migrations.is_current(self.engine):
             raise SchemaError(
-                f"the tables of {self.location} are not forebay's yet: run `forebay migrate`,"
-                " or set FOREBAY_AUTO_MIGRATE=true"
+                "the database's tables are not forebay's yet: run `forebay migrate`, or set FOREBAY_AUTO_MIGRATE=true"
             )
 
     async def _ask_id(self) -> str | None:

@@ -809,7 +809,9 @@ def _report_end(task: asyncio.Task[None]) -> None:
 
 
 def _unreadable(error: ForebayError) -> TransientError:
-    return TransientError(f"what was written before can't be read yet: {error}")
+    return TransientError(
+        f"what was written before can't be read yet: {error}", location=getattr(error, "location", None)
+    )
 
 
 # A child that is forked off must not write what is the parent's.

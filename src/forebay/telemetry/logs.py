@@ -1,16 +1,21 @@
 """Log lines: one an event, `what happened key=value …`, where the last value may have spaces; and few under faults.
 
-No line holds a chat's content, a password or a user's id. Each module has a logger of its own below `forebay`.
+No line holds a chat's content, a password or a user's id. What others chose, as a file's name, can't end a line or
+drive a terminal. Each module has a logger of its own below `forebay`.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+import traceback
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+
+from forebay.errors import told
+from forebay.primitives.visible import visible
 
 # Every logger there is. A filter on `forebay` would not see what its children log.
 _MODULES = (
@@ -47,7 +52,16 @@ class Limit(logging.Filter):
         self._events: OrderedDict[tuple[str, ...], _Event] = OrderedDict()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the line is written."""
+        """Whether the line is written, and with what in it: errors say where the database is, and nothing is unseen."""
+        allowed = self._allows(record)
+        if isinstance(record.args, tuple):
+            record.args = tuple(map(_shown, record.args))
+        if record.exc_info:
+            record.exc_text = _where(record.exc_info[1])
+            record.exc_info = None
+        return allowed
+
+    def _allows(self, record: logging.LogRecord) -> bool:
         if not logging.WARNING <= record.levelno < logging.CRITICAL:
             return True
         now = self._clock()
@@ -78,6 +92,20 @@ class Limit(logging.Filter):
     def clear(self) -> None:
         """Forget what was written."""
         self._events.clear()
+
+
+def _shown(value: object) -> object:
+    """A value of a line; numbers stay numbers, for `%d`."""
+    if isinstance(value, BaseException):
+        return visible(told(value))
+    return value if isinstance(value, int | float | None) else visible(str(value))
+
+
+def _where(error: BaseException | None) -> str | None:
+    """Where an exception comes from, without its message, which may quote a row."""
+    if error is None:
+        return None
+    return "".join((*traceback.format_tb(error.__traceback__), type(error).__name__))
 
 
 def _with_field(field: str, message: str) -> str:

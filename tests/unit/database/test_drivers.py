@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import asyncpg
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
-from forebay.database.drivers import Connections, driver_of
+from forebay.database.drivers import Connections, driver_of, translated
 from forebay.database.sql.statement import Statement
-from forebay.errors import DatabaseError, TransientError
+from forebay.errors import DatabaseError, TransientError, told
 
 
 @pytest.fixture
@@ -126,3 +129,32 @@ async def test_sqlite_ends_what_nobody_waits_for() -> None:
         async with asyncio.timeout(20):
             assert [tuple(row) for row in await driver.fetch(Statement("SELECT 1", ()), {})] == [(1,)]
     await engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (socket.gaierror(-2, "Name or service not known"), "no address is known for the host's name"),
+        (ConnectionRefusedError(111, "Connect call failed ('10.0.0.4', 5432)"), "nobody listens"),
+        (OSError("Multiple exceptions: [Errno 111] Connect call failed ('::1', 5)"), "nobody listens"),
+        (OSError(113, "No route to host"), "No route to host"),
+        (TimeoutError(), "it does not answer in time"),
+        (ssl.SSLCertVerificationError("hostname 'db.internal' mismatch"), "TLS with the database failed"),
+        (asyncpg.InterfaceError("connection is closed"), "the connection was closed"),
+        (asyncpg.InvalidPasswordError('password authentication failed for user "me"'), "refuses the login"),
+        (asyncpg.InvalidCatalogNameError('database "chat" does not exist'), "no such database"),
+    ],
+)
+def test_an_error_says_why_in_words_and_not_where(error: Exception, words: str) -> None:
+    """Chainlit shows its text to whoever chats, and a probe to whoever asks."""
+    for sends_rows in (True, False):
+        with (
+            pytest.raises(DatabaseError) as raised,
+            translated("postgresql://me:***@db.internal/chat", sends_rows=sends_rows),
+        ):
+            raise error
+        said = str(raised.value)
+        assert words in said
+        for secret in ("db.internal", "me:", '"me"', "10.0.0.4", '"chat"', type(error).__name__):
+            assert secret not in said
+        assert told(raised.value) == f"{said} [postgresql://me:***@db.internal/chat]"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from forebay.errors import QueueFull
+from forebay.errors import QueueFull, TransientError
 from forebay.telemetry.logs import LOGGERS, Limit, limit_repeats
 
 _SOURCE = Path(__file__).parents[3] / "src" / "forebay"
@@ -116,3 +116,35 @@ def test_so_many_events_are_remembered_and_no_more() -> None:
     for number in range(5000):
         logger.log("change refused reason=%s", QueueFull(str(number)))
     assert len(logger.limit._events) == 1000
+
+
+@pytest.fixture
+def lines(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """What forebay.server logs, through the filter that all of forebay's loggers have."""
+    limit_repeats().clear()
+    return caplog
+
+
+def test_what_others_chose_can_not_end_a_line_or_drive_a_terminal(lines: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("forebay.server")
+    logger.warning("journal left alone path=%s reason=%s rows=%d", "a\nb\x1b[2J", ValueError("x\u202ey"), 3)
+    assert lines.messages == ["journal left alone path=a\\nb\\x1b[2J reason=x\\u202ey rows=3"]
+
+
+def test_the_log_says_where_the_database_is_which_its_errors_do_not(lines: pytest.LogCaptureFixture) -> None:
+    error = TransientError("the database can't be reached", location="postgresql://me:***@there/chat")
+    assert "there" not in str(error)
+    logging.getLogger("forebay.server").error("writes deferred reason=%s", error)
+    assert lines.messages == [
+        "writes deferred reason=the database can't be reached [postgresql://me:***@there/chat]"
+    ]
+
+
+def test_a_traceback_says_where_and_not_what(lines: pytest.LogCaptureFixture) -> None:
+    secret = "sesame"
+    try:
+        raise ValueError(f"open {secret}")
+    except ValueError:
+        logging.getLogger("forebay.server").exception("element not written reason=%s", "ValueError")
+    assert "test_a_traceback_says_where_and_not_what" in lines.text
+    assert "open sesame" not in lines.text

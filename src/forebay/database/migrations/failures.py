@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,6 +15,7 @@ from forebay.errors import AccessError, DatabaseError, ForebayError, SchemaError
 
 _DRIVERS = (sa.exc.SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, CommandError)
 _AGAIN = "`forebay migrate` may be run again at any time; it goes on from where this run was."
+_NOT_BEGUN = ("28", "3D", "SQLITE_CANTOPEN", "SQLITE_NOTADB")  # the login or the database's name is wrong
 _BUSY = frozenset({"55P03", "40P01"})  # lock_not_available, deadlock_detected
 
 
@@ -52,10 +52,10 @@ def _translate(error: Exception) -> DatabaseError:
         if isinstance(cause, sqlite3.Error):
             code = getattr(cause, "sqlite_errorname", None) or "SQLITE_MISUSE"
             return _explain(error_codes.from_sqlite(code, str(cause)), _first_line(cause))
-        if isinstance(cause, ssl.SSLError):
-            return AccessError("TLS with the database failed; check the certificate, or FOREBAY_TLS_VERIFY")
-    if isinstance(error, OSError | asyncpg.InterfaceError | sa.exc.TimeoutError):
-        return TransientError(f"the database can't be reached ({type(error).__name__})")
+        if (unreachable := error_codes.from_network(cause)) is not None:
+            return unreachable
+    if isinstance(error, sa.exc.TimeoutError):
+        return TransientError("the database can't be reached: no connection is free")
     said = f"{type(error).__name__}: {_first_line(error)}"
     return SchemaError(f"the tables could not be migrated ({said}). {_AGAIN}")
 
@@ -74,6 +74,8 @@ def _explain(known: DatabaseError, said: str) -> DatabaseError:
             f" or, to migrate, run `forebay migrate` as their owner, with the right to create tables. {_AGAIN}",
             sqlstate=state,
         )
+    if state is not None and state.startswith(_NOT_BEGUN):
+        return known
     if isinstance(known, AccessError | TransientError):
         return type(known)(f"{known}: {said}. {_AGAIN}", sqlstate=state)
     return SchemaError(f"the tables could not be migrated: {said} ({state}). {_AGAIN}", sqlstate=state)
