@@ -15,13 +15,13 @@ import pytest
 import yaml
 
 from forebay import ForebayDataLayer
+from tests.support.patience import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 RULES = DEPLOY / "prometheus" / "rules.yml"
 DASHBOARD = DEPLOY / "grafana" / "dashboards" / "forebay.json"
 YAML_FILES = sorted(path for path in DEPLOY.rglob("*") if path.suffix in {".yaml", ".yml"})
-_TIMEOUT = 60.0
 
 
 def name_of(value: object) -> str:
@@ -87,7 +87,7 @@ def run(
         pytest.skip(f"{name} is missing: apt-get install {package}")
     words = [found, *map(str, command[1:])]
     return subprocess.run(
-        words, capture_output=True, text=True, timeout=_TIMEOUT, check=False, env=environment
+        words, capture_output=True, text=True, timeout=PATIENCE, check=False, env=environment
     )
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from tests.deploy import files
 from tests.support.chainlit_server import ChainlitServer, free_port
+from tests.support.patience import PATIENCE
 
 _LOGIN = {"CHAT_USER": "ada", "CHAT_PASSWORD": "lovelace"}
 
@@ -36,7 +37,7 @@ def _image_environment(folder: Path) -> dict[str, str]:
 def _log_in(server: ChainlitServer, name: str, password: str) -> int:
     form = urllib.parse.urlencode({"username": name, "password": password}).encode()
     try:
-        with urllib.request.urlopen(f"{server.url}/login", form, timeout=30) as response:
+        with urllib.request.urlopen(f"{server.url}/login", form, timeout=PATIENCE) as response:
             return int(response.status)
     except urllib.error.HTTPError as error:
         return error.code
@@ -71,7 +72,7 @@ def test_it_does_not_start_on_a_secret_that_nobody_has_chosen(name: str, tmp_pat
     app, port = files.DEPLOY / "app" / "app.py", str(free_port())
     command = [sys.executable, "-m", "chainlit", "run", str(app), "--headless", "--port", port]
     done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert done.returncode != 0
     assert f"not set: {name}" in done.stderr
@@ -84,7 +85,7 @@ def test_no_example_holds_a_secret() -> None:
 
 
 def _wait_for(url: str) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while True:
         try:
             urllib.request.urlopen(url, timeout=5).close()

@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.chainlit_client import ChainlitClient
 from tests.support.chainlit_server import ChainlitServer
+from tests.support.patience import patience
 
 _APPS = Path(__file__).parent / "apps"
 _CONTENT = bytes(range(256)) * 1000
@@ -107,7 +108,7 @@ async def test_a_killed_server_leaves_nothing_half_done(server: ChainlitServer, 
         files = [await client.upload(f"{number}.bin", _CONTENT) for number in range(10)]
         await client.say("look", files)
         thread_id = client.thread_id
-        async with asyncio.timeout(10):
+        async with patience():
             while len((await client.thread(thread_id))["elements"]) < len(files):  # noqa: ASYNC110 - they come one by one
                 await asyncio.sleep(0.01)
         server.kill()

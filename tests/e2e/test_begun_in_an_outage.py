@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.chainlit_client import ChainlitClient
 from tests.support.chainlit_server import ChainlitServer
+from tests.support.patience import patience
 from tests.support.postgres import PostgresServer
 
 _RACE = Path(__file__).parent / "apps" / "race.py"
@@ -16,7 +17,7 @@ _RACE = Path(__file__).parent / "apps" / "race.py"
 
 async def _in_the_sidebar(client: ChainlitClient) -> list[str]:
     """The threads there, as soon as there are any; the page fails for as long as the database is away."""
-    async with asyncio.timeout(60):
+    async with patience():
         while True:
             try:
                 found = [str(thread["id"]) for thread in await client.history()]

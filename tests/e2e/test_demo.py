@@ -17,6 +17,7 @@ from playwright.async_api import expect
 from tests.support.browser import ChatPage, chromium
 from tests.support.chainlit_client import ChainlitClient
 from tests.support.chainlit_server import ChainlitServer
+from tests.support.patience import PATIENCE
 
 
 @pytest.fixture
@@ -95,7 +96,7 @@ def test_a_folder_that_cannot_be_made_names_the_option(tmp_path: Path) -> None:
 
 def _run_demo(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "forebay.cli", "demo", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
 
 
 # ---- in a browser

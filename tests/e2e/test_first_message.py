@@ -10,10 +10,10 @@ import pytest
 
 from tests.support.chainlit_client import ChainlitClient
 from tests.support.chainlit_server import ChainlitServer
+from tests.support.patience import PATIENCE
 from tests.support.rows import rows
 
 _APP = Path(__file__).parent / "apps" / "asks.py"
-_TIMEOUT = 30.0
 
 
 class _Asked(ChainlitClient):
@@ -54,7 +54,7 @@ async def test_what_was_shown_before_the_first_message_is_stored_as_shown_last(
         shown: dict[str, Any] = {}
         for _ in range(3):
             async with _Asked(server.url) as client:
-                await asyncio.wait_for(client.ready.wait(), _TIMEOUT)
+                await asyncio.wait_for(client.ready.wait(), PATIENCE)
                 shown |= client.steps
         server.stop()
     found = await rows(migrated_url, "SELECT CAST(id AS TEXT) AS id, output FROM steps")
@@ -71,7 +71,7 @@ async def test_what_was_shown_before_the_first_message_is_stored_as_shown_last(
 async def test_a_chat_that_nobody_spoke_in_is_not_stored(migrated_sqlite_url: str, tmp_path: Path) -> None:
     with ChainlitServer(_APP, tmp_path, {"TEST_DATABASE_URL": migrated_sqlite_url}) as server:
         async with _Asked(server.url, silent=True) as client:
-            await asyncio.wait_for(client.asked.wait(), _TIMEOUT)
+            await asyncio.wait_for(client.asked.wait(), PATIENCE)
         server.stop()
     assert await rows(migrated_sqlite_url, "SELECT id FROM threads") == []
     assert await rows(migrated_sqlite_url, "SELECT id FROM steps") == []

@@ -13,6 +13,7 @@ import pytest
 from forebay.telemetry.catalogue import INSTRUMENTS, Kind
 from tests.support.chainlit_client import ChainlitClient
 from tests.support.chainlit_server import ChainlitServer, free_port
+from tests.support.patience import patience
 from tests.support.programs import program
 from tests.support.prometheus import PrometheusServer
 
@@ -32,7 +33,7 @@ async def _chat(url: str, number: int) -> None:
 
 
 async def _until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
+    async with patience():
         while not await asyncio.to_thread(condition):  # noqa: ASYNC110 - Prometheus has nothing to wait on
             await asyncio.sleep(0.1)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from tests.support.chainlit_client import ChainlitClient
 from tests.support.chainlit_server import ChainlitServer
+from tests.support.patience import patience
 from tests.support.rows import rows
 
 _WINDOWS = Path(__file__).parent / "apps" / "windows.py"
@@ -15,7 +16,7 @@ _WINDOWS = Path(__file__).parent / "apps" / "windows.py"
 
 async def _metadata_with(client: ChainlitClient, key: str) -> dict[str, Any]:
     """The thread's metadata, once a closed window has written it."""
-    async with asyncio.timeout(30):
+    async with patience():
         while True:
             metadata: dict[str, Any] = (await client.thread(client.thread_id))["metadata"]
             if key in metadata:

@@ -18,6 +18,7 @@ from typing import Any
 from chainlit.context import init_http_context
 
 from forebay import ForebayDataLayer, ForebayError, Settings
+from tests.support.patience import patience
 
 THREAD = "00000000-0000-4000-8000-000000000001"
 
@@ -58,7 +59,7 @@ def tell(event: str) -> None:
 
 def _act_in_child(act: Callable[[], Coroutine[Any, Any, None]]) -> None:
     async def in_time() -> None:
-        async with asyncio.timeout(10):
+        async with patience():
             await act()
 
     code = 0

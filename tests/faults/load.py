@@ -14,6 +14,7 @@ import asyncpg
 
 from forebay import ForebayDataLayer
 from tests.integration.contract import accounted_for
+from tests.support.patience import patience
 
 LONG = os.environ.get("FOREBAY_TEST_LONG") == "1"
 _VERSIONS = 5
@@ -73,13 +74,13 @@ class Load:
                 task.cancel()
             await asyncio.wait(self._tasks)
             return
-        async with asyncio.timeout(60):
+        async with patience():
             await asyncio.gather(*self._tasks)
 
     async def goes_on(self, writes: int = 20) -> None:
         """Return when so many more writes were acknowledged."""
         wanted = self.writes + writes
-        async with asyncio.timeout(30):
+        async with patience():
             while self.writes < wanted:
                 await asyncio.sleep(0.001)
                 self._raise_what_failed()
@@ -165,7 +166,7 @@ def repeated(applied: Iterable[list[int]]) -> list[list[int]]:
 
 async def assert_exactly_once(layer: ForebayDataLayer, load: Load, audit: Audit) -> None:
     """Write out what is queued; then each acknowledged change must be there, once, and be accounted for."""
-    async with asyncio.timeout(60):
+    async with patience():
         await layer.flush()
     stored, applied = await audit.stored(), await audit.applied()
     expected = load.kept

@@ -20,6 +20,7 @@ from forebay.settings import Durability
 from tests.faults.kill import work_until
 from tests.integration.contract import a_step, a_thread, a_user, accounted_for, new_id, until
 from tests.support.cancelling import When, cancelled_at, waiting_futures
+from tests.support.patience import patience
 from tests.support.storage import MemoryStorage
 
 Call = Callable[[ForebayDataLayer], Coroutine[Any, Any, Any]]
@@ -123,7 +124,7 @@ def _tasks() -> set[asyncio.Task[Any]]:
 
 async def _assert_sound(layer: ForebayDataLayer) -> None:
     """It reads and writes, what it took is accounted for, and nothing that a cancelled call used is left over."""
-    async with asyncio.timeout(30):
+    async with patience():
         thread_id = await a_thread(layer, name="still here")
         found = await asyncio.gather(*(layer.get_thread(thread_id) for _ in range(layer.settings.pool_size)))
         assert [thread["name"] for thread in found if thread] == ["still here"] * len(found)
@@ -196,7 +197,7 @@ async def test_a_close_is_cancelled_at_any_await(make_layer: MakeLayer, tmp_path
         layer, step = make_layer(), a_step(new_id())
         await layer.create_step(step)
         was_cancelled = await cancelled_at(number, when, layer.close())
-        async with asyncio.timeout(30):
+        async with patience():
             await layer.close()
         assert _tasks() == set()
         pool = layer.engine.pool

@@ -18,6 +18,7 @@ from forebay import Settings
 from forebay.database.store import LeftOut, Store
 from forebay.model import changes
 from forebay.model.changes import Change, Delete, Upsert, decode, encode
+from tests.support.patience import patience
 
 THREAD, OTHER = str(uuid.UUID(int=1)), str(uuid.UUID(int=2))
 STEP, CHILD, ELEMENT, FEEDBACK = (str(uuid.UUID(int=number)) for number in range(3, 7))
@@ -286,7 +287,7 @@ async def test_a_write_that_waits_for_a_delete_does_not_bring_it_back(
 async def until_waiting(connection: asyncpg.Connection, number: int) -> None:
     """Return when so many statements of this database wait for a lock."""
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-    async with asyncio.timeout(20):
+    async with patience():
         while await connection.fetchval(waiting) < number:  # noqa: ASYNC110 - it is the database that waits
             await asyncio.sleep(0.01)
 

@@ -28,6 +28,7 @@ from forebay.model.changes import Change, Upsert
 from tests.faults.conftest import MakeLayer
 from tests.faults.load import LONG, Audit, a_seed, versioned
 from tests.integration.contract import accounted_for, rows
+from tests.support.patience import patience
 from tests.support.proxy import Proxy
 
 _GROUPS = 120
@@ -43,7 +44,7 @@ async def _run_worker(url: str, folder: Path, what: str) -> dict[str, Any]:
         stdout=subprocess.PIPE,
         env={**os.environ, "HOME": "/"},  # the driver looks there for passwords, also when it may not
     )
-    async with asyncio.timeout(60):
+    async with patience():
         said, _ = await worker.communicate()
     assert worker.returncode == 0
     told: dict[str, Any] = json.loads(said.splitlines()[-1])

@@ -32,6 +32,7 @@ from forebay.telemetry.collector import Metrics
 from tests.faults.test_late import a_step, count_of, gone, leave_behind
 from tests.integration.contract import accounted_for, until
 from tests.support.chainlit_server import free_port
+from tests.support.patience import patience
 from tests.support.postgres import PostgresServer
 
 MakeLayer = Callable[..., ForebayDataLayer]
@@ -75,7 +76,7 @@ async def daemon(folder: Path, url: str, address: str = "off") -> AsyncIterator[
     finally:
         if process.returncode is None:
             process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(30):
+        async with patience():
             await process.communicate()
 
 
@@ -309,7 +310,7 @@ async def test_an_attempt_that_failed_is_measured(
     draining, stop = Drain(folder, store, Settings(), metrics), asyncio.Event()
     running = asyncio.create_task(draining.run(stop))
     try:
-        async with asyncio.timeout(30):
+        async with patience():
             await store.prepare()
             durable_postgres_server.crash()
             await leave_behind(folder, step(a_step(str(uuid.uuid4()))))

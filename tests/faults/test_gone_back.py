@@ -19,6 +19,7 @@ from forebay.telemetry.collector import Metrics
 from tests.faults.conftest import MakeLayer
 from tests.faults.load import Audit, versioned
 from tests.integration.contract import accounted_for, until
+from tests.support.patience import patience
 from tests.support.postgres import PostgresServer, Standby, name_of
 from tests.support.proxy import Proxy
 
@@ -148,7 +149,7 @@ async def test_an_asynchronous_failover_loses_nothing(
                 proxy.lead_to(standby.url(name_of(url)))
                 proxy.reset()
                 await _write(layer, thread_id, range(300, 320))
-                async with asyncio.timeout(60):
+                async with patience():
                     await layer.flush()
                 assert await _versions(standby.url(name_of(url))) == [*range(320)]
                 assert layer._engine.counts.checkpoint_alarms == {"gone_back": 1}

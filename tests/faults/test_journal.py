@@ -24,6 +24,7 @@ from forebay.journal.log_reader import Reader, segments_of
 from forebay.journal.orphan import adopt
 from forebay.model import changes
 from forebay.model.changes import step
+from tests.support.patience import PATIENCE
 from tests.support.postgres import PostgresServer
 
 MakeLayer = Callable[..., ForebayDataLayer]
@@ -311,7 +312,7 @@ async def test_a_disk_that_does_not_give_back_what_was_spilled_ends_nothing(
 
     monkeypatch.setattr(Journal, "read", failing)
     await asyncio.gather(*(layer.create_step(_step(thread_id, number, 1000)) for number in range(60)))
-    await asyncio.wait_for(layer._engine.flush(), 60)
+    await asyncio.wait_for(layer._engine.flush(), PATIENCE)
     assert failures == 0
     assert not layer._engine.ended
     assert await _numbers(layer, thread_id) == list(range(60))

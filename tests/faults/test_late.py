@@ -21,6 +21,7 @@ from forebay.journal.journal import Journal
 from forebay.model.changes import Change, Delete, step, thread
 from forebay.pipeline import recovery
 from tests.integration.contract import accounted_for
+from tests.support.patience import patience
 
 MakeLayer = Callable[..., ForebayDataLayer]
 
@@ -54,7 +55,7 @@ async def leave_behind(folder: Path, *changes: Change, location: str = "") -> Pa
 
 async def gone(path: Path) -> None:
     """Return when the file is no longer there."""
-    async with asyncio.timeout(20):
+    async with patience():
         while path.exists():  # noqa: ASYNC110 - another process removes it
             await asyncio.sleep(0.01)
 

@@ -15,6 +15,7 @@ import pytest
 from forebay import Settings
 from forebay.database.store import Store
 from forebay.model import changes
+from tests.support.patience import patience
 
 THREAD, STEP = str(uuid.uuid4()), str(uuid.uuid4())
 
@@ -35,7 +36,7 @@ async def rows(store: Store, query: str) -> list[dict[str, Any]]:
 async def waits_for_a_lock(connection: asyncpg.Connection) -> None:
     """Return when some statement of this database waits for another transaction."""
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-    async with asyncio.timeout(20):
+    async with patience():
         while not await connection.fetchval(waiting):  # noqa: ASYNC110 - it is the database that waits
             await asyncio.sleep(0.01)
 

@@ -13,6 +13,7 @@ from forebay import ForebayDataLayer, TransientError
 from tests.faults.conftest import MakeLayer
 from tests.faults.load import Audit, Load, a_seed, assert_exactly_once, audited, versioned
 from tests.integration.contract import until
+from tests.support.patience import PATIENCE
 from tests.support.proxy import Cut, Proxy
 
 _STATEMENT_TIMEOUT = 0.5
@@ -116,7 +117,7 @@ async def test_a_connection_that_is_cut_at_a_commit(
 ) -> None:
     async with Load(layer, deletes=transaction) as load:
         for _ in range(5):
-            await asyncio.wait_for(proxy.cut(when, transaction=transaction), 10)
+            await asyncio.wait_for(proxy.cut(when, transaction=transaction), PATIENCE)
             await load.goes_on(5)
     assert _retries(layer) >= 5
     await assert_exactly_once(layer, load, audit)
@@ -125,6 +126,6 @@ async def test_a_connection_that_is_cut_at_a_commit(
 async def test_a_slow_line(layer: ForebayDataLayer, proxy: Proxy, audit: Audit) -> None:
     proxy.to_server_delay, proxy.to_client_delay = 0.03, 0.02
     async with Load(layer) as load:
-        await asyncio.wait_for(proxy.cut(Cut.AFTER), 10)
+        await asyncio.wait_for(proxy.cut(Cut.AFTER), PATIENCE)
         await load.goes_on(100)
     await assert_exactly_once(layer, load, audit)

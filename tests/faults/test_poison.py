@@ -24,6 +24,7 @@ from forebay.model.changes import Upsert
 from tests.faults.conftest import MakeLayer
 from tests.faults.load import LONG, a_seed, versioned
 from tests.integration.contract import accounted_for, rows
+from tests.support.patience import PATIENCE
 from tests.support.postgres import PostgresServer, name_of
 
 _CHANGES = 10_000
@@ -121,7 +122,7 @@ async def test_a_row_is_refused_whatever_the_code(
     steps[7]["name"] = _POISON
     try:
         await asyncio.gather(*(layer.create_step(step) for step in steps))
-        await asyncio.wait_for(layer.flush(), 60)
+        await asyncio.wait_for(layer.flush(), PATIENCE)
         assert [letter.row_id for letter in _letters(layer)] == [steps[7]["id"]]
         assert layer._engine.counts.written["steps"] == 19
         await layer.close()
@@ -144,7 +145,7 @@ async def test_rows_too_slow_for_one_statement_are_written_in_several(
     thread_id = str(uuid.uuid4())
     steps = [versioned(str(uuid.uuid4()), thread_id, number) for number in range(90)]
     await asyncio.gather(*(layer.create_step(step) for step in steps))
-    await asyncio.wait_for(layer.flush(), 120)
+    await asyncio.wait_for(layer.flush(), PATIENCE)
     stored = await rows(layer, "SELECT id FROM steps")
     assert {row["id"] for row in stored} == {step["id"] for step in steps}
     assert layer._engine.counts.checkpoint_alarms.total() == 0

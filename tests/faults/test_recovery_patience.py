@@ -15,6 +15,7 @@ from forebay.journal.journal import Journal
 from forebay.model import changes
 from forebay.pipeline.pipeline import Pipeline
 from forebay.telemetry.collector import Metrics
+from tests.support.patience import patience
 
 
 class _Clock:
@@ -60,6 +61,6 @@ async def test_reads_wait_for_a_long_recovery_once_a_process(
 
     go_on.set()
     assert process.recovery is not None
-    async with asyncio.timeout(30):
+    async with patience():
         await process.recovery.done_once.wait()
     await process.close()

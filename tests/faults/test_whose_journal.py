@@ -22,6 +22,7 @@ from forebay.model import changes
 from tests.faults.conftest import MakeLayer
 from tests.faults.load import versioned
 from tests.integration.contract import rows
+from tests.support.patience import patience
 from tests.support.postgres import PostgresServer
 from tests.support.proxy import Proxy
 
@@ -44,7 +45,7 @@ async def _steps(layer: ForebayDataLayer, thread_id: str) -> int:
 async def _recovered(layer: ForebayDataLayer) -> None:
     layer._engine.start()
     assert layer._engine.recovery is not None
-    async with asyncio.timeout(30):
+    async with patience():
         await layer._engine.recovery.done_once.wait()
 
 

@@ -17,6 +17,7 @@ from chainlit.user import PersistedUser, User
 
 from forebay import ForebayDataLayer
 from forebay.database.urls import parse_url
+from tests.support.patience import patience
 
 UNREACHABLE = "postgresql://nobody@127.0.0.1:1/nowhere"
 
@@ -114,7 +115,7 @@ async def sessions_wait(url: str, kind: str, count: int) -> None:
     )
     other = await asyncpg.connect(url)
     try:
-        async with asyncio.timeout(10):
+        async with patience():
             while await other.fetchval(query, kind) < count:  # noqa: ASYNC110 - it has nothing to wait on
                 await asyncio.sleep(0.01)
     finally:
@@ -123,6 +124,6 @@ async def sessions_wait(url: str, kind: str, count: int) -> None:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Return when it holds, which the writer's task brings about."""
-    async with asyncio.timeout(10):
+    async with patience():
         while not condition():  # noqa: ASYNC110 - a counter has nothing to wait on
             await asyncio.sleep(0.001)

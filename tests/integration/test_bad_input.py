@@ -44,6 +44,7 @@ from tests.integration.contract import (
     stored_thread,
     until,
 )
+from tests.support.patience import FOR_EVER, patience
 from tests.support.postgres import PostgresServer, name_of
 
 SECRET = "<secret content>"
@@ -556,11 +557,16 @@ async def test_a_file_that_another_process_writes_into_is_read_and_waited_for(
 # ---- a database that cannot be reached
 
 
+def _patient(**values: Any) -> Settings:
+    """With these, what fails at once does so by itself, and not since it has waited long enough."""
+    return Settings(connect_timeout=FOR_EVER, statement_timeout=FOR_EVER, **values)
+
+
 async def test_an_unreachable_database_fails_reads_at_once_and_keeps_writes(
     make_layer: MakeLayer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    layer = make_layer(UNREACHABLE, settings=Settings(close_timeout=0.01, ready_grace=0))
-    async with asyncio.timeout(5):
+    layer = make_layer(UNREACHABLE, settings=_patient(close_timeout=0.01, ready_grace=0))
+    async with patience():
         with pytest.raises(TransientError, match="can't be reached"):
             await layer.get_user("ada lovelace")
         for _ in range(10):
@@ -588,14 +594,14 @@ async def test_a_database_that_goes_and_comes_back_gets_what_was_written_meanwhi
     durable_server: PostgresServer, make_layer: MakeLayer, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
     server = durable_server
-    layer = make_layer(server.create_database(), settings=Settings(auto_migrate=True))
+    layer = make_layer(server.create_database(), settings=_patient(auto_migrate=True))
     thread_id = await a_thread(layer, name="before")
     await layer.create_step(a_step(thread_id))
     await stored_thread(layer, thread_id)
     await asyncio.to_thread(getattr(server, how))
     for _ in range(20):
         await layer.create_step(a_step(thread_id, output=SECRET))
-    async with asyncio.timeout(5):
+    async with patience():
         with pytest.raises(TransientError):
             await layer.get_thread(thread_id)
         with pytest.raises(TransientError):

@@ -19,6 +19,7 @@ from forebay.settings import variable_of
 from tests.integration.conftest import MakeLayer
 from tests.integration.contract import UNREACHABLE, a_step, a_thread, new_id, until
 from tests.support.chainlit_server import free_port
+from tests.support.patience import patience
 
 
 def _run(*arguments: str, **environment: str | None) -> Result:
@@ -188,7 +189,7 @@ async def test_watching_goes_on_until_interrupted(make_layer: MakeLayer, migrate
     assert watching.stdout is not None
     await a_thread(layer)
     try:
-        async with asyncio.timeout(30):
+        async with patience():
             said = b""
             while b"/s, 1 in all" not in said:
                 said += await watching.stdout.read(1000) or pytest.fail(said.decode())

@@ -24,6 +24,7 @@ from tests.integration.contract import (
     rows,
     stored_elements,
 )
+from tests.support.patience import FOR_EVER, patience
 from tests.support.storage import MemoryStorage
 
 
@@ -154,7 +155,7 @@ async def test_urls_are_fetched_side_by_side(layer: ForebayDataLayer, storage: M
         return f"signed://{object_key}"
 
     storage.get_read_url = sign  # type: ignore[method-assign]
-    async with asyncio.timeout(10):
+    async with patience():
         elements = await stored_elements(layer, thread_id)
     assert {element["url"] for element in elements} == {f"signed://{e['objectKey']}" for e in elements}
 
@@ -201,7 +202,7 @@ async def test_an_element_whose_content_cannot_be_stored_keeps_its_row(
     else:
         element = a_text(thread_id, content=None, url=f"{served}/nowhere")
     await layer.create_element(element)
-    async with asyncio.timeout(10):
+    async with patience():
         while not (stored := await stored_elements(layer, thread_id)):  # noqa: ASYNC110 - the layer gives up in a while
             await asyncio.sleep(0.01)
     assert [(found["id"], found["objectKey"]) for found in stored] == [(element.id, None)]
@@ -247,7 +248,7 @@ async def test_what_follows_a_slow_upload_does_not_overtake_it(
     element = CustomElement(thread_id=await a_thread(layer), name="Card", for_id=new_id(), props={"n": 1})
     other = CustomElement(thread_id=element.thread_id, name="Card", for_id=new_id(), props={"n": "other"})
     first = asyncio.create_task(layer.create_element(element))
-    async with asyncio.timeout(10):
+    async with patience():
         while not storage.uploads:  # noqa: ASYNC110 - it begins when the content has been secured
             await asyncio.sleep(0.001)
         element.props = {"n": 2}
@@ -322,14 +323,14 @@ async def test_content_that_cannot_be_deleted_is_deleted_later(
     assert "element content not deleted yet reason=TypeError" in caplog.text
     assert element.id not in caplog.text
     storage.failing.clear()
-    async with asyncio.timeout(10):
+    async with patience():
         while storage.files:  # noqa: ASYNC110 - nobody waits for what is deleted later
             await asyncio.sleep(0.005)
     assert layer.registry.get_sample_value("forebay_blob_delete_failures_total") == 0
 
 
 async def _garbage_is_gone(layer: ForebayDataLayer) -> None:
-    async with asyncio.timeout(10):
+    async with patience():
         while await rows(layer, "SELECT object_key FROM forebay_garbage"):  # noqa: ASYNC110 - nobody is told
             await asyncio.sleep(0.005)
 
@@ -454,6 +455,7 @@ async def test_a_storage_that_stalls_is_waited_for_a_while_and_asked_once(
     emptied_url: str, make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(collector, "_PATIENCE", 0.2)
+    monkeypatch.setattr(blobs, "_CALL_TIMEOUT", FOR_EVER)
     storage, asked = MemoryStorage(), 0
 
     async def delete_file(object_key: str) -> bool:
@@ -467,7 +469,7 @@ async def test_a_storage_that_stalls_is_waited_for_a_while_and_asked_once(
     threads = [await a_thread(layer) for _ in range(5)]
     for thread_id in threads:
         await layer.create_element(a_text(thread_id))
-    async with asyncio.timeout(30):
+    async with patience():
         await asyncio.gather(*map(layer.delete_thread, threads))
         await layer.close()
     assert asked < 4 * len(threads)
@@ -506,7 +508,7 @@ async def test_content_that_is_on_its_way_again_is_not_deleted(
     deleted = asyncio.create_task(layer.delete_element(element.id, element.thread_id))
     await asyncio.sleep(0)
     made = asyncio.create_task(layer.create_element(element))
-    async with asyncio.timeout(10):
+    async with patience():
         while not await rows(layer, "SELECT object_key FROM forebay_garbage"):  # noqa: ASYNC110 - nobody is told
             await asyncio.sleep(0.005)
     await asyncio.sleep(0.05)  # in which what was deleted is collected
@@ -526,7 +528,7 @@ async def test_content_of_an_upload_that_was_dropped_and_begun_anew_is_not_delet
     layer = make_layer(emptied_url, storage_provider=storage)
     element = a_text(await a_thread(layer))
     first = asyncio.create_task(layer.create_element(element))
-    async with asyncio.timeout(10):
+    async with patience():
         while not storage.uploads:  # noqa: ASYNC110 - it begins when the content has been secured
             await asyncio.sleep(0.001)
     storage.failing.add("delete_file")

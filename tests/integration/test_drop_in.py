@@ -27,6 +27,7 @@ from tests.integration.contract import (
     stored_step,
     stored_thread,
 )
+from tests.support.patience import patience
 from tests.support.storage import MemoryStorage
 
 
@@ -218,7 +219,7 @@ async def test_a_session_looks_anew_in_each_transaction_and_never_waits_for_itse
     layer = make_layer(migrated_url)
     thread_id, step_id = await a_thread(layer, name="one"), new_id()
     query = sa.text("SELECT output FROM steps WHERE id = :id")
-    async with asyncio.timeout(20), layer.async_session() as session:
+    async with patience(), layer.async_session() as session:
         assert session.get_bind() is not None  # as a property, outside any statement
         for said in ("one", "two"):
             await layer.create_step(a_step(thread_id, id=step_id, output=said))
@@ -248,5 +249,5 @@ async def test_sessions_leave_the_writer_its_connection(
             found = await session.scalar(sa.text("SELECT output FROM steps WHERE id = :id"), {"id": step_id})
             assert found == f"said {n}"
 
-    async with asyncio.timeout(20):
+    async with patience():
         await asyncio.gather(*(write_and_look(n) for n in range(20)))

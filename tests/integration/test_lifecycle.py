@@ -13,7 +13,6 @@ from chainlit.types import Feedback
 from sqlalchemy.pool import QueuePool
 
 from forebay import ForebayDataLayer, LayerClosed, QueueFull, Settings
-from forebay.pipeline import pipeline
 from tests.integration.conftest import MakeLayer
 from tests.integration.contract import (
     UNREACHABLE,
@@ -27,6 +26,8 @@ from tests.integration.contract import (
     stored_thread,
     until,
 )
+from tests.support.patience import FOR_EVER, patience
+from tests.support.spells import QuietSpells
 from tests.support.storage import MemoryStorage
 
 
@@ -89,15 +90,18 @@ async def test_what_is_written_while_it_closes_is_written(
     emptied_url: str, make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A message's handler goes on for a moment after SIGTERM."""
-    layer = make_layer(emptied_url)
-    monkeypatch.setattr(pipeline, "_QUIET_SPELL", 0.1)
+    layer, spells = (
+        make_layer(emptied_url, settings=Settings(close_timeout=FOR_EVER)),
+        QuietSpells(monkeypatch),
+    )
     await a_thread(layer)
     closing = asyncio.create_task(layer.close())
     late = [a_step(new_id()) for _ in range(10)]
     for step in late:
+        spell = await spells.next()
         await layer.create_step(step)
-        await asyncio.wait([closing], timeout=0.02)
-        assert not closing.done()
+        spell.set()
+    (await spells.next()).set()
     await closing
     after = make_layer(emptied_url)
     assert [(await stored_step(after, step["id"]))["id"] for step in late] == [s["id"] for s in late]
@@ -152,7 +156,7 @@ async def test_closing_without_a_database_ends_in_time_says_what_is_lost_and_fre
     waiting = asyncio.create_task(layer.delete_thread(new_id()))
     flushing = asyncio.create_task(layer.flush())
     await asyncio.sleep(0)
-    async with asyncio.timeout(5):
+    async with patience():
         await layer.close()
     for task in (waiting, flushing):
         with pytest.raises(LayerClosed):

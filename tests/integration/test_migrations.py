@@ -33,6 +33,7 @@ from tests.integration.old_schemas import (
     insert,
     snapshot,
 )
+from tests.support.patience import patience
 
 DRIVERS = {"postgresql": "postgresql+asyncpg", "sqlite": "sqlite+aiosqlite"}
 each_schema = pytest.mark.parametrize("old", OLD_SCHEMAS, ids=str)
@@ -423,7 +424,7 @@ class TestTogether:
 
     async def test_a_writer_goes_on_while_an_index_is_built(self, postgres: AsyncEngine):
         await create(postgres, LATEST)
-        async with building_an_index(postgres) as upgrade, asyncio.timeout(5):
+        async with building_an_index(postgres) as upgrade, patience():
             await run(postgres, "UPDATE steps SET output = output", "UPDATE threads SET name = 'new'")
             assert not upgrade.done()
         await upgrade
@@ -496,7 +497,7 @@ class TestInterrupted:
             upgrade.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await upgrade
-        async with asyncio.timeout(5):
+        async with patience():
             lines = await migrations.upgrade(postgres)
         assert any(line.startswith("rebuilt the index") for line in lines)
         assert await is_complete(postgres)

@@ -19,6 +19,7 @@ from forebay import ForebayDataLayer, LocalStorageClient, Settings
 from forebay.attachments import uploads
 from tests.integration.conftest import MakeLayer
 from tests.integration.contract import a_step, a_thread, new_id, rows, stored_elements
+from tests.support.patience import FOR_EVER, patience
 from tests.support.storage import MemoryStorage
 from tests.support.web import served
 
@@ -28,7 +29,7 @@ def a_file(thread_id: str, content: bytes = b"content", **values: Any) -> File:
 
 
 async def until(true: Callable[[], Any]) -> None:
-    async with asyncio.timeout(20):
+    async with patience():
         while not true():  # noqa: ASYNC110 - the uploads run in the background, and tell nobody
             await asyncio.sleep(0.005)
 
@@ -196,13 +197,14 @@ async def test_a_reader_does_not_wait_for_ever(
     emptied_url: str, make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(uploads, "_SETTLE_TIMEOUT", 0.01)
+    monkeypatch.setattr(uploads, "_CALL_TIMEOUT", FOR_EVER)
     layer = make_layer(
         emptied_url, storage_provider=TroubledStorage(_stalls), settings=Settings(close_timeout=0.1)
     )
     element = a_file(await a_thread(layer))
     call = asyncio.create_task(layer.create_element(element))
     await until(lambda: layer._engine.counts.uploads_pending)
-    async with asyncio.timeout(10):
+    async with patience():
         assert await stored_elements(layer, element.thread_id) == []
     call.cancel()
 

@@ -8,6 +8,8 @@ import types
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Literal
 
+from tests.support.patience import PATIENCE
+
 When = Literal["waiting", "waking"]
 
 
@@ -30,7 +32,7 @@ async def cancelled_at(number: int, when: When, call: Coroutine[Any, Any, Any]) 
 
     loop = asyncio.get_running_loop()
     task = asyncio.create_task(_run(call, suspended))
-    done, _ = await asyncio.wait([task], timeout=30)
+    done, _ = await asyncio.wait([task], timeout=PATIENCE)
     assert done, f"a call that was cancelled at await {number} goes on: {task}"
     if not task.cancelled():
         task.result()

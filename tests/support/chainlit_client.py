@@ -11,7 +11,7 @@ from typing import Any, Self
 import aiohttp
 import socketio
 
-_TIMEOUT = 30.0
+from tests.support.patience import PATIENCE
 
 
 class ChainlitClient:
@@ -35,6 +35,7 @@ class ChainlitClient:
         self._login = {"username": login, "password": password}
         self._session_id = str(uuid.uuid4())
         self._turn_over = asyncio.Event()
+        self._has_thread = asyncio.Event()
         self._ready = asyncio.Event()
         self._sio = socketio.AsyncClient(reconnection=False)
         self._listen()
@@ -72,7 +73,9 @@ class ChainlitClient:
         }
         references = [{"id": file} for file in files]
         await self._sio.emit("client_message", {"message": message, "fileReferences": references})
-        await asyncio.wait_for(self._turn_over.wait(), _TIMEOUT)
+        await asyncio.wait_for(self._turn_over.wait(), PATIENCE)
+        if not self.thread_id:  # it is told apart from the turn, and perhaps later
+            await asyncio.wait_for(self._has_thread.wait(), PATIENCE)
         new = [step for key, step in self.steps.items() if key not in before]
         return [step for step in new if step["type"] == "assistant_message"][-1]
 
@@ -138,7 +141,7 @@ class ChainlitClient:
             self._url,
             socketio_path=f"{self._path}/ws/socket.io",
             transports=["websocket"],
-            wait_timeout=int(_TIMEOUT),
+            wait_timeout=int(PATIENCE),
             headers={"Cookie": "; ".join(f"{name}={morsel.value}" for name, morsel in cookies.items())},
             auth={
                 "clientType": "webapp",
@@ -149,7 +152,7 @@ class ChainlitClient:
             },
         )
         await self._sio.emit("connection_successful")
-        await asyncio.wait_for(self._ready.wait(), _TIMEOUT)
+        await asyncio.wait_for(self._ready.wait(), PATIENCE)
 
     def _listen(self) -> None:
         self._sio.on("new_message", self._see)
@@ -179,6 +182,7 @@ class ChainlitClient:
 
     async def _note_thread(self, interaction: dict[str, Any]) -> None:
         self.thread_id = interaction["thread_id"]
+        self._has_thread.set()
 
     async def _note_resumed(self, thread: dict[str, Any]) -> None:
         self.resumed = thread

@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-_START_TIMEOUT = 60.0
-_STOP_TIMEOUT = 30.0
+from tests.support.patience import PATIENCE
 
 
 def free_port() -> int:
@@ -81,7 +80,7 @@ class ChainlitServer:
             self._process = subprocess.Popen(
                 self._command, cwd=self._folder, env=self.env, stdout=log, stderr=subprocess.STDOUT
             )
-        deadline = time.monotonic() + _START_TIMEOUT
+        deadline = time.monotonic() + PATIENCE
         while not self._answers():
             assert self._process.poll() is None, f"the server ended at once:\n{self.log}"
             assert time.monotonic() < deadline, f"the server does not answer:\n{self.log}"
@@ -98,7 +97,7 @@ class ChainlitServer:
         """Ask it to end, and wait for that; its exit code."""
         assert self._process is not None
         self._process.send_signal(number)
-        return self._process.wait(_STOP_TIMEOUT)
+        return self._process.wait(PATIENCE)
 
     def kill(self) -> None:
         """End it without asking."""

@@ -14,9 +14,9 @@ from typing import Any, Self
 from urllib.parse import urlsplit, urlunsplit
 
 from tests.support.chainlit_server import free_port
+from tests.support.patience import PATIENCE
 from tests.support.programs import program
 
-_START_TIMEOUT = 30.0
 _CONFIG = """
 [databases]
 * = host={host} port={port}
@@ -74,7 +74,7 @@ class Pgbouncer:
                 stderr=subprocess.STDOUT,
                 **options,
             )
-        deadline = time.monotonic() + _START_TIMEOUT
+        deadline = time.monotonic() + PATIENCE
         while not self._answers():
             assert self._process.poll() is None, f"it ended at once:\n{log_path.read_text()}"
             assert time.monotonic() < deadline, f"it does not answer:\n{log_path.read_text()}"

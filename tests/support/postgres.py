@@ -9,11 +9,11 @@ from pathlib import Path
 
 from forebay.bench import postgres
 from forebay.bench.postgres import NoPostgres, name_of, run_apart, wheel_binaries
+from tests.support.patience import PATIENCE
 
 __all__ = ["EXTERNAL", "NoPostgres", "PostgresServer", "Standby", "name_of", "run_apart", "wheel_binaries"]
 
 EXTERNAL = "FOREBAY_TEST_DATABASE_URL"
-_CATCH_UP_TIMEOUT = 60.0
 
 
 class PostgresServer(postgres.PostgresServer):
@@ -48,7 +48,7 @@ class Standby(PostgresServer):
         # A message in the log, and a transaction of it that waits for the disk with all before it.
         emit = "SELECT pg_logical_emit_message(true, '', set_config('synchronous_commit', 'on', true))::text AS lsn"
         target = self._primary.execute(emit)[0]["lsn"]
-        deadline = time.monotonic() + _CATCH_UP_TIMEOUT
+        deadline = time.monotonic() + PATIENCE
         replayed = f"SELECT pg_last_wal_replay_lsn() >= '{target}'::pg_lsn AS done"
         while not self.execute(replayed)[0]["done"]:
             if time.monotonic() > deadline:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from tests.support.chainlit_server import free_port
+from tests.support.patience import PATIENCE
 from tests.support.programs import program
 
-_START_TIMEOUT = 60.0
 _CONFIG = """
 global:
   scrape_interval: 200ms
@@ -51,7 +51,7 @@ class PrometheusServer:
     def __enter__(self) -> Self:
         with self._log_path.open("ab") as log:
             self._process = subprocess.Popen(self._command, stdout=log, stderr=subprocess.STDOUT)
-        deadline = time.monotonic() + _START_TIMEOUT
+        deadline = time.monotonic() + PATIENCE
         while not self._answers():
             assert self._process.poll() is None, f"it ended at once:\n{self._log_path.read_text()}"
             assert time.monotonic() < deadline, f"it does not answer:\n{self._log_path.read_text()}"

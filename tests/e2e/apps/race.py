@@ -1,4 +1,7 @@
-"""An app that sends an answer and updates it at once, after two tool steps; `LAYER` chooses the data layer."""
+"""An app that sends an answer and updates it at once, after two tool steps; `LAYER` chooses the data layer.
+
+`TEST_LINGER` may be longer than the settings allow.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import chainlit as cl
 from chainlit.data.base import BaseDataLayer
 from chainlit.data.sql_alchemy import SQLAlchemyDataLayer
 
-from forebay import ForebayDataLayer
+from forebay import ForebayDataLayer, Settings
 
 
 @cl.data_layer
@@ -16,7 +19,10 @@ def data_layer() -> BaseDataLayer:
     url = os.environ["TEST_DATABASE_URL"]
     if os.environ.get("LAYER") == "sqlalchemy":
         return SQLAlchemyDataLayer(url.replace("postgresql://", "postgresql+asyncpg://"))
-    return ForebayDataLayer(url)
+    settings = Settings()
+    if linger := os.environ.get("TEST_LINGER"):
+        settings = settings.model_copy(update={"linger": float(linger)})
+    return ForebayDataLayer(url, settings=settings)
 
 
 @cl.password_auth_callback

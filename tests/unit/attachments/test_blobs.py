@@ -12,6 +12,7 @@ from forebay import TransientError
 from forebay.attachments import blobs
 from forebay.attachments.blobs import Blobs
 from forebay.telemetry.counters import Counts
+from tests.support.patience import patience
 from tests.support.storage import MemoryStorage
 
 
@@ -47,7 +48,7 @@ async def test_one_that_stalls_does_not_cost_the_others(
 ) -> None:
     monkeypatch.setattr(blobs, "_SIGN_TIMEOUT", 0.05)
     elements = [_element(objectKey="stalls"), _element(), _element(objectKey=None)]
-    async with asyncio.timeout(5):
+    async with patience():
         await Blobs(_Stalling(), Counts()).sign(elements)
     assert [element.get("url") for element in elements] == ["stored", "signed://key?1", "stored"]
     assert "element urls not refreshed reason=TimeoutError" in caplog.text
@@ -69,7 +70,7 @@ async def test_what_is_never_deleted_is_counted_after_some_tries(monkeypatch: py
 
     await sut.surely("key", delete)
     await sut.surely("key", delete)  # it is tried on already
-    async with asyncio.timeout(10):
+    async with patience():
         while not counts.blob_delete_failures:  # noqa: ASYNC110 - nobody waits for what is deleted later
             await asyncio.sleep(0.005)
     await sut.close()

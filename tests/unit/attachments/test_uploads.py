@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from forebay.attachments.uploads import Room
+from tests.support.patience import patience
 
 
 async def _turn() -> None:
@@ -65,5 +66,5 @@ async def test_who_gives_up_takes_nothing(when: str) -> None:
         room.give(10)
     with pytest.raises(asyncio.CancelledError):
         await first
-    async with asyncio.timeout(5):
+    async with patience():
         await second

@@ -15,12 +15,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from forebay.database.drivers import Connections, driver_of, translated
 from forebay.database.sql.statement import Statement
 from forebay.errors import DatabaseError, TransientError, told
+from tests.support.patience import FOR_EVER, patience
 
 
 @pytest.fixture
 async def connections(tmp_path: Path) -> AsyncIterator[Connections]:
     engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'file.db'}")
-    connections = Connections(engine, "there", most=2, patience=0.2)
+    connections = Connections(engine, "there", most=2, patience=FOR_EVER)
     yield connections
     assert connections.lent == 0
     await connections.close()
@@ -86,7 +87,7 @@ async def test_a_dropped_one_leaves_room_for_another(connections: Connections) -
 async def test_one_that_can_not_be_opened_leaves_room(tmp_path: Path) -> None:
     folder = tmp_path / "later"
     engine = create_async_engine(f"sqlite+aiosqlite:///{folder / 'file.db'}")
-    connections = Connections(engine, "there", most=2, patience=0.2)
+    connections = Connections(engine, "there", most=2, patience=FOR_EVER)
     for _ in range(3):
         with pytest.raises(DatabaseError):
             await connections.take()
@@ -98,6 +99,7 @@ async def test_one_that_can_not_be_opened_leaves_room(tmp_path: Path) -> None:
 
 async def test_patience_ends(connections: Connections) -> None:
     first, second = await connections.take(), await connections.take()
+    connections._patience = 0.01
     with pytest.raises(TransientError, match="FOREBAY_POOL_SIZE"):
         await connections.take()
     await connections.give(first)
@@ -126,7 +128,7 @@ async def test_sqlite_ends_what_nobody_waits_for() -> None:
         asked.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asked
-        async with asyncio.timeout(20):
+        async with patience():
             assert [tuple(row) for row in await driver.fetch(Statement("SELECT 1", ()), {})] == [(1,)]
     await engine.dispose()
 

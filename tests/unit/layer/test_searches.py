@@ -11,6 +11,7 @@ from chainlit.types import ThreadFilter
 
 from forebay import SearchBusy
 from forebay.layer.searches import Searches, bounded
+from tests.support.patience import patience
 
 
 @pytest.mark.parametrize("search", [None, "", "harbour", "ä" * 200])
@@ -72,7 +73,7 @@ async def test_who_gives_up_leaves_nothing_behind() -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    async with asyncio.timeout(10), AsyncExitStack() as stack:
+    async with patience(), AsyncExitStack() as stack:
         for person in "xyz":
             await stack.enter_async_context(crowd.searches.slot(person))
     assert crowd.refused == {}

@@ -20,6 +20,7 @@ from forebay.pipeline.queue import Batch, Inbox, Op
 from forebay.pipeline.write_loop import Worker
 from forebay.primitives.backoff import Backoff
 from forebay.telemetry.counters import Counts
+from tests.support.patience import patience
 
 
 class Clock:
@@ -673,7 +674,7 @@ class _SlowRecovery:
 async def test_what_comes_while_recovery_looks_around_is_written_at_once() -> None:
     bench, recovery = Bench(), _SlowRecovery()
     bench.worker = Worker(bench.inbox, bench.writer, cast("Any", recovery), bench.observer, bench.clock)
-    async with bench.running(), asyncio.timeout(5):
+    async with bench.running(), patience():
         await recovery.looks.wait()
         bench.put("1")
         recovery.go_on.set()
