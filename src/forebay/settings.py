@@ -21,7 +21,7 @@ MIB = 1024 * KIB
 
 Durability = Literal["journal", "memory", "commit"]
 WriterPlace = Literal["embedded", "external"]
-StorageKind = Literal["auto", "folder", "none"]
+StorageKind = Literal["auto", "folder", "s3", "gcs", "azure", "none"]
 
 
 def _default_journal_dir() -> Path:
@@ -124,7 +124,8 @@ class Settings(BaseSettings):
     storage: StorageKind = Field(
         default="auto",
         description="Where elements' content goes if no storage_provider is passed: `auto`, to the cloud that "
-        "Chainlit's own variables name, or else to a folder; `folder`; `none`, nowhere.",
+        "Chainlit's own variables name, or else to a folder; `folder`; `s3`, `gcs` or `azure`, to BUCKET_NAME, without "
+        "keys by the machine's own role; `none`, nowhere.",
     )
     storage_dir: Path = Field(
         default_factory=_default_storage_dir,
