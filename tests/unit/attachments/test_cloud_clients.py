@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -18,11 +19,21 @@ def _stand_in(monkeypatch: pytest.MonkeyPatch, modules: dict[str, dict[str, Any]
         module.__path__ = []
         vars(module).update(content)
         monkeypatch.setitem(sys.modules, name, module)
-    for name in [*sys.modules]:
-        if name.startswith(("chainlit.data.storage_clients.", "forebay.attachments.")) and name.endswith(
-            (".gcs", ".azure_blob", ".google_storage", ".azure_storage")
-        ):
-            monkeypatch.delitem(sys.modules, name)
+
+
+@pytest.fixture(autouse=True)
+def _imported_anew() -> Iterator[None]:
+    """What is imported with the stand-ins is no other test's."""
+    _forget_clients()
+    yield
+    _forget_clients()
+
+
+def _forget_clients() -> None:
+    for name in ("gcs", "azure_blob"):
+        sys.modules.pop(f"chainlit.data.storage_clients.{name}", None)
+    for name in ("google_storage", "azure_storage"):
+        sys.modules.pop(f"forebay.attachments.{name}", None)
 
 
 class _Signing:
