@@ -152,6 +152,7 @@ _MEETING: dict[object, str] = {
     schema.Merge.LAST: "the newer stays",
     schema.Merge.FIRST: "the older stays",
     schema.Merge.MAX: "the greater stays",
+    schema.Merge.MIN: "the smaller stays",
     schema.Merge.KEYS: "key by key, the newer",
 }
 

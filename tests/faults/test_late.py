@@ -18,7 +18,7 @@ from forebay import ForebayDataLayer, Settings
 from forebay.cli import main
 from forebay.journal.dead_letters import DeadLetters
 from forebay.journal.journal import Journal
-from forebay.model.changes import Change, Delete, step, thread
+from forebay.model.changes import Change, Delete, element, step, thread
 from forebay.pipeline import recovery
 from tests.integration.contract import accounted_for
 from tests.support.patience import patience
@@ -222,6 +222,23 @@ async def test_an_old_letter_never_overwrites_a_newer_value(
     assert stored is not None
     assert (stored["name"], stored["output"], stored["language"]) == ("good", "new", "python")
     await connection.close()
+
+
+async def test_elements_of_a_journal_come_in_the_order_in_which_they_were_sent(
+    make_layer: MakeLayer, folder: Path, migrated_url: str
+) -> None:
+    thread_id = str(uuid.uuid4())
+    row = {"threadId": thread_id, "forId": str(uuid.uuid4())}
+    made = [element({**row, "id": str(uuid.uuid4()), "name": str(number)}) for number in range(12)]
+    again = element({**row, "id": made[0].key, "name": "0!"})
+    await leave_behind(folder, *made[:6])
+    await leave_behind(folder, *made[6:])
+    layer = make_layer(migrated_url)
+    await layer._engine.write(again)  # the newest, and what was sent first
+    thread = await layer.get_thread(thread_id)
+    assert thread is not None
+    names = [each["name"] for each in thread["elements"] or ()]
+    assert names == ["0!", *map(str, range(1, 12))]
 
 
 async def test_a_letter_of_a_deleted_thread_is_forgotten(

@@ -81,6 +81,46 @@ async def test_an_element_of_no_message_is_left_out(layer: ForebayDataLayer, sto
     assert storage.files == {}
 
 
+# ---- order
+
+
+async def _order(layer: ForebayDataLayer, thread_id: str) -> list[str]:
+    return [element["name"] for element in await stored_elements(layer, thread_id)]
+
+
+async def test_a_messages_elements_come_back_in_the_order_in_which_they_were_sent(
+    layer: ForebayDataLayer,
+) -> None:
+    thread_id = await a_thread(layer)
+    elements = [a_text(thread_id, name=str(number)) for number in range(20)]
+    await asyncio.gather(*(layer.create_element(element) for element in elements))
+    names = [element.name for element in elements]
+    assert await _order(layer, thread_id) == names
+    elements[3].display = "side"
+    await layer.create_element(elements[3])  # as an element that is changed is sent again
+    assert await _order(layer, thread_id) == names
+    (thread,) = await layer.get_all_user_threads(thread_id=thread_id) or []
+    assert [element["name"] for element in thread["elements"] or ()] == names
+
+
+async def test_elements_that_noted_no_moment_keep_their_places(layer: ForebayDataLayer) -> None:
+    thread_id = await a_thread(layer)
+    elements = sorted((a_text(thread_id) for _ in range(6)), key=lambda element: element.id)
+    for element in reversed(elements):
+        await layer.create_element(element)
+    await layer.flush()
+    # The first as Chainlit's own layer leaves it, the next as a release before leaves them.
+    await layer.execute_sql('UPDATE elements SET "forebaySentAt" = NULL', {})
+    await layer.execute_sql(
+        'UPDATE elements SET "forebayWrittenAt" = NULL WHERE id = :id', {"id": elements[-1].id}
+    )
+    before = [element["id"] for element in await stored_elements(layer, thread_id)]
+    assert before == [element.id for element in reversed(elements)]
+    for element in elements:
+        await layer.create_element(element)
+    assert [element["id"] for element in await stored_elements(layer, thread_id)] == before
+
+
 # ---- content
 
 

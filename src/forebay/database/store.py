@@ -44,11 +44,12 @@ from forebay.database.sql.claims import claim_parameters, is_claim
 from forebay.database.sql.dialect import MOVED
 from forebay.database.sql.statement import Statement
 from forebay.database.sql.statements import statements_of
+from forebay.database.sql.step_threads import put_into_threads, step_threads_parameters
 from forebay.database.tls import tls_context
 from forebay.database.urls import in_memory, is_postgres, label_of, location_of, parse_url
 from forebay.errors import SchemaError, SettingsError, TransientError
 from forebay.model import changes, schema
-from forebay.model.changes import Change, Delete, Upsert
+from forebay.model.changes import Change, Delete, Upsert, lacks_thread
 from forebay.model.ids import Ids
 from forebay.primitives import threads
 from forebay.settings import Settings
@@ -70,7 +71,7 @@ _GHOSTS_OF_US = 3600 * 1_000_000
 
 
 class LeftOut(NamedTuple):
-    """The place of a change whose row was not written, and why: `deleted_thread`, `deleted` or `other_thread`."""
+    """The place of a change whose row was not written, and why: by a name as `deleted_thread` or `unknown_step`."""
 
     place: int
     reason: str
@@ -383,15 +384,33 @@ class Store:
         for is_upsert, grouped in groupby(changes, lambda change: isinstance(change, Upsert)):
             run = list(grouped)
             if is_upsert:
-                upserts = cast("list[Upsert]", run)
-                found = await self._upsert_run(driver, upserts, late=late)
+                found = await self._upsert_all(driver, cast("list[Upsert]", run), late=late)
                 gone |= {one if isinstance(one, str) else LeftOut(place + one[0], one[1]) for one in found}
-                await self._give_to_claimants(driver, upserts)
             else:
                 for change in cast("list[Delete]", run):
                     await self._delete(driver, change, late=late)
             place += len(run)
         return frozenset(gone)
+
+    async def _upsert_all(
+        self, driver: Driver, upserts: list[Upsert], *, late: bool
+    ) -> frozenset[str | LeftOut]:
+        """As `_upsert_run`, with what is to be done before and after it."""
+        placed = list(enumerate(await self._put_into_threads(driver, upserts)))
+        there = [(place, upsert) for place, upsert in placed if upsert is not None]
+        found = await self._upsert_run(driver, [upsert for _, upsert in there], late=late)
+        await self._give_to_claimants(driver, upserts)
+        unknown = (LeftOut(place, "unknown_step") for place, upsert in placed if upsert is None)
+        return frozenset(unknown) | {
+            one if isinstance(one, str) else LeftOut(there[one.place][0], one.reason) for one in found
+        }
+
+    async def _put_into_threads(self, driver: Driver, upserts: list[Upsert]) -> Sequence[Upsert | None]:
+        parameters = step_threads_parameters(upserts)
+        if parameters is None:
+            return upserts
+        stored = await driver.fetch(self.statements.step_threads, parameters)
+        return put_into_threads(upserts, {row[0]: row[1] for row in stored})
 
     async def _give_to_claimants(self, driver: Driver, upserts: Sequence[Upsert]) -> None:
         parameters = claim_parameters(upserts)
@@ -536,7 +555,7 @@ class Store:
 
 def _takes_more(change: Change) -> bool:
     """Whether it is more than a row of the batch's one statement."""
-    return isinstance(change, Delete) or is_claim(change)
+    return isinstance(change, Delete) or is_claim(change) or lacks_thread(change)
 
 
 def _patience(settings: Settings) -> float:

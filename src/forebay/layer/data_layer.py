@@ -568,32 +568,30 @@ class ForebayDataLayer(BaseDataLayer):
     def upsert_feedback(self, feedback: Feedback) -> Awaitable[str]:
         """Store a feedback and return its id. Its thread is the step's where it names none.
 
-        Raises RowError when it names no thread and the step is unknown.
+        Raises RowError when it names no thread and the step is unknown, as far as the database can tell.
         """
         self._log_call("upsert_feedback")
         values = {**asdict(feedback), "id": feedback.id or str(uuid.uuid4())}
         if feedback.id and feedback.comment is None:
             values["comment"] = ""  # a feedback is changed whole
-        if not values["threadId"]:
-            return Deferred(partial(self._with_the_steps_thread, feedback, values))
-        change = self._made(changes.feedback, values)
+        values["threadId"] = values["threadId"] or None
+        change = self._made(partial(changes.feedback, in_its_steps_thread=True), values)
         queued = self._door.pass_through(partial(self._engine.submit, change), change.size)
-        return Deferred(partial(self._stored_feedback, feedback, change.key, queued))
+        return Deferred(partial(self._stored_feedback, feedback, change, queued))
 
-    async def _with_the_steps_thread(self, feedback: Feedback, values: dict[str, Any]) -> str:
-        step = await self.get_step(feedback.forId)
-        if step is None:
-            error = RowError("feedbacks: the feedback names no thread, and its step is unknown")
-            self._engine.refuse(error)
-            raise error
-        change = self._made(changes.feedback, {**values, "threadId": step["threadId"]})
-        queued = self._door.pass_through(partial(self._engine.submit, change), change.size)
-        return await self._stored_feedback(feedback, change.key, queued)
-
-    async def _stored_feedback(self, feedback: Feedback, feedback_id: str, queued: Awaitable[None]) -> str:
+    async def _stored_feedback(self, feedback: Feedback, change: Upsert, queued: Awaitable[None]) -> str:
         await queued
-        feedback.id = feedback_id
-        return feedback_id
+        if change.thread_id is None and await self._is_unknown(feedback.forId):
+            raise RowError("feedbacks: the feedback names no thread, and its step is unknown")
+        feedback.id = change.key
+        return change.key
+
+    async def _is_unknown(self, step_id: str) -> bool:
+        """Whether there is no such step, behind all that is queued; not while the database can't tell."""
+        try:
+            return await self.get_step(step_id) is None
+        except DatabaseError:
+            return False
 
     @placed
     def delete_feedback(self, feedback_id: str) -> Awaitable[bool]:

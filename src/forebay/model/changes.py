@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import orjson
@@ -16,7 +16,17 @@ import orjson
 from forebay.errors import RowError
 from forebay.model import cleaning, schema
 from forebay.model.rows import Row, clean, size_of
-from forebay.model.schema import CLAIM, EXTRA, MADE_AT, PASSES_ON, THREAD_MADE_AT, WRITTEN_AT, Kind, Merge
+from forebay.model.schema import (
+    CLAIM,
+    EXTRA,
+    MADE_AT,
+    PASSES_ON,
+    SENT_AT,
+    THREAD_MADE_AT,
+    WRITTEN_AT,
+    Kind,
+    Merge,
+)
 
 # What a queued change costs beside its text: the objects that hold it. Measured with tracemalloc.
 OVERHEAD_BYTES = 600
@@ -136,16 +146,31 @@ def element(values: Mapping[str, Any]) -> Upsert:
     if extra:
         row[EXTRA] = extra
         size = size_of(row)
-    return _upsert("elements", row, row.get("threadId"), size)
+    change = _upsert("elements", row, row.get("threadId"), size)
+    row[SENT_AT] = row[WRITTEN_AT]
+    return change
 
 
-def feedback(values: Mapping[str, Any]) -> Upsert:
-    """A `Feedback`'s fields; `id`, `forId`, `threadId` and `value` are required. Raises RowError without them."""
+def feedback(values: Mapping[str, Any], *, in_its_steps_thread: bool = False) -> Upsert:
+    """A `Feedback`'s fields; `id`, `forId`, `threadId` and `value` are required. Raises RowError without them.
+
+    `in_its_steps_thread`: it need not name its thread, which whoever writes it looks up.
+    """
     row, _, size = clean("feedbacks", values)
-    for name in ("forId", "threadId", "value"):
+    for name in ("forId", "value") if in_its_steps_thread else ("forId", "threadId", "value"):
         if name not in row:
             raise RowError(f"feedbacks: {name} is missing or of the wrong type")
-    return _upsert("feedbacks", row, row["threadId"], size)
+    return _upsert("feedbacks", row, row.get("threadId"), size)
+
+
+def lacks_thread(change: Change) -> bool:
+    """Whether it is a feedback that is in its step's thread, whichever that is."""
+    return change.table == "feedbacks" and change.thread_id is None and isinstance(change, Upsert)
+
+
+def put_into(change: Upsert, thread_id: str) -> Upsert:
+    """The same change, in the thread that it did not name."""
+    return replace(change, row={**change.row, "threadId": thread_id}, thread_id=thread_id)
 
 
 def thread(
@@ -236,6 +261,7 @@ _FOLDED: dict[str, tuple[tuple[str, Merge], ...]] = {
 _MEET: dict[Merge, Callable[[Any, Any], Any]] = {
     Merge.FIRST: lambda older, newer: older,
     Merge.MAX: max,
+    Merge.MIN: min,
     Merge.KEYS: lambda older, newer: {**older, **newer},
 }
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from forebay.model import cleaning, schema
 from forebay.model.cleaning import Misfit
-from forebay.model.schema import WRITTEN_AT, Kind, Merge
+from forebay.model.schema import NOTES, Kind, Merge
 
 # Values by column. JSON is held as bytes, an object whose keys are merged as a dict of such bytes.
 Row = dict[str, Any]
@@ -24,7 +24,7 @@ _COLUMNS: dict[str, dict[str, Callable[[Any], Any]]] = {
     name: {
         column.name: cleaning.CLEANERS[schema.kind_of(column)]
         for column in table.columns
-        if schema.merge_of(column) is not Merge.KEYS and column.name != WRITTEN_AT
+        if schema.merge_of(column) is not Merge.KEYS and column.name not in NOTES
     }
     for name, table in schema.TABLES.items()
     if name != "users"

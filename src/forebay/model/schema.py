@@ -4,7 +4,7 @@ Each column says its type for both databases and, in `info`, how two writes of o
 
 - `Merge.LAST`: the newer value stays; a missing one leaves the stored one alone.
 - `Merge.FIRST`: the older value stays.
-- `Merge.MAX`: the greater value stays.
+- `Merge.MAX`, `Merge.MIN`: the greater, the smaller value stays.
 - `Merge.KEYS`: an object whose keys are merged one by one.
 
 `default` in `info` is what a row gets when it is first written without a value for a column that must
@@ -27,6 +27,7 @@ class Merge(Enum):
     LAST = "last"
     FIRST = "first"
     MAX = "max"
+    MIN = "min"
     KEYS = "keys"
 
 
@@ -84,6 +85,10 @@ EXTRA = "forebayExtra"
 NOW = object()  # a default: the time at which the change was made
 # When the newest change of a row was made, in microseconds since 1970: what comes late can't overwrite it.
 WRITTEN_AT = "forebayWrittenAt"
+# When an element was first sent, in microseconds since 1970: a message's elements are shown in this order.
+SENT_AT = "forebaySentAt"
+# What forebay notes of a row, and no reader of the row gets.
+NOTES = frozenset({WRITTEN_AT, SENT_AT})
 # When somebody made a row, rather than changed it: what was deleted before that may be there again. It comes with a
 # change and is in no table. A row that does not say was made when it was written; a thread was not.
 MADE_AT = "forebayMadeAt"
@@ -175,6 +180,7 @@ elements = sa.Table(
     _column("autoPlay", Kind.BOOL),
     _column("playerConfig", Kind.OBJECT),
     _column(EXTRA, Kind.OBJECT, merge=Merge.KEYS),
+    sa.Column(SENT_AT, sa.BigInteger(), info={"kind": Kind.INT, "merge": Merge.MIN}),
     _written_at(),
 )
 

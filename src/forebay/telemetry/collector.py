@@ -34,7 +34,7 @@ from forebay.telemetry.counters import Counts
 
 # A rate is right from the first event on only if the series was there before it.
 _TABLES = tuple(TABLES)
-_DROPPED = ("deleted", "deleted_thread", "other_thread", "journal", "no_dead_letter")
+_DROPPED = ("deleted", "deleted_thread", "other_thread", "unknown_step", "journal", "no_dead_letter")
 _REFUSED = ("InvalidId", "JournalError", "RowError", "cancelled", "queue_full")
 _RETRIES = ("TransientError",)
 _FLUSHED = ("committed", "failed")

@@ -13,7 +13,7 @@ from forebay.model import schema
 
 
 def _row(table: str, **values: Any) -> dict[str, Any]:
-    names = [c.name for c in schema.TABLES[table].columns if c.name != schema.WRITTEN_AT]
+    names = [c.name for c in schema.TABLES[table].columns if c.name not in schema.NOTES]
     return {**dict.fromkeys(names), **values}
 
 

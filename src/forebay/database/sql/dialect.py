@@ -46,6 +46,9 @@ class Sql(Protocol):
     def greatest(self, stored: Expression, given: Expression) -> Expression:
         """The greater of two, or the one that is not null."""
 
+    def least(self, stored: Expression, given: Expression) -> Expression:
+        """The smaller of two, or the one that is not null."""
+
     def merge_keys(self, stored: Expression, given: Expression, *, removing: bool) -> Expression:
         """The stored object with the given one's keys laid over it, less the removed ones."""
 

@@ -65,6 +65,10 @@ class PostgresSql:
         """`greatest` leaves nulls out."""
         return sa.func.greatest(stored, given)
 
+    def least(self, stored: Expression, given: Expression) -> Expression:
+        """`least` leaves nulls out."""
+        return sa.func.least(stored, given)
+
     def merge_keys(self, stored: Expression, given: Expression, *, removing: bool) -> Expression:
         """`||` lays one object over the other; `-` takes keys out. What is no object counts as an empty one."""
         base = sa.func.coalesce(_an_object(stored), self.empty_object())

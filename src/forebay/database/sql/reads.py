@@ -12,7 +12,15 @@ import sqlalchemy as sa
 from sqlalchemy.sql.selectable import FromClause
 
 from forebay.database.sql.dialect import Expression
-from forebay.database.sql.statement import SELDOM, Compiler, Inner, Statement, id_parameter, text_parameter
+from forebay.database.sql.statement import (
+    SELDOM,
+    Compiler,
+    Inner,
+    Statement,
+    id_parameter,
+    sent_at,
+    text_parameter,
+)
 from forebay.model import schema
 from forebay.model.schema import EXTRA, WRITTEN_AT, Kind, elements, feedbacks, steps, threads, users
 
@@ -46,7 +54,7 @@ class Reads(Compiler):
         columns[SELDOM] = self._seldom({name: all_values[name] for name in _SELDOM_IN_STEPS})
         columns["feedback"] = self._sql.result(self._newest_feedback())
         columns[WRITTEN_AT] = steps.c[WRITTEN_AT]
-        document = self._thread_document(elements=self._of_thread(elements, elements.c.id))
+        document = self._thread_document(elements=self._of_thread(elements, sent_at(elements)))
         nothing = [sa.null().label(name) for name in columns]
         values = [value.label(name) for name, value in columns.items()]
         head = sa.select(self._sql.result(document).label("doc"), *nothing).where(threads.c.id == key)
@@ -128,7 +136,7 @@ class Reads(Compiler):
         whole: dict[str, Expression] = {}
         if with_steps:
             whole["steps"] = self._of_thread(steps, steps.c.createdAt)
-            whole["elements"] = self._of_thread(elements, elements.c.id)
+            whole["elements"] = self._of_thread(elements, sent_at(elements))
         document = self._thread_document(activity=chosen.c.activity, **whole)
         found = (
             sa.select(document.label("doc"), chosen.c.activity.label("createdAt"), threads.c.id)

@@ -70,6 +70,10 @@ class SqliteSql:
         """`max` of two is null where one is."""
         return sa.func.max(sa.func.coalesce(stored, given), sa.func.coalesce(given, stored))
 
+    def least(self, stored: Expression, given: Expression) -> Expression:
+        """As `greatest`."""
+        return sa.func.min(sa.func.coalesce(stored, given), sa.func.coalesce(given, stored))
+
     def merge_keys(self, stored: Expression, given: Expression, *, removing: bool) -> Expression:
         """`json_patch` would merge nested objects too, and rebuilding an object in SQL rounds its numbers."""
         removed: Expression = sa.literal_column("NULL")

@@ -14,7 +14,7 @@ from forebay.database.sql.dialect import Expression, Sql
 from forebay.database.sql.postgres import PostgresSql
 from forebay.database.sql.sqlite import SqliteSql
 from forebay.model.ordering import in_order
-from forebay.model.schema import WRITTEN_AT, threads
+from forebay.model.schema import NOTES, SENT_AT, WRITTEN_AT, threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +102,12 @@ class Compiler:
         return self._sql.object(self._values(table))
 
     def _values(self, table: sa.Table, leaving_out: tuple[str, ...] = ()) -> dict[str, Expression]:
-        leaving_out = (*leaving_out, WRITTEN_AT)
-        return {c.name: self._sql.plain(c) for c in table.columns if c.name not in leaving_out}
+        return {c.name: self._sql.plain(c) for c in table.columns if c.name not in NOTES.union(leaving_out)}
+
+
+def sent_at(elements: sa.sql.FromClause) -> Expression:
+    """When an element was sent, as far as anybody has noted it: those that were written before come first."""
+    return sa.func.coalesce(elements.c[SENT_AT], elements.c[WRITTEN_AT], sa.literal_column("0"))
 
 
 def text_parameter(name: str) -> sa.BindParameter[Any]:

@@ -14,7 +14,7 @@ from sqlalchemy.sql.selectable import FromClause
 from forebay.database.sql.batch_parameters import MUST_HAVE, NOW
 from forebay.database.sql.bookkeeping import step_checkpoint
 from forebay.database.sql.dialect import Expression, literal
-from forebay.database.sql.statement import Compiler, Statement, id_parameter, text_parameter
+from forebay.database.sql.statement import Compiler, Statement, id_parameter, sent_at, text_parameter
 from forebay.model import schema
 from forebay.model.schema import (
     MADE_AT,
@@ -248,6 +248,8 @@ class Upserts(Compiler):
             return sa.func.coalesce(column, excluded)
         if rule is Merge.MAX:
             return self._sql.greatest(column, excluded)
+        if rule is Merge.MIN:  # where it was not noted, the row keeps the place that it is read at
+            return self._sql.least(sent_at(column.table), excluded)
         if rule is Merge.KEYS:
             return self._sql.merge_keys(column, excluded, removing=column is threads.c.metadata)
         return sa.func.coalesce(excluded, column)
@@ -265,7 +267,7 @@ class Upserts(Compiler):
         merged = self._merged(column, proposed)
         rule = schema.merge_of(column)
         if (
-            rule in (Merge.FIRST, Merge.MAX)
+            rule in (Merge.FIRST, Merge.MAX, Merge.MIN)
             or column is threads.c.userId
             or column is threads.c.userIdentifier
         ):
