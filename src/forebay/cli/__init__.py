@@ -24,6 +24,7 @@ from forebay.cli import (
     migrate,
     printing,
     status,
+    take_along,
 )
 from forebay.errors import ForebayError, told
 from forebay.primitives.visible import visible, visible_lines
@@ -74,5 +75,7 @@ main.add_command(dead_letters.dead_letters)
 main.add_command(doctor.doctor)
 main.add_command(status.status)
 main.add_command(config.config)
+main.add_command(take_along.export)
+main.add_command(take_along.bring)
 
 __all__ = ["main"]

@@ -79,10 +79,12 @@ def say_fields(*fields: str) -> None:
     click.echo("\t".join(map(visible, fields)))
 
 
-def say_json(value: Any, *, indent: int | None = None) -> None:
+def say_json(value: Any, *, indent: int | None = None, err: bool = False) -> None:
     """Print JSON in which what can't be seen is escaped, and other scripts than Latin can be read."""
     text = json.dumps(value, ensure_ascii=False, indent=indent)
-    click.echo("".join(char if char.isprintable() or char == "\n" else _json_escaped(char) for char in text))
+    click.echo(
+        "".join(char if char.isprintable() or char == "\n" else _json_escaped(char) for char in text), err=err
+    )
 
 
 def _json_escaped(char: str) -> str:

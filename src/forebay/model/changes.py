@@ -20,6 +20,7 @@ from forebay.model.schema import (
     CLAIM,
     EXTRA,
     MADE_AT,
+    NOTES,
     PASSES_ON,
     SENT_AT,
     THREAD_MADE_AT,
@@ -207,6 +208,31 @@ def thread(
     if passes_on:
         row[PASSES_ON] = True
     return _upsert("threads", row, row.get("id"), size_of(row), removed)
+
+
+def stored(table: str, values: Mapping[str, Any]) -> Upsert:
+    """A row of a table as it was stored, with what is noted of it: it is as old as that. Raises RowError."""
+    merged = _MERGED_OBJECTS[table]
+    others = {name: value for name, value in values.items() if name not in merged and name not in NOTES}
+    row, extra, _ = clean(table, others)
+    for name in merged & values.keys():
+        row[name] = _keys(_given(values[name]))
+    if extra and EXTRA in merged:
+        row[EXTRA] = {**extra, **row.get(EXTRA, {})}
+    for name in NOTES & values.keys():
+        row[name] = int(values[name])
+    row.setdefault(WRITTEN_AT, 1)  # another layer wrote it, so nobody knows when
+    if "id" not in row:
+        raise RowError(f"{table}: a row without an id can't be written")
+    thread_id = row["id"] if table == "threads" else row.get("threadId")
+    return Upsert(table, row["id"], row, thread_id, OVERHEAD_BYTES + size_of(row))
+
+
+_MERGED_OBJECTS: dict[str, frozenset[str]] = {
+    name: frozenset(str(column.name) for column in table.columns if schema.merge_of(column) is Merge.KEYS)
+    for name, table in schema.TABLES.items()
+    if name != "users"
+}
 
 
 def _given(metadata: Mapping[str, Any] | str | None) -> Mapping[str, Any]:

@@ -50,6 +50,11 @@ class Ids:
         self.spell: Callable[[object], str | None] = as_uuid if uuids else cleaning.identifier
         self._uuids = uuids
 
+    @staticmethod
+    def columns(table: str) -> tuple[str, ...]:
+        """The columns of a table that hold ids."""
+        return _COLUMNS[table]
+
     def enter(self, change: Upsert) -> Upsert:
         """The change, with its ids in the database's spelling. A wrong link is set apart. Raises InvalidId."""
         if self._uuids:

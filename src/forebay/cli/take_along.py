@@ -1,0 +1,244 @@
+"""`forebay export` and `forebay import`: chats as a file, and back."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import click
+
+from forebay.cli import options, printing
+from forebay.errors import StorageError
+from forebay.primitives.visible import visible
+
+if TYPE_CHECKING:
+    from forebay.attachments.access import Access
+    from forebay.database.snapshot import Chosen
+    from forebay.transfer.bring import Brought
+    from forebay.transfer.take import Contents, Taken
+
+
+@click.command("export")
+@click.argument("file", type=click.Path(dir_okay=False, allow_dash=True, path_type=Path))
+@options.database_url
+@click.option(
+    "--user", metavar="LOGIN", envvar="FOREBAY_EXPORT_USER", show_envvar=True, help="One person's chats."
+)
+@click.option(
+    "--thread",
+    "thread_ids",
+    multiple=True,
+    metavar="ID",
+    envvar="FOREBAY_EXPORT_THREAD",
+    show_envvar=True,
+    help="One chat; may be said several times.",
+)
+@click.option(
+    "--since",
+    type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]),
+    metavar="TIME",
+    envvar="FOREBAY_EXPORT_SINCE",
+    show_envvar=True,
+    help="Chats with a step at this time or later: 2026-01-31 or 2026-01-31T12:00:00, UTC.",
+)
+@click.option(
+    "--files",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="FOREBAY_EXPORT_FILES",
+    show_envvar=True,
+    help="Put the elements' content below this folder; without it, rows only.",
+)
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    envvar="FOREBAY_EXPORT_JSON",
+    show_envvar=True,
+    help='Say what was written as one JSON object: {"rows": {kind: number}, "files": number, "missing": [keys]}.',
+)
+def export(
+    file: Path,
+    database_url: str | None,
+    user: str | None,
+    thread_ids: tuple[str, ...],
+    since: datetime | None,
+    folder: Path | None,
+    as_json: bool,
+) -> None:
+    """Write chats into FILE as lines of JSON, or with - to standard output.
+
+    All is as of one moment, and the application goes on meanwhile. The file is the same whether the rows came from
+    PostgreSQL or SQLite; its last line has the number of rows and a checksum. It holds what people wrote: keep it as
+    you keep the database. `forebay import` brings it into any database of forebay's; jq, DuckDB and pandas read it as
+    it is.
+
+    \b
+    Examples:
+      forebay export chats.jsonl --database-url sqlite:///chat.db
+      forebay export - --user ada --files ada/ | gzip > ada.jsonl.gz
+    """
+    from forebay.database.snapshot import Chosen
+
+    moment = since.replace(tzinfo=UTC).strftime("%Y-%m-%dT%H:%M:%S") if since is not None else None
+    taken = asyncio.run(_take(database_url, file, Chosen(user, _spelled(thread_ids), moment), folder))
+    report = {"rows": taken.rows, "files": taken.files, "missing": taken.missing}
+    _tell(report, as_json=as_json, err=str(file) == "-")
+    if taken.missing:
+        raise SystemExit(1)
+
+
+def _spelled(thread_ids: tuple[str, ...]) -> tuple[str, ...]:
+    from forebay.model.ids import as_uuid
+
+    return tuple(as_uuid(key) or key for key in thread_ids)
+
+
+async def _take(url: str | None, file: Path, chosen: Chosen, folder: Path | None) -> Taken:
+    from forebay.database.store import Store
+    from forebay.settings import Settings
+    from forebay.transfer.take import Contents, take
+
+    contents: Contents | None = Contents(_access(Settings()), folder) if folder is not None else None
+    store = Store(url, Settings())
+    try:
+        with _output(file) as into, _bar("chats") as advance:
+            return await take(store, into, chosen, contents=contents, progress=advance)
+    finally:
+        await store.close()
+
+
+@contextmanager
+def _output(file: Path) -> Iterator[BinaryIO]:
+    """The file, which is there when it is whole, and readable by its owner alone; or standard output."""
+    if str(file) == "-":
+        yield sys.stdout.buffer
+        return
+    part = file.with_name(f"{file.name}.part")
+    part.unlink(missing_ok=True)
+    part.touch(mode=0o600)
+    try:
+        with part.open("wb") as into:
+            yield into
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@click.command("import")
+@click.argument("file", type=click.Path(dir_okay=False, exists=True, path_type=Path))
+@options.database_url
+@click.option(
+    "--files",
+    "folder",
+    type=click.Path(file_okay=False, exists=True, path_type=Path),
+    envvar="FOREBAY_IMPORT_FILES",
+    show_envvar=True,
+    help="Bring the elements' content from this folder into the storage too.",
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    envvar="FOREBAY_IMPORT_DRY_RUN",
+    show_envvar=True,
+    help="Look whether the file is whole, say what is in it, and write nothing.",
+)
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    envvar="FOREBAY_IMPORT_JSON",
+    show_envvar=True,
+    help='Say what was done as one JSON object: {"rows": {kind: number}, "deleted": …, "refused": …, "files": number}.',
+)
+def bring(file: Path, database_url: str | None, folder: Path | None, dry_run: bool, as_json: bool) -> None:
+    """Bring what `forebay export` has written into a database.
+
+    The file is read whole before anything is written: one that was cut or changed is refused. What the database has
+    that is newer stays, what was deleted there stays deleted, and a second run changes nothing; the application goes on
+    meanwhile. People are known by their login names. Exit code 1: some rows were refused.
+
+    \b
+    Example:
+      forebay import chats.jsonl --database-url postgresql://me@localhost/chat
+    """
+    from forebay.transfer import lines
+
+    if dry_run:
+        _tell({"rows": lines.verify(file)}, as_json=as_json)
+        return
+    brought = asyncio.run(_bring(database_url, file, folder))
+    report = {
+        "rows": dict(brought.rows),
+        "deleted": dict(brought.deleted),
+        "refused": dict(brought.refused),
+        "files": brought.files,
+    }
+    _tell(report, as_json=as_json)
+    if brought.refused:
+        raise SystemExit(1)
+
+
+async def _bring(url: str | None, file: Path, folder: Path | None) -> Brought:
+    from forebay.database.store import Store
+    from forebay.settings import Settings
+    from forebay.transfer import lines
+    from forebay.transfer.bring import Bringer
+
+    access: Access | None = _access(Settings()) if folder is not None else None
+    store = Store(url, Settings())
+    try:
+        await store.prepare()
+        total = sum(lines.verify(file).values())
+        done = 0
+        with _bar("rows") as advance:
+
+            def more(rows: int) -> None:
+                nonlocal done
+                done += rows
+                advance(done, total)
+
+            return await Bringer(store, access, folder).bring(file, more)
+    finally:
+        await store.close()
+
+
+def _access(settings: Any) -> Access:
+    from forebay.attachments.access import access
+    from forebay.attachments.providers import configured_storage
+
+    client = configured_storage(settings)
+    if client is None:
+        raise StorageError("FOREBAY_STORAGE=none: there is no storage that --files could be of")
+    return access(client)
+
+
+@contextmanager
+def _bar(unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error, on a terminal only; to be called with what is done, and of how much."""
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=printing.console(stderr=True), transient=True) as progress:
+        task = progress.add_task(unit, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _tell(report: Mapping[str, Any], *, as_json: bool, err: bool = False) -> None:
+    if as_json:
+        printing.say_json(dict(report), err=err)
+        return
+    for what, found in report.items():
+        if isinstance(found, Mapping):
+            counted = ", ".join(f"{number:,} {kind}s" for kind, number in found.items() if number)
+            shown = counted or "none"
+        elif isinstance(found, list):
+            shown = "\n".join(["", *(f"  {visible(key)}" for key in found)]) if found else "none"
+        else:
+            shown = f"{found:,}"
+        printing.say(f"{what}: {shown}", err=err)

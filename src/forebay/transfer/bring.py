@@ -1,0 +1,170 @@
+"""Bringing an export into a database: its rows as changes that are as old as they were, beneath what is newer there.
+
+Whoever is known by the same login name keeps the id that the database has for them. What was deleted there since stays
+deleted. A second run changes nothing.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+import sqlalchemy as sa
+
+from forebay.attachments.access import Access
+from forebay.database.drivers import translated
+from forebay.database.store import Store
+from forebay.errors import RowError
+from forebay.model import changes, cleaning, schema
+from forebay.model.changes import Upsert
+from forebay.model.ids import Ids
+from forebay.primitives import threads
+from forebay.transfer import lines
+
+_BATCH_ROWS = 1000
+_BATCH_BYTES = 4 * 1024 * 1024
+_USERS_AT_ONCE = 500
+_NAMESPACE = uuid.UUID("5d9d2f0b-2f3c-4b57-9a55-6f1d6e0f4b1e")
+
+Progress = Callable[[int], None]
+
+
+@dataclass
+class Brought:
+    """What became of the rows, by kind: written or known before; left out since they were deleted; refused; files."""
+
+    rows: Counter[str] = field(default_factory=Counter)
+    deleted: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
+    files: int = 0
+
+
+class Bringer:
+    """Brings the rows of a verified file into `store`, and its contents, from `folder`, into a storage."""
+
+    def __init__(self, store: Store, access: Access | None = None, folder: Path | None = None) -> None:
+        self._store = store
+        self._access = access
+        self._folder = folder
+        self._ids = store.ids
+        self._users: dict[str, str] = {}  # an export's ids, and those of the same people here
+        self._queued: list[Upsert] = []
+        self._size = 0
+        self.brought = Brought()
+
+    async def bring(self, path: Path, progress: Progress) -> Brought:
+        """Write all; `progress` gets how many rows more. Raises DamagedExport before anything is written."""
+        await threads.run(lambda: lines.verify(path))
+        await self._store.prepare()
+        people: list[dict[str, Any]] = []
+        for table, row in lines.rows(path):
+            if table == "users":
+                people.append(row)
+                continue
+            if people:
+                await self._bring_people(people)
+                progress(len(people))
+                people = []
+            await self._take(table, row)
+            if len(self._queued) >= _BATCH_ROWS or self._size >= _BATCH_BYTES:
+                progress(await self._write())
+        if people:
+            await self._bring_people(people)
+            progress(len(people))
+        progress(await self._write())
+        return self.brought
+
+    async def _bring_people(self, people: Sequence[Mapping[str, Any]]) -> None:
+        for start in range(0, len(people), _USERS_AT_ONCE):
+            await self._bring_some(people[start : start + _USERS_AT_ONCE])
+
+    async def _bring_some(self, people: Sequence[Mapping[str, Any]]) -> None:
+        others = await self._others(people)
+        rows: list[dict[str, Any]] = [
+            {
+                "id": others.get(person["id"]) or self._spell(person["id"]),
+                "identifier": cleaning.text(person["identifier"]),
+                "metadata": orjson.Fragment(cleaning.json(person.get("metadata") or {})),
+                "createdAt": person.get("createdAt"),
+            }
+            for person in people
+        ]
+        statement = self._store.statements.claimants
+        await self._store.write(statement, users=orjson.dumps(rows).decode())
+        known = await self._known([row["identifier"] for row in rows])
+        for person, row in zip(people, rows, strict=True):
+            self._users[person["id"]] = known[row["identifier"]]
+        self.brought.rows["user"] += len(people)
+
+    async def _others(self, people: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+        """New ids for those whose id somebody else has here."""
+        users = schema.users
+        named = {self._spell(person["id"]): person for person in people}
+        statement = sa.select(users.c.id, users.c.identifier).where(users.c.id.in_(list(named)))
+        with translated(self._store.location):
+            async with self._store.engine.connect() as connection:
+                found = {str(row[0]): row[1] for row in await connection.execute(statement)}
+        return {
+            named[key]["id"]: str(uuid.uuid4())
+            for key, identifier in found.items()
+            if identifier != cleaning.text(named[key]["identifier"])
+        }
+
+    async def _known(self, identifiers: Sequence[str]) -> dict[str, str]:
+        users = schema.users
+        statement = sa.select(users.c.identifier, users.c.id).where(users.c.identifier.in_(identifiers))
+        with translated(self._store.location):
+            async with self._store.engine.connect() as connection:
+                return {row[0]: str(row[1]) for row in await connection.execute(statement)}
+
+    def _spell(self, key: str) -> str:
+        """An id of a SQLite file may be any text; where the tables take UUIDs only, it becomes one, always the same."""
+        return self._ids.spell(key) or str(uuid.uuid5(_NAMESPACE, key))
+
+    async def _take(self, table: str, row: dict[str, Any]) -> None:
+        for name in Ids.columns(table):
+            if row.get(name) is not None:
+                row[name] = self._spell(row[name])
+        if table == "threads" and row.get("userId") is not None:
+            row["userId"] = self._users.get(row["userId"], row["userId"])
+        if table == "elements" and row.get("objectKey"):
+            await self._bring_content(row["objectKey"], row.get("mime") or "application/octet-stream")
+        change = changes.stored(table, row)
+        self._queued.append(change)
+        self._size += change.size
+
+    async def _bring_content(self, object_key: str, mime: str) -> None:
+        if self._access is None or self._folder is None:
+            return
+        path = (self._folder / object_key).resolve()
+        if path.is_relative_to(self._folder.resolve()) and path.is_file():
+            self.brought.files += await self._access.add(object_key, path, mime)
+
+    async def _write(self) -> int:
+        queued, self._queued, self._size = self._queued, [], 0
+        await self._write_some(queued)
+        return len(queued)
+
+    async def _write_some(self, some: Sequence[Upsert]) -> None:
+        """In halves where a row is refused, until it stands alone."""
+        if not some:
+            return
+        try:
+            gone = await self._store.apply(some, late=True)
+        except RowError:
+            if len(some) == 1:
+                self.brought.refused[lines.KINDS[some[0].table]] += 1
+                return
+            middle = len(some) // 2
+            await self._write_some(some[:middle])
+            await self._write_some(some[middle:])
+            return
+        places = {one.place for one in gone if not isinstance(one, str)}
+        for place, change in enumerate(some):
+            is_gone = place in places or change.thread_id in gone
+            (self.brought.deleted if is_gone else self.brought.rows)[lines.KINDS[change.table]] += 1
