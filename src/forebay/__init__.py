@@ -21,6 +21,7 @@ from forebay.errors import (
     SettingsError,
     StatementError,
     StorageError,
+    ThreadHeldUp,
     TransientError,
     WrongLoop,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "SettingsError",
     "StatementError",
     "StorageError",
+    "ThreadHeldUp",
     "TransientError",
     "WrongLoop",
     "lifespan",

@@ -67,6 +67,10 @@ class TransientError(DatabaseError):
     """The database can't be reached or is busy; the same statement may succeed later."""
 
 
+class ThreadHeldUp(TransientError):
+    """The database holds one thread up, by a lock or a change that takes too long; others are not concerned."""
+
+
 class RowError(DatabaseError):
     """The database refuses a row for what is in it; trying again will not help."""
 

@@ -103,7 +103,7 @@ class Settings(BaseSettings):
         default=60.0,
         gt=0,
         description="How long a statement may take before it counts as failed, in seconds; half of that may pass"
-        " before it gets a connection.",
+        " before it gets a connection. A batch gets a quarter; then it is written in parts.",
     )
     pool_size: int = Field(
         default=15,

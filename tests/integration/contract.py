@@ -82,8 +82,9 @@ def dead_letters(layer: ForebayDataLayer) -> int:
 
 
 def accounted_for(layer: ForebayDataLayer) -> bool:
-    """Whether every accepted change is written, folded, given up, dropped or still queued."""
-    return layer._engine.counts.pending == layer._engine.inbox.pending
+    """Whether every accepted change is written, folded, given up, dropped, parked or still queued."""
+    engine = layer._engine
+    return engine.counts.pending == engine.inbox.pending + engine.lanes.changes
 
 
 # ---- a database that is busy

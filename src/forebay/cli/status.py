@@ -170,6 +170,8 @@ def _view(looks: dict[str, _Look], before: dict[str, _Look]) -> RenderableType:
 
 
 def _is_worth_a_row(name: str, looks: dict[str, _Look]) -> bool:
+    if name == "parked":
+        return any(look.snapshot and look.snapshot.total("parked_threads") for look in looks.values())
     if name != "journal":
         return True
     return any(look.snapshot and look.snapshot.total("journal_capacity_bytes") for look in looks.values())
@@ -205,6 +207,12 @@ def _queued(now: Snapshot, _before: Snapshot | None) -> Text:
     age = now.total("queue_oldest_age_seconds") or 0.0
     rows = f"{now.total('queue_changes') or 0:,.0f} rows"
     return Text(f"{rows}, the oldest {_seconds(age)} old", "yellow" if age > 5 else "")
+
+
+def _parked(now: Snapshot, _before: Snapshot | None) -> Text:
+    threads, changes = now.total("parked_threads") or 0, now.total("parked_changes") or 0
+    said = f"{threads:,.0f} threads that the database holds up, {changes:,.0f} changes"
+    return Text(said, "yellow") if threads else Text("none", "green")
 
 
 def _flow(name: str) -> _Cell:
@@ -257,6 +265,7 @@ _ROWS: tuple[tuple[str, _Cell], ...] = (
     ("queue", _fill("queue_bytes", "queue_capacity_bytes")),
     ("queued", _queued),
     ("journal", _fill("journal_bytes", "journal_capacity_bytes")),
+    ("parked", _parked),
     ("accepted", _flow("changes_accepted_total")),
     ("coalesced", _flow("changes_coalesced_total")),
     ("written", _flow("rows_written_total")),
@@ -294,6 +303,7 @@ def _summary(look: _Look) -> dict[str, Any]:
     names = (
         *("queue_changes", "queue_bytes", "queue_capacity_bytes", "queue_oldest_age_seconds"),
         *("journal_bytes", "journal_capacity_bytes", "journal_spilled_changes"),
+        *("parked_threads", "parked_changes"),
         *("changes_accepted_total", "changes_coalesced_total", "rows_written_total", "flush_retries_total"),
     )
     return {

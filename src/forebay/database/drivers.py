@@ -334,6 +334,8 @@ def _translation(error: Exception, *, own_statement: bool, sends_rows: bool) -> 
         if isinstance(cause, asyncpg.InternalClientError):  # its session was ended in the middle of an answer
             return TransientError("the driver lost track of the database's answers")
         if known_of_network := error_codes.from_network(cause):
+            if not sends_rows:
+                known_of_network.sqlstate = None  # nothing that was written took too long
             return known_of_network
     if own_statement:
         return StatementError(f"the statement or its parameters are wrong ({type(error).__name__})")

@@ -90,9 +90,12 @@ _NETWORK: dict[type[BaseException], str] = {
 _PASSING = ("40", "SQLITE_BUSY", "SQLITE_LOCKED")
 # What somebody has written can't be held: a text, a number, a size. Another's row may well be.
 _VALUES = ("22", "54", "SQLITE_MISMATCH", "SQLITE_TOOBIG")
+CONFLICT = "40001"  # rolled back for the sake of another transaction
+LOCKED = "55P03"  # somebody holds a row
 CANCELLED = "57014"  # a statement that took too long
-# It took too long, or waited too long for somebody's lock.
-_TOO_LONG = (CANCELLED, "55P03")
+# What is about the server, the login, the connection or the tables, whatever is written. Of SQLite's, two are not.
+_OF_ALL = ("08", "25", "26", "42", "53100", "53300", "57P", "SQLITE_")
+_OF_A_STATEMENT = ("SQLITE_INTERRUPT", "SQLITE_NOMEM")
 # SQLite has one code for whatever is wrong with a statement; its message tells these from bad JSON.
 _SQLITE_SCHEMA_WORDS = (
     "no such table",
@@ -102,9 +105,10 @@ _SQLITE_SCHEMA_WORDS = (
 )
 
 
-def is_too_long(error: DatabaseError) -> bool:
-    """Whether a smaller transaction may get through, where this one did not in its time."""
-    return error.sqlstate in _TOO_LONG
+def is_of_what_is_written(error: Exception) -> bool:
+    """Whether the database may take other rows at present, or these by themselves: it took too long, or it said no."""
+    code = error.sqlstate if isinstance(error, TransientError) else None
+    return code is not None and (code in _OF_A_STATEMENT or not code.startswith(_OF_ALL))
 
 
 def is_passing(error: DatabaseError) -> bool:

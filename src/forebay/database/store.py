@@ -25,7 +25,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, StaticPool
 
-from forebay.database import migrations
+from forebay.database import error_codes, migrations
 from forebay.database.checkpoint import Checkpoint, CheckpointMoved, Position
 from forebay.database.drivers import (
     BUSY_TIMEOUT_MS,
@@ -64,6 +64,7 @@ _TOMBSTONES_KEPT_US = 90 * 24 * 3600 * 1_000_000
 _MANY_ROWS, _LONG_DOCUMENT = 500, 500_000
 _FOREVER = 2**63 - 1
 _LONGEST_STATEMENT = 64 * 1024  # bytes
+_LEAST_TIME = 1.0  # seconds; a smaller share of the time limit would tell nothing
 # A batch whose threads others have changed while it waited for them looks again, at most so often at once.
 _LOOKS = 20
 # Threads that were deleted so long ago at most are looked for: are they back? An hour.
@@ -312,7 +313,13 @@ class Store:
                 return result.rowcount
 
     async def apply(
-        self, changes: Sequence[Change], checkpoint: Checkpoint | None = None, *, late: bool = False
+        self,
+        changes: Sequence[Change],
+        checkpoint: Checkpoint | None = None,
+        *,
+        late: bool = False,
+        share: float = 1.0,
+        apart: bool = False,
     ) -> frozenset[str | LeftOut]:
         """Write changes in their order, all in one transaction or none, and the journal's checkpoint with them.
 
@@ -321,14 +328,16 @@ class Store:
         `late`: rows may have been written since the changes were made; what is newer stays. What was
         deleted, or is another thread's, is left out; returns the ids of the threads that were deleted, and the rows
         that were left out. Where a thread has changed while its lock was waited for, all is looked at again.
+        With a checkpoint, a lock is waited for only briefly. `share`: of the time limit, which part it may take;
+        `apart`: beside the writer, on a connection of its own.
         Raises a DatabaseError.
         """
         await self.prepare()
         with self._rechecking(), translated(self.location):
             async with (
-                asyncio.timeout(self._settings.statement_timeout),
+                asyncio.timeout(self._time_limit(share)),
                 self._shared(),
-                self._writing() as driver,
+                self._connections.reader() if apart else self._writing() as driver,
                 self._committing(driver),
             ):
                 for _ in range(_LOOKS):
@@ -337,7 +346,11 @@ class Store:
                     except asyncpg.InvalidTextRepresentationError as error:
                         if MOVED not in str(error):
                             raise
-        raise TransientError("others change the same threads all the time")
+        raise TransientError("others change the same threads all the time", sqlstate=error_codes.CONFLICT)
+
+    def _time_limit(self, share: float) -> float:
+        whole = self._settings.statement_timeout
+        return min(whole, max(_LEAST_TIME, whole * share))
 
     async def _apply_once(
         self, driver: Driver, changes: Sequence[Change], checkpoint: Checkpoint | None, *, late: bool

@@ -89,6 +89,15 @@ class Delete:
 
 Change = Upsert | Delete
 
+
+def moment_of(change: Change) -> int:
+    """When it was made, in microseconds since 1970; 0 for one of a release that did not say."""
+    if isinstance(change, Delete):
+        return change.moment
+    moment: int = change.row.get(WRITTEN_AT, 0)
+    return moment
+
+
 _TIMES = ("createdAt", "start", "end")
 # Who edits a message may not know that it is a favourite; who says that it is none says so.
 STAR = "favorite"

@@ -1,9 +1,10 @@
 """Getting a batch into the database, whatever it answers.
 
-A transient error repeats the same batch, for ever and with backoff: nothing overtakes it. A row that the
+An outage repeats the same batch, for ever and with backoff: nothing overtakes it. A row that the
 database refuses is found by halving the batch in order, and only that row is given up, to the dead letters.
 When nearly every row is refused, something else is wrong: then there is a pause before each further one.
-A batch that does not fit into the time limit is written in halves, in order, down to a row.
+What takes too long, waits for somebody's lock or is answered no for now, while the database takes something else, is
+written in halves too, down to a row; the thread of that one is held up, and waits in a lane of its own.
 
 Each statement moves the journal's checkpoint on from where the one before has left it. Where the database has gone
 back, as one does that took over from a primary which it lagged behind, it is given again what the journal still has.
@@ -13,9 +14,10 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import anyio
 
@@ -23,7 +25,7 @@ from forebay.database import error_codes
 from forebay.database.checkpoint import Checkpoint, CheckpointMoved, Position
 from forebay.database.store import LeftOut
 from forebay.errors import DatabaseError, JournalError, RowError, TransientError
-from forebay.model.changes import Change, Upsert
+from forebay.model.changes import Change, Upsert, moment_of
 from forebay.pipeline.cursor import Cursor
 from forebay.pipeline.queue import Batch, Op
 from forebay.primitives.backoff import Backoff
@@ -41,8 +43,8 @@ _REFUSED_SHARE = 0.9
 _RECENT_ROWS = 200
 PAUSE = 10.0  # seconds
 _AGAIN_BYTES = 256 * 1024
-# The first time-out may be a connection's that a firewall forgot; after the second it is the batch's own.
-_LONG_TRIES = 2
+# Of the time limit, what a batch may take, and a part of one where something takes too long: the others wait for it.
+_SHARE, _CAREFUL_SHARE = 1 / 4, 1 / 8
 # Two writers that meet cost one of them a try. Nobody hears of so many, in so many seconds.
 _QUIET_TRIES = 5
 _QUIET_SPELL = 3.0
@@ -52,9 +54,18 @@ class Applies(Protocol):
     """What the writer needs of a store."""
 
     async def apply(
-        self, changes: Sequence[Change], checkpoint: Checkpoint | None, *, late: bool = False
+        self,
+        changes: Sequence[Change],
+        checkpoint: Checkpoint | None,
+        *,
+        late: bool = False,
+        share: float = 1.0,
+        apart: bool = False,
     ) -> frozenset[str | LeftOut]:
-        """Write changes in order, all or none; the ids of the deleted threads, and the rows that are left out."""
+        """Write changes in order, all or none; the ids of the deleted threads, and the rows that are left out.
+
+        `share`: of the time limit, which part it may take; `apart`: beside the writer.
+        """
 
     async def position(self, journal_id: str) -> Position:
         """Where a journal stands."""
@@ -76,6 +87,24 @@ class Observer(Protocol):
         """These threads had been deleted, so their rows were left out."""
 
 
+class Parking(Protocol):
+    """Where changes of threads that the database holds up wait by themselves. See `lanes`."""
+
+    @property
+    def open(self) -> Mapping[str, object]:
+        """What is held up, by thread."""
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one thread more may be held up."""
+
+    def key_of(self, change: Change) -> str | None:
+        """With which thread a change has to wait, or None."""
+
+    async def park(self, ops: Sequence[Op], error: DatabaseError | None = None) -> bool:
+        """Have changes of one thread wait. False where it waits no more. Raises JournalError; then they do not."""
+
+
 Keep = Callable[[Change, RowError], Awaitable[None]]
 
 
@@ -83,7 +112,8 @@ class Writer:
     """Writes batches, one at a time. `failure` is why it can't at present, None while it works.
 
     `keep` stores a refused change and raises JournalError where it can't; `keep_is_vital`: then the change
-    must not be let go. `pending` tells the log how much waits.
+    must not be let go. `pending` tells the log how much waits. `is_aside`: it writes what waits by itself, so that
+    its trouble is not the process's. `lanes`, set afterwards: where what is held up goes; without, it is tried on.
     """
 
     def __init__(
@@ -98,8 +128,10 @@ class Writer:
         pending: Callable[[], int],
         backoff: Backoff | None = None,
         pause: float = PAUSE,
+        is_aside: bool = False,
     ) -> None:
         self.failure: DatabaseError | JournalError | None = None
+        self.lanes: Parking | None = None
         self._store = store
         self._observer = observer
         self._counts = counts
@@ -109,6 +141,8 @@ class Writer:
         self._pending = pending
         self._backoff = backoff or Backoff()
         self._pause = pause
+        self._is_aside = is_aside
+        self._failures = 0
         self.attempted_at = 0.0  # when the present attempt began, on the clock
         self._refusals = _Refusals()
         self._failing_since = 0.0
@@ -142,14 +176,72 @@ class Writer:
                     await self._realign(cursor, moved)
 
     async def _write(self, task: _Task, part: Batch) -> None:
-        try:
-            dead = await self._apply(task, part)
-        except RowError as error:
-            await self._isolate(task, part, error)
-        except _TooLong:
+        had_rows = bool(part.ops)
+        while True:
+            if self.lanes is not None and self.lanes.open:
+                await self._divert(task, part)
+            part = task.remaining(part)
+            if had_rows and not part.ops and not part.last_seq:
+                return
+            try:
+                dead = await self._apply(task, part)
+            except RowError as error:
+                await self._isolate(task, part, error)
+                return
+            except _HeldUp as held:
+                if await self._go_round(task, part, held.error):
+                    return
+            else:
+                self._settle(task, part, dead)
+                return
+
+    async def _divert(self, task: _Task, part: Batch) -> None:
+        """Park what has to wait with a thread that is held up."""
+        assert self.lanes is not None
+        waiting: dict[str, list[Op]] = {}
+        for op in task.remaining(part).ops:
+            if (key := self.lanes.key_of(op.change)) is not None:
+                waiting.setdefault(key, []).append(op)
+        for ops in waiting.values():
+            await self._park(task, ops)
+
+    async def _park(self, task: _Task, ops: Sequence[Op], error: DatabaseError | None = None) -> None:
+        assert self.lanes is not None
+        # One whose place on the disk is not sure must not be passed over.
+        if not await self.until_answered(partial(self.lanes.park, ops, error)):
+            return
+        task.is_split = True
+        for op in ops:
+            task.given_up.add(id(op))
+            if not task.is_first(op):  # it is written once more
+                self._counts.accepted[op.change.table] += 1
+
+    async def _go_round(self, task: _Task, part: Batch, error: DatabaseError) -> bool:
+        """Write a part that is held up, while the database takes something else, in halves; park a row by itself.
+
+        False where it is to be tried again: as a whole, or without what is parked.
+        """
+        is_first = not task.is_careful
+        task.is_careful = True
+        # One time-out may be a connection's that a firewall forgot; in an outage nothing is anybody's.
+        if not await self._takes_something(task, part) or is_first:
+            return False
+        if len(part.ops) > 1:
             await self._write_halves(task, part)
+            return True
+        if self.lanes is not None and self.lanes.has_room:
+            await self._park(task, part.ops, error)
         else:
-            self._settle(task, part, dead)
+            await self._wait(error)
+        return False
+
+    async def _takes_something(self, task: _Task, part: Batch) -> bool:
+        """Whether the database takes a step of the checkpoint at once. What was tried before can't get through then."""
+        failures = self._failures
+        if task.cursor is not None:
+            await self._apply(task, Batch(part.oldest))
+            task.left_behind.clear()
+        return self._failures == failures
 
     async def _write_halves(self, task: _Task, part: Batch) -> None:
         task.is_split = True
@@ -199,6 +291,9 @@ class Writer:
                 dead = await self._apply(task, part)
             except RowError as again:
                 error = again
+            except _HeldUp:
+                await self._write(task, part)
+                return
             else:
                 self._settle(task, part, dead)
                 return
@@ -286,26 +381,23 @@ class Writer:
     async def _apply(self, task: _Task, part: Batch) -> frozenset[str | LeftOut]:
         """Try until the database answers yes, or no to a row.
 
-        Raises RowError for the latter, CheckpointMoved where the journal is not where the cursor says, _TooLong
-        where a smaller part may fit into the time limit.
+        Raises RowError for the latter, CheckpointMoved where the journal is not where the cursor says, _HeldUp
+        where a smaller part may get through.
         """
-        patience = _Patience(len(part.ops), _LONG_TRIES if not task.left_behind else 1)
+        share = self._share(task, part)
         # The same for every attempt, which tells whether one before this went through.
         step = task.cursor.step(part.last_seq) if task.cursor is not None else None
 
         async def attempt() -> frozenset[str | LeftOut]:
             started = self._clock()
-            try:
-                dead = await self._store.apply([op.change for op in part.ops], step, late=task.late())
-            except DatabaseError as error:
-                patience.note(error)
-                raise
+            changes = [op.change for op in part.ops]
+            dead = await self._store.apply(changes, step, late=task.late(), share=share)
             self._observer.batch_written(part, self._clock() - started)
             return dead
 
         try:
-            dead = await self.until_answered(attempt, lambda: patience.is_over)
-        except _TooLong:
+            dead = await self.until_answered(attempt, may_go_round=bool(part.ops))
+        except _HeldUp:
             if step is not None:
                 task.left_behind[step.after] = part
             raise
@@ -313,10 +405,16 @@ class Writer:
             task.cursor.reached(step.after)
         return dead
 
+    def _share(self, task: _Task, part: Batch) -> float:
+        """A row that has nowhere else to go may take its time."""
+        if len(part.ops) == 1 and task.is_careful and not (self.lanes is not None and self.lanes.has_room):
+            return 1.0
+        return _CAREFUL_SHARE if task.is_careful or not part.ops else _SHARE
+
     async def until_answered(
-        self, attempt: Callable[[], Awaitable[_Answer]], is_over: Callable[[], bool] = lambda: False
+        self, attempt: Callable[[], Awaitable[_Answer]], *, may_go_round: bool = False
     ) -> _Answer:
-        """Repeat an attempt for as long as there is no answer. Raises RowError, and _TooLong once it `is_over`."""
+        """Repeat an attempt for as long as there is no answer. Raises RowError, and _HeldUp if it `may_go_round`."""
         quiet = _Quiet(self._clock)
         while True:
             self.attempted_at = self._clock()
@@ -327,16 +425,24 @@ class Writer:
                 raise
             except (DatabaseError, JournalError) as error:
                 if quiet.lasts(error):
-                    self._counts.retries[type(error).__name__] += 1
+                    self._note_retry(error)
                     await anyio.sleep(quiet.backoff.next_delay())
                     continue
-                self._fail(error)
-                if is_over():
-                    raise _TooLong from None
-                await anyio.sleep(self._backoff.next_delay())
+                if (
+                    may_go_round
+                    and isinstance(error, DatabaseError)
+                    and error_codes.is_of_what_is_written(error)
+                ):
+                    self._note_retry(error)
+                    raise _HeldUp(error) from None
+                await self._wait(error)
                 continue
             self._recovered()
             return answer
+
+    async def _wait(self, error: DatabaseError | JournalError) -> None:
+        self._fail(error)
+        await anyio.sleep(self._backoff.next_delay())
 
     def _fail(self, error: DatabaseError | JournalError) -> None:
         now = self._clock()
@@ -344,8 +450,11 @@ class Writer:
         if begins:
             self._failing_since = now
         self.failure = error
-        self._counts.retries[type(error).__name__] += 1
+        self._failures += 1
+        self._note_retry(error)
         self._observer.batch_failed(error if isinstance(error, DatabaseError) else TransientError(str(error)))
+        if self._is_aside:
+            return
         if begins or now - self._reminded >= _REMINDER:
             self._reminded = now
             logger.error(
@@ -355,18 +464,36 @@ class Writer:
                 error,
             )
 
+    def _note_retry(self, error: Exception) -> None:
+        if not self._is_aside:
+            self._counts.retries[type(error).__name__] += 1
+
     def _recovered(self) -> None:
         if self.failure is None:
             return
-        if not self._refusals.are_nearly_all:
+        if not self._refusals.are_nearly_all and not self._is_aside:
             logger.warning("writes resumed after=%.1fs", self._clock() - self._failing_since)
         self.failure = None
         self._backoff.reset()
 
 
-def batch_of(records: Sequence[tuple[int, Change]], now: float, counts: Counts) -> Batch:
-    """What was read from a journal, as a batch; each change is counted as accepted."""
+def batch_of(
+    records: Sequence[tuple[int, Change]],
+    now: float,
+    counts: Counts,
+    tickets: Mapping[int, Any] | None = None,
+) -> Batch:
+    """What was read from a journal, as a batch; each change is counted as accepted.
+
+    `tickets`: who waits for which, in a lane: its changes this process has accepted, and counted, before, and they may
+    come from several journals, so that their moments tell their order.
+    """
     batch = Batch(now)
+    if tickets is not None:
+        for seq, change in sorted(records, key=lambda record: moment_of(record[1])):
+            batch.add(seq, change, tickets.get(seq), counts)
+        batch.last_seq = records[-1][0]
+        return batch
     for seq, change in records:
         counts.accepted[change.table] += 1
         batch.add(seq, change, None, counts)
@@ -380,7 +507,8 @@ class _Task:
     cursor: Cursor | None
     late: Callable[[], bool]
     is_split: bool = False
-    given_up: set[int] = field(default_factory=set)  # rows, by `id`
+    is_careful: bool = False  # something was held up
+    given_up: set[int] = field(default_factory=set)  # rows that wait or are letters, by `id`
     # Where attempts led to that were not waited for: one may get through all the same.
     left_behind: dict[Position, Batch] = field(default_factory=dict)
     passed: set[int] = field(default_factory=set)  # rows that are in, as far as is known
@@ -410,24 +538,12 @@ class _Task:
                 return
 
 
-class _TooLong(Exception):
-    """A part of a batch did not fit into the time limit, at several tries."""
+class _HeldUp(Exception):
+    """A part of a batch does not get through, which may be for what is in it."""
 
-
-class _Patience:
-    """How often in a row a part of several rows may run out of time before it is tried in halves."""
-
-    def __init__(self, rows: int, tries: int) -> None:
-        self._rows = rows
-        self._tries = tries
-        self._left = tries
-
-    @property
-    def is_over(self) -> bool:
-        return self._rows > 1 and self._left <= 0
-
-    def note(self, error: DatabaseError) -> None:
-        self._left = self._left - 1 if error_codes.is_too_long(error) else self._tries
+    def __init__(self, error: DatabaseError) -> None:
+        super().__init__()
+        self.error = error
 
 
 class _Quiet:

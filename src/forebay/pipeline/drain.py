@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from forebay.database.store import Store
-from forebay.errors import DatabaseError, JournalError, RowError
+from forebay.errors import DatabaseError, JournalError, LayerClosed, RowError, ThreadHeldUp
 from forebay.journal.dead_letters import DeadLetters
 from forebay.journal.journals import Journals
 from forebay.journal.orphan import Orphan, journal_paths, let_go
+from forebay.journal.side_journal import SideJournal
 from forebay.model.changes import Change
 from forebay.pipeline.batch_writer import Writer
+from forebay.pipeline.lanes import Lanes
 from forebay.pipeline.queue import Batch, Op
 from forebay.pipeline.replay import Replay, begin
 from forebay.settings import Settings
@@ -40,14 +42,10 @@ _LOOK_FOR_OWNER = 0.5
 class _Followed:
     """A journal that this process writes out. `owned`: its owner was alive when that was looked at last."""
 
+    journal: Orphan
     replay: Replay
     owned: bool
     looked: float = 0.0
-
-    @property
-    def journal(self) -> Orphan:
-        """The journal itself."""
-        return self.replay.journal
 
     def is_left(self) -> bool:
         """Whether its owner has ended, now that this is asked; who has does not come back."""
@@ -99,7 +97,20 @@ class Drain:
             keep_is_vital=True,
             pending=lambda: self.pending,
         )
-        metrics.observe(self.counts, self, lambda: self.failure is None, clock)
+        self._lanes = self._writer.lanes = Lanes(
+            self._new_log,
+            store,
+            self,
+            self.counts,
+            clock,
+            keep=self._keep_letter,
+            keep_is_vital=True,
+            max_bytes=settings.journal_max_bytes // 4,
+        )
+        metrics.observe(self.counts, self, lambda: self.failure is None, clock, lanes=self._lanes)
+
+    def _new_log(self) -> SideJournal:
+        return SideJournal(self._folder, self._store.label, self._store.database_id)
 
     @property
     def failure(self) -> DatabaseError | JournalError | None:
@@ -119,12 +130,16 @@ class Drain:
             for followed in self._followed.values():
                 followed.journal.release()
             self._followed.clear()
+            await self._lanes.close(LayerClosed("the journals are not written out any more"))
 
     async def _once(self) -> None:
         while await self._adopt_all(owned=False):
             while self._followed:
                 for followed in list(self._followed.values()):
                     await self._advance(followed)
+        for thread_id in list(self._lanes.open):
+            with contextlib.suppress(ThreadHeldUp):  # it stays for another time, in a journal of its own
+                await self._lanes.settle(thread_id)
 
     async def _watch(self, stop: asyncio.Event) -> None:
         looked = worked = 0.0
@@ -156,7 +171,7 @@ class Drain:
     async def _follow(self, journal: Orphan) -> None:
         replay = await begin(journal, self._store, self._writer, self.counts, self._clock)
         is_owned = journal.owned
-        self._followed[journal.id] = _Followed(replay, owned=is_owned)
+        self._followed[journal.id] = _Followed(journal, replay, owned=is_owned)
         if journal.progress is not None:
             journal.progress.applied = replay.read_seq
             journal.progress.failing = False

@@ -39,6 +39,7 @@ from forebay.errors import (
 from forebay.journal.dead_letters import DeadLetters
 from forebay.journal.journal import Journal, check_folder
 from forebay.journal.orphan import Record
+from forebay.journal.side_journal import SideJournal
 from forebay.model.changes import OVERHEAD_BYTES, Change, Delete
 from forebay.model.schema import THREAD_MADE_AT
 from forebay.pipeline.barrier import Waiters
@@ -46,6 +47,7 @@ from forebay.pipeline.batch_writer import Writer
 from forebay.pipeline.crossing import Arrivals, Call
 from forebay.pipeline.cursor import Cursor
 from forebay.pipeline.external_writer import Handover
+from forebay.pipeline.lanes import Lanes, Log, MemoryLog
 from forebay.pipeline.queue import Batch, Inbox, Op, Waiting
 from forebay.pipeline.recovery import Recovery
 from forebay.pipeline.write_loop import Worker
@@ -114,6 +116,7 @@ class Pipeline:
             keep_is_vital=self._journals,
             pending=lambda: self.inbox.pending,
         )
+        self.lanes = self.writer.lanes = self._make_lanes(clock)
         self.recovery = self._make_recovery(clock)
         self._worker = self._make_worker(clock)
         self.closed = False
@@ -145,7 +148,12 @@ class Pipeline:
         self._tombstones: OrderedDict[str, None] = OrderedDict()
         _pipelines.add(self)
         metrics.observe(
-            self.counts, self.inbox, lambda: self.health.reason() is None, clock, self._journal_view()
+            self.counts,
+            self.inbox,
+            lambda: self.health.reason() is None,
+            clock,
+            self._journal_view(),
+            self.lanes,
         )
 
     def __repr__(self) -> str:
@@ -165,6 +173,28 @@ class Pipeline:
             return None
         return Recovery(
             self.settings.journal_dir, self.store.label, self.writer, self.store, self.counts, clock
+        )
+
+    def _make_lanes(self, clock: Callable[[], float]) -> Lanes:
+        """What is held up counts where it lies: in the queue's bytes or in the journal's, a quarter of them at most."""
+        on_disk = self._journals
+        whole = self.settings.journal_max_bytes if on_disk else self.settings.queue_max_bytes
+
+        def make_log() -> Log:
+            if not on_disk:
+                return MemoryLog()
+            return SideJournal(self.settings.journal_dir, self.store.label, self.store.database_id)
+
+        return Lanes(
+            make_log,
+            self.store,
+            self,
+            self.counts,
+            clock,
+            keep=self._keep_letter,
+            keep_is_vital=on_disk,
+            max_bytes=whole // 4,
+            on_size=(lambda _bytes: None) if on_disk else self.inbox.hold,
         )
 
     def _make_worker(self, clock: Callable[[], float]) -> Worker | Handover:
@@ -240,6 +270,9 @@ class Pipeline:
 
     def _accept(self, change: Change, now: float, ticket: Any) -> tuple[bool, _Durable]:
         """Take a change, if there is room: whether it is taken, and the future of its being durable."""
+        if self.lanes.is_full and self.lanes.refuses(change):
+            error = QueueFull("the database holds its thread up, and no more that waits for it is kept")
+            raise self._refusal(change, error, "thread_held_up")
         journal = (self.journal or self._own_journal()) if self._journals else None
         if not self._external:
             seq = self.inbox.offer(change, now, ticket)
@@ -267,7 +300,8 @@ class Pipeline:
 
     def _may_spill(self, change: Change) -> bool:
         journal = self.journal
-        return journal is not None and journal.size + change.size <= self.settings.journal_max_bytes
+        most = self.settings.journal_max_bytes
+        return journal is not None and journal.size + self.lanes.size + change.size <= most
 
     def _own_journal(self) -> Journal:
         """This process's journal, created at its first write. Raises JournalError."""
@@ -337,8 +371,8 @@ class Pipeline:
         self.counts.refused[type(error).__name__] += 1
         logger.error("change refused reason=%s", error)
 
-    def _refusal(self, change: Change, error: QueueFull) -> QueueFull:
-        self.counts.refused["queue_full"] += 1
+    def _refusal(self, change: Change, error: QueueFull, reason: str = "queue_full") -> QueueFull:
+        self.counts.refused[reason] += 1
         logger.error("change refused table=%s reason=%s", change.table, error)
         return error
 
@@ -352,19 +386,21 @@ class Pipeline:
     async def settle(self, thread_id: str | None) -> None:
         """Return when everything that was queued for the thread (None: for any) is in the database.
 
-        Raises TransientError at once while the database can't be written to.
+        Raises TransientError at once while the database can't be written to, and ThreadHeldUp while it holds this
+        thread up. Who reads of many does not wait for what is held up.
         """
         self._ensure_running()
         if self.recovery is not None and not self.recovery.done_once.is_set():
             await self._wait_for_recovery()
         seq = self.inbox.ticket_for(thread_id)
-        if seq is None:
-            return
-        if self.failure is not None:
-            raise _unreadable(self.failure)
-        started = self._clock()
-        await self._applied(seq, self._readers)
-        self._metrics.settle_duration.observe(self._clock() - started)
+        if seq is not None:
+            if self.failure is not None:
+                raise _unreadable(self.failure)
+            started = self._clock()
+            await self._applied(seq, self._readers)
+            self._metrics.settle_duration.observe(self._clock() - started)
+        if self.lanes.open and thread_id is not None:
+            await self.lanes.settle(thread_id)
 
     async def _wait_for_recovery(self) -> None:
         """What a process before this one has acknowledged should be seen, but a long journal must not block."""
@@ -406,6 +442,8 @@ class Pipeline:
         self._ensure_running()
         if self.inbox.applied_seq < self.inbox.accepted_seq:
             await self._applied(self.inbox.accepted_seq, self._flushes)
+        if self.lanes.open:
+            await self.lanes.written()
 
     # ---- what the writer tells
 
@@ -682,6 +720,7 @@ class Pipeline:
             self._worker.run(), name="forebay-writer", context=contextvars.Context()
         )
         self._task.add_done_callback(_report_end)
+        self.lanes.rebind()
         for start in self.on_start:
             start(loop)
 
@@ -722,7 +761,7 @@ class Pipeline:
             await self._drain()
         self.closed = True
         await self._stop_worker()
-        self._fail_waiters()
+        await self._fail_waiters()
         await self._close_journal()
         await self.store.close()
 
@@ -740,10 +779,11 @@ class Pipeline:
             await asyncio.wait([self._task])
         if self.recovery is not None:
             self.recovery.release()
-        if self.inbox.pending or self.inbox.waiting:
+        unwritten = self.inbox.pending + self.lanes.changes
+        if unwritten or self.inbox.waiting:
             logger.error(
                 "closed with unwritten changes rows=%d waiting=%d kept_in=%s reason=%s",
-                self.inbox.pending,
+                unwritten,
                 self.inbox.waiting,
                 self.journal.path if self.journal is not None else "nowhere",
                 self.failure or "close_timeout",
@@ -758,11 +798,12 @@ class Pipeline:
             with contextlib.suppress(DatabaseError), anyio.move_on_after(_FORGET_TIMEOUT):
                 await self.store.clear_checkpoints()
 
-    def _fail_waiters(self) -> None:
+    async def _fail_waiters(self) -> None:
         closed = LayerClosed("the data layer was closed before the change was written")
+        parked = await self.lanes.close(closed)
         self._readers.fail(closed)
         self._flushes.fail(closed)
-        for future in (*self.inbox.abandon(), *self._spilled_tickets.values()):
+        for future in (*self.inbox.abandon(), *self._spilled_tickets.values(), *parked):
             fail(future, closed)
 
 

@@ -181,6 +181,10 @@ class Inbox:
         self.counts.dropped["journal"] += 1
         self._catch_up()
 
+    def hold(self, size: int) -> None:
+        """So many bytes more, or less, are in memory of what has left the queue and could not be written."""
+        self.size += size
+
     def is_lost(self, seq: int) -> bool:
         """Whether a change that is neither queued nor written was lost."""
         return seq in self._lost

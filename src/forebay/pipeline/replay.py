@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 from forebay.database.checkpoint import Position
 from forebay.journal.orphan import Orphan, Record
@@ -24,16 +24,29 @@ class Database(Protocol):
         """Forget journals of long ago."""
 
 
+class Log(Protocol):
+    """What can be replayed. Its call blocks."""
+
+    id: str
+
+    def read(self, after_seq: int, max_bytes: int) -> list[Record]:
+        """The next changes behind `after_seq`, at least one where there is any. Raises JournalError."""
+
+
 class Replay:
-    """A journal on its way into the database. `read_seq`: up to where it was read and written."""
+    """A journal on its way into the database. `read_seq`: up to where it was read and written.
+
+    `tickets`: see `batch_of`.
+    """
 
     def __init__(
         self,
-        journal: Orphan,
+        journal: Log,
         position: Position,
         writer: Writer,
         counts: Counts,
         clock: Callable[[], float],
+        tickets: Mapping[int, Any] | None = None,
     ) -> None:
         self.journal = journal
         self.read_seq = position.seq
@@ -42,6 +55,7 @@ class Replay:
         self._writer = writer
         self._counts = counts
         self._clock = clock
+        self._tickets = tickets
 
     def __repr__(self) -> str:
         return f"<Replay of {self.journal.id} up to {self.read_seq}>"
@@ -53,10 +67,10 @@ class Replay:
         """
         records = await asyncio.to_thread(self.journal.read, self.read_seq, max_bytes)
         if records:
-            self.batch = batch_of(records, self._clock(), self._counts)
+            self.batch = batch_of(records, self._clock(), self._counts, self._tickets)
             await self._writer.write(self.batch, self._cursor, late=late)
             self.read_seq, self.batch = self.batch.last_seq, None
-            if late():
+            if self._tickets is None and late():
                 self._counts.replayed += len(records)
         return len(records)
 
@@ -72,7 +86,7 @@ async def begin(
 class _Pages:
     """A journal that may be read again where the database goes back."""
 
-    def __init__(self, journal: Orphan) -> None:
+    def __init__(self, journal: Log) -> None:
         self._journal = journal
 
     async def read(self, after_seq: int, max_bytes: int) -> list[Record]:

@@ -116,6 +116,16 @@ INSTRUMENTS = (
     Instrument(
         "forebay_journal_replayed_changes", _C, "Changes that were read from journals of ended processes."
     ),
+    Instrument("forebay_parked_threads", _G, "Threads that the database holds up; the others are written."),
+    Instrument("forebay_parked_changes", _G, "Changes of such threads, which wait by themselves."),
+    Instrument("forebay_parked_bytes", _G, "Bytes of these changes."),
+    Instrument(
+        "forebay_parkings",
+        _C,
+        "How often a thread was held up: by a row's `lock`, by a change that takes too much `time`, or by another "
+        "`answer` than yes or no.",
+        ("reason",),
+    ),
     Instrument(
         "forebay_journals_parked",
         _G,

@@ -35,11 +35,12 @@ from forebay.telemetry.counters import Counts
 # A rate is right from the first event on only if the series was there before it.
 _TABLES = tuple(TABLES)
 _DROPPED = ("deleted", "deleted_thread", "other_thread", "unknown_step", "journal", "no_dead_letter")
-_REFUSED = ("InvalidId", "JournalError", "RowError", "cancelled", "queue_full")
+_REFUSED = ("InvalidId", "JournalError", "RowError", "cancelled", "queue_full", "thread_held_up")
 _RETRIES = ("TransientError",)
 _FLUSHED = ("committed", "failed")
 _REPLICA_READS = ("behind", "failed", "replica")
 _CHECKPOINT_ALARMS = ("gone_back", "not_kept", "not_ours")
+_PARKED_FOR = ("lock", "time", "answer")
 _SEARCH_LIMITS = ("person", "all")
 _UPLOADED = ("stored", "failed")
 
@@ -56,6 +57,22 @@ class Queue(Protocol):
 
     def oldest(self) -> float | None:
         """When the oldest of them came, on the engine's clock."""
+
+
+class Parked(Protocol):
+    """What the metrics read off the lanes."""
+
+    @property
+    def open(self) -> Mapping[str, object]:
+        """What is held up, by thread."""
+
+    @property
+    def changes(self) -> int:
+        """How many changes are parked."""
+
+    @property
+    def size(self) -> int:
+        """How many bytes that are."""
 
 
 @dataclass(frozen=True)
@@ -160,11 +177,14 @@ class Metrics(Collector):
         ready: Callable[[], bool],
         clock: Callable[[], float],
         journal: JournalView | None = None,
+        lanes: Parked | None = None,
     ) -> None:
-        """Report these counts, this queue and this journal from now on."""
+        """Report these counts, this queue, this journal and these lanes from now on."""
         self._sources |= _counters(counts) | _gauges(queue, ready, clock)
         if journal is not None:
             self._sources |= _journal(journal)
+        if lanes is not None:
+            self._sources |= _parked(lanes)
 
     # ---- what is told
 
@@ -259,6 +279,7 @@ def _counters(counts: Counts) -> dict[str, _Source]:
         "forebay_changes_refused": by(counts.refused, _REFUSED),
         "forebay_unknown_values": by(counts.unknown_keys, _TABLES),
         "forebay_flush_retries": by(counts.retries, _RETRIES),
+        "forebay_parkings": by(counts.parkings, _PARKED_FOR),
         "forebay_writer_paused": lambda: {(): float(counts.paused)},
         "forebay_replica_reads": lambda: {(key,): counts.replica_reads[key] for key in _REPLICA_READS},
         "forebay_searches_refused": by(counts.searches_refused, _SEARCH_LIMITS),
@@ -285,6 +306,14 @@ def _gauges(queue: Queue, ready: Callable[[], bool], clock: Callable[[], float])
         "forebay_queue_capacity_bytes": lambda: {(): queue.max_bytes},
         "forebay_queue_oldest_age_seconds": lambda: {(): age()},
         "forebay_ready": lambda: {(): float(ready())},
+    }
+
+
+def _parked(lanes: Parked) -> dict[str, _Source]:
+    return {
+        "forebay_parked_threads": lambda: {(): len(lanes.open)},
+        "forebay_parked_changes": lambda: {(): lanes.changes},
+        "forebay_parked_bytes": lambda: {(): lanes.size},
     }
 
 

@@ -29,6 +29,7 @@ class Counts:
     replica_reads: Counter[str] = field(default_factory=Counter)  # by outcome
     searches_refused: Counter[str] = field(default_factory=Counter)  # by whose limit
     checkpoint_alarms: Counter[str] = field(default_factory=Counter)  # by what was found
+    parkings: Counter[str] = field(default_factory=Counter)  # of threads that are held up, by reason
     paused: bool = False  # the writer waits, since nearly every row is refused
     replayed: int = 0  # changes that a process before this one left in its journal
     journals_parked: int = 0  # of other processes, that can't be dealt with at present

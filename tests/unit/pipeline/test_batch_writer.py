@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytest
 
 from forebay.database.checkpoint import Checkpoint, CheckpointMoved, Position
+from forebay.database.store import LeftOut
 from forebay.errors import DatabaseError, JournalError, RowError, SchemaError, TransientError
 from forebay.model.changes import Change, Delete, Upsert
 from forebay.pipeline.batch_writer import Writer
@@ -39,9 +40,11 @@ class FakeStore:
         self.attempts: list[list[str]] = []
         self.positions: dict[str, Position] = {}
         self.late: list[bool] = []
-        self.dead: frozenset[str] = frozenset()
+        self.shares: list[float] = []
+        self.dead: frozenset[str | LeftOut] = frozenset()
         self.bad: set[str] = set()
         self.refusal: str | None = "23514"
+        self.held: dict[str, int] = {}  # rows that somebody holds, and for how many tries
         self.fits = 1_000_000  # rows in one transaction, in the time there is
         self.fails: list[BaseException] = []
         self.fails_after_the_commit: list[BaseException] = []
@@ -49,13 +52,23 @@ class FakeStore:
         self.open.set()
 
     async def apply(
-        self, changes: Sequence[Change], checkpoint: Checkpoint | None, *, late: bool = False
-    ) -> frozenset[str]:
+        self,
+        changes: Sequence[Change],
+        checkpoint: Checkpoint | None,
+        *,
+        late: bool = False,
+        share: float = 1.0,
+        apart: bool = False,
+    ) -> frozenset[str | LeftOut]:
         self.late.append(late)
+        self.shares.append(share)
         self.attempts.append([change.key for change in changes])
         await self.open.wait()
         if self.fails:
             raise self.fails.pop(0)
+        for key in [change.key for change in changes if self.held.get(change.key)]:
+            self.held[key] -= 1
+            raise TransientError("somebody holds it", sqlstate="55P03")
         if len(changes) > self.fits:
             raise TransientError("too long", sqlstate="57014")
         if self.bad & {change.key for change in changes}:
@@ -255,9 +268,9 @@ async def test_two_writers_that_meet_fail_nobody(bench: Bench, code: str) -> Non
 
 
 async def test_who_is_always_in_the_way_is_told(bench: Bench) -> None:
-    bench.store.fails = [TransientError("rolled back", sqlstate="40001")] * 7
+    bench.store.fails = [TransientError("rolled back", sqlstate="40001")] * 12
     await bench.write(a_batch("a"))
-    assert bench.observer.failures == ["rolled back"] * 2
+    assert bench.observer.failures == ["rolled back"]
 
 
 async def test_waiting_long_for_another_writer_is_told_earlier(bench: Bench) -> None:
@@ -462,7 +475,9 @@ async def test_a_part_that_comes_late_finds_nothing_to_start_from(bench: Bench) 
     steps: list[Checkpoint] = []
     apply = bench.store.apply
 
-    async def noted(changes: Sequence[Change], checkpoint: Checkpoint | None, *, late: bool = False) -> Any:
+    async def noted(
+        changes: Sequence[Change], checkpoint: Checkpoint | None, *, late: bool = False, **_: Any
+    ) -> Any:
         assert checkpoint is not None
         steps.append(checkpoint)
         return await apply(changes, checkpoint, late=late)
@@ -492,20 +507,79 @@ async def test_a_batch_that_takes_too_long_is_written_in_smaller_parts_in_order(
 async def test_one_time_out_takes_no_batch_apart(bench: Bench) -> None:
     bench.store.fails = [TransientError("too long", sqlstate="57014")]
     await bench.write(a_batch(*"abcd", last_seq=4), Cursor("journal"))
-    assert bench.store.attempts == [list("abcd")] * 2
+    assert bench.store.attempts == [list("abcd"), [], list("abcd")]
+    assert bench.observer.failures == []
 
 
 async def test_a_row_that_takes_too_long_is_tried_until_it_is_in(bench: Bench) -> None:
-    bench.store.fails = [TransientError("too long", sqlstate="55P03")] * 5
+    bench.store.held = {"a": 5}
     await bench.write(a_batch("a", last_seq=1), Cursor("journal"))
-    assert bench.store.attempts == [["a"]] * 6
+    assert bench.store.attempts == [["a"], []] * 5 + [["a"]]
+    assert len(bench.observer.failures) == 4, "one time-out may be the connection's"
+    assert bench.store.shares[-1] == 1.0, "it may take its time"
+
+
+class _Parked:
+    """Lanes that keep what they are given."""
+
+    def __init__(self) -> None:
+        self.open: dict[str, list[str]] = {}
+        self.has_room = True
+
+    def key_of(self, change: Change) -> str | None:
+        return change.key if change.key in self.open else None
+
+    async def park(self, ops: Sequence[Op], error: DatabaseError | None = None) -> bool:
+        self.open.setdefault(ops[0].change.key, []).extend(op.change.key for op in ops)
+        return True
+
+
+async def test_a_row_that_somebody_holds_is_parked_and_the_others_go_on(bench: Bench) -> None:
+    bench.store.held = {"c": 1000, "f": 1000}
+    lanes = bench.writer.lanes = _Parked()
+    cursor = Cursor("journal")
+    await bench.write(a_batch(*"abcdefgh", last_seq=8), cursor)
+    assert bench.store.committed == list("abdegh")
+    assert lanes.open == {"c": ["c"], "f": ["f"]}
+    assert bench.store.checkpoints == {"journal": 8}
+    assert bench.counts.written.total() == 6
+    assert bench.observer.failures == [], "nobody else is told"
+    attempts = len(bench.store.attempts)
+    await bench.write(a_batch(*"cxf", last_seq=11), cursor)
+    assert bench.store.attempts[attempts:] == [["x"]], "what waits already is no trouble"
+    assert lanes.open == {"c": ["c", "c"], "f": ["f", "f"]}
+
+
+async def test_in_an_outage_nothing_is_parked(bench: Bench) -> None:
+    lanes = bench.writer.lanes = _Parked()
+    bench.store.fails = [
+        TransientError("no answer", sqlstate="57014"),
+        *[TransientError("gone")] * 3,
+        TransientError("no answer", sqlstate="57014"),
+        *[TransientError("gone")] * 3,
+    ]
+    await bench.write(a_batch("a", last_seq=1), Cursor("journal"))
+    assert lanes.open == {}
+    assert bench.store.committed == ["a"]
+    assert bench.observer.failures == [*["gone"] * 3, "no answer", *["gone"] * 3]
+
+
+async def test_when_too_much_is_held_up_everything_waits(bench: Bench) -> None:
+    lanes = bench.writer.lanes = _Parked()
+    lanes.has_room = False
+    bench.store.held = {"a": 5}
+    await bench.write(a_batch("a", "b", last_seq=2), Cursor("journal"))
+    assert bench.store.committed == ["a", "b"]
+    assert bench.observer.failures == ["somebody holds it"] * 3
 
 
 async def test_a_batch_that_got_through_after_its_time_raises_no_alarm(bench: Bench) -> None:
     apply = bench.store.apply
     given_up: list[tuple[Sequence[Change], Checkpoint]] = []
 
-    async def slow(changes: Sequence[Change], checkpoint: Checkpoint | None, *, late: bool = False) -> Any:
+    async def slow(
+        changes: Sequence[Change], checkpoint: Checkpoint | None, *, late: bool = False, **_: Any
+    ) -> Any:
         assert checkpoint is not None
         if len(changes) > 2:
             given_up.append((changes, checkpoint))
@@ -562,7 +636,9 @@ async def test_it_may_go_back_again_meanwhile_and_within_a_batch(bench: Bench) -
     await bench.write(a_batch("1", "2", "3", "4", last_seq=4), cursor)
     apply, times = bench.store.apply, 0
 
-    async def goes_back(changes: Sequence[Change], step: Checkpoint | None, *, late: bool = False) -> Any:
+    async def goes_back(
+        changes: Sequence[Change], step: Checkpoint | None, *, late: bool = False, **_: Any
+    ) -> Any:
         nonlocal times
         times += 1
         if times in (2, 4, 7):

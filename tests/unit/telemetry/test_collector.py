@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -58,10 +60,18 @@ def test_changes_are_accounted_for_in_the_metrics() -> None:
     assert (found["forebay_queue_changes"], found["forebay_queue_oldest_age_seconds"]) == (0, 0)
 
 
+class _Lanes:
+    """What is parked."""
+
+    open: ClassVar[Mapping[str, object]] = {"t": None}
+    changes = 2
+    size = 100
+
+
 def _watched() -> tuple[Metrics, Counts]:
     counts, metrics = Counts(), Metrics()
     journal = JournalView(size=lambda: 5, capacity=10, spilled=lambda: 2)
-    metrics.observe(counts, _inbox(counts), lambda: False, lambda: 0.0, journal)
+    metrics.observe(counts, _inbox(counts), lambda: False, lambda: 0.0, journal, _Lanes())
     counts.accepted["steps"] += 1
     counts.dropped["deleted_thread"] += 1
     counts.dead_lettered["steps", "22P02"] += 1

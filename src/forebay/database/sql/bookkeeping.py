@@ -76,6 +76,8 @@ def step_checkpoint(sql: Sql) -> Any:
     values = sa.select(
         text_parameter("journal_id"), _number("to_seq"), _number("to_token"), sql.moment()
     ).where(begins | known.is_not(None))
+    if (patience := sql.patience()) is not None:  # all else in the transaction comes after it
+        values = values.where(patience)
     insert = sql.insert(checkpoints).from_select(_CHECKPOINT, values)
     # A statement that was given up may still arrive, when it has been repeated and newer ones are in.
     stands = (checkpoints.c.applied_seq == _number("from_seq")) & (_token() == _number("from_token"))

@@ -97,6 +97,9 @@ class Sql(Protocol):
     def arrived(self) -> Expression:
         """1 for a thread's row that was written; fails where it was there when the statement began, and had gone."""
 
+    def patience(self) -> Expression | None:
+        """Always true. From then on the transaction waits only briefly for a lock. None where a lock is the file's."""
+
     def among(self, column: sa.Column[Any], found: sa.Select[Any]) -> Expression:
         """Whether the column is one of what the select finds, which is few."""
 
@@ -109,6 +112,10 @@ class Sql(Protocol):
 
 # What PostgreSQL's error says when a thread has changed between a statement's beginning and its lock.
 MOVED = "forebay_moved"
+
+
+# How long a batch waits for a row that somebody holds: then that thread waits, and not the others. Milliseconds.
+LOCK_PATIENCE_MS = 500
 
 
 def literal(value: Any) -> Expression:

@@ -11,6 +11,7 @@ from sqlalchemy.sql.selectable import FromClause
 
 from forebay.database.sql.dialect import (
     LACKING,
+    LOCK_PATIENCE_MS,
     MOVED,
     NEEDLE,
     PASSED_ON,
@@ -155,6 +156,11 @@ class PostgresSql:
         is_new = sa.literal_column("threads.xmax") == literal(0)
         was_seen = sa.exists(sa.select(_SEEN.c.id).where(_SEEN.c.id == _MET_ID))
         return sa.case((is_new & was_seen, _moved()), else_=literal(1))
+
+    def patience(self) -> Expression:
+        """`set_config` counts at once and until the transaction's end. A session's setting would stay with a pooler."""
+        name, value = literal("lock_timeout"), literal(str(LOCK_PATIENCE_MS))
+        return sa.func.set_config(name, value, sa.true()).is_not(None)
 
     def among(self, column: sa.Column[Any], found: sa.Select[Any]) -> Expression:
         """An array: with IN, the planner takes a tree of steps for thousands, and reads the table through."""

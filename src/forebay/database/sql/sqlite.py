@@ -150,6 +150,9 @@ class SqliteSql:
         """See `locked`."""
         return literal(1)
 
+    def patience(self) -> None:
+        """There are no locks of rows."""
+
     def among(self, column: sa.Column[Any], found: sa.Select[Any]) -> Expression:
         """IN."""
         return column.in_(found)

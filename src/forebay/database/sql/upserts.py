@@ -110,7 +110,11 @@ class Upserts(Compiler):
             for column in table.columns
             if column.name not in ("id", "threadId")
         }
-        stays = self._sql.unmoved() if table is threads else _same_thread(table, insert.excluded)
+        stays = self._sql.unmoved()
+        if table is not threads:
+            stays = _same_thread(table, insert.excluded)
+            if late:  # or what is read back once more would be written once more
+                stays &= sa.or_(*(_differs(table.c[name], value) for name, value in merged.items()))
         return insert.on_conflict_do_update(index_elements=["id"], set_=merged, where=stays)
 
     # ---- what was deleted
@@ -319,6 +323,12 @@ def _same_thread(table: sa.Table, proposed: Any, stored: FromClause | None = Non
     """Whether a row that comes is in the thread of the one that is there; one that names none is."""
     given, there = _of(proposed, "threadId"), (table if stored is None else stored).c["threadId"]
     return given.is_(None) | there.is_not_distinct_from(given)
+
+
+def _differs(column: sa.Column[Any], value: Expression) -> Expression:
+    if schema.kind_of(column) is schema.Kind.OBJECT:  # not every kind of JSON can be compared
+        return sa.cast(column, sa.Text()).is_distinct_from(sa.cast(value, sa.Text()))
+    return column.is_distinct_from(value)
 
 
 def _of(row: Any, name: str) -> Expression:

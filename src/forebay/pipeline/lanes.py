@@ -1,0 +1,415 @@
+"""Lanes: a thread that the database holds up waits by itself, in its order, and the others go on.
+
+What is parked lies in a journal of its own, where a journal is kept at all, before the checkpoint passes it. So a
+process that is gone leaves it to whoever adopts its journals. Each lane is a replay of that journal, which is tried
+again with backoff, one lane at a time and beside the writer; it ends when everything is in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from forebay.database import error_codes
+from forebay.database.checkpoint import Checkpoint, Position
+from forebay.database.store import LeftOut
+from forebay.errors import DatabaseError, JournalError, ThreadHeldUp
+from forebay.journal.orphan import Record, let_go
+from forebay.journal.side_journal import SideJournal
+from forebay.model.changes import Change, Delete
+from forebay.pipeline import replay
+from forebay.pipeline.barrier import Waiters
+from forebay.pipeline.batch_writer import Applies, Keep, Observer, Writer
+from forebay.pipeline.queue import Batch, Op
+from forebay.pipeline.replay import Replay
+from forebay.primitives.backoff import Backoff
+from forebay.telemetry.counters import Counts
+
+logger = logging.getLogger("forebay.writer")
+
+# With so many held up, it is not a thread's trouble any more: then everything waits.
+MOST_LANES = 100
+_BATCH_BYTES = 256 * 1024
+# Seconds between two tries: whoever holds a lock lets go of it; what takes too long is likely to do so again.
+_LOCK_BACKOFF, _SLOW_BACKOFF = (0.25, 10.0), (1.0, 300.0)
+_NAMES = ("parentId", "forId")  # what a row hangs on
+
+
+class Log(replay.Log, Protocol):
+    """Where a lane's changes lie. Its calls block, and raise JournalError."""
+
+    def append(self, first_seq: int, added: Sequence[Change]) -> None:
+        """Add changes, numbered from `first_seq` on; they are as durable as they get when this returns."""
+
+
+class MemoryLog:
+    """Where nothing is journaled: a lane's changes in memory alone."""
+
+    def __init__(self) -> None:
+        self.id = uuid.uuid4().hex
+        self._records: list[Record] = []
+
+    def append(self, first_seq: int, added: Sequence[Change]) -> None:
+        """See `Log`."""
+        self._records += enumerate(added, first_seq)
+
+    def read(self, after_seq: int, max_bytes: int) -> list[Record]:
+        """See `Log`."""
+        records: list[Record] = []
+        size = 0
+        for seq, change in self._records:
+            if seq > after_seq and (not records or size < max_bytes):
+                records.append((seq, change))
+                size += change.size
+        return records
+
+
+class Lane:
+    """One thread's changes, from the one on that was held up. `changes` and `size`, in bytes: those not yet written."""
+
+    def __init__(self, key: str, log: Log, observer: Observer) -> None:
+        self.key = key
+        self.log = log
+        self.size = 0
+        self.failure: DatabaseError | None = None
+        self.last_seq = 0
+        self.tickets: dict[int, tuple[Any, ...]] = {}  # who waits for a change, by its number
+        self.task: asyncio.Task[None] | None = None
+        self._observer = observer
+        self._passed_seq = 0
+        self._sizes: dict[int, int] = {}
+        self.rebind()
+
+    def __repr__(self) -> str:
+        return f"<Lane {self.changes} changes, {self.size} bytes>"
+
+    @property
+    def changes(self) -> int:
+        """How many have still to be written."""
+        return self.last_seq - self._passed_seq
+
+    def rebind(self) -> None:
+        """Go on in another event loop; nobody waits in the one before."""
+        self._readers, self._flushes = Waiters(), Waiters()
+        self._appending = asyncio.Lock()
+
+    async def append(self, ops: Sequence[Op]) -> None:
+        """Put changes at its end. Raises JournalError; then they are not in it."""
+        async with self._appending:
+            first_seq = self.last_seq + 1
+            self.last_seq += len(ops)  # before it is on the disk, or the lane could end meanwhile
+            try:
+                added = [op.change for op in ops]
+                if isinstance(self.log, MemoryLog):
+                    self.log.append(first_seq, added)
+                else:
+                    await asyncio.to_thread(self.log.append, first_seq, added)
+            except BaseException:
+                self.last_seq -= len(ops)
+                raise
+        for seq, op in enumerate(ops, first_seq):
+            self.size += op.change.size
+            self._sizes[seq] = op.change.size
+            if op.tickets:
+                self.tickets[seq] = op.tickets
+
+    async def appended(self) -> None:
+        """Return when nothing is being put at its end."""
+        async with self._appending:
+            pass
+
+    def passed(self, seq: int) -> int:
+        """Everything up to here is written, or given up; how many bytes that were."""
+        size = sum(self._sizes.pop(each, 0) for each in range(self._passed_seq + 1, seq + 1))
+        for each in range(self._passed_seq + 1, seq + 1):
+            self.tickets.pop(each, None)
+        self._passed_seq = seq
+        self.size -= size
+        self._readers.reached(seq)
+        self._flushes.reached(seq)
+        return size
+
+    def written(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
+        """A future that is done when all that is in it now is written."""
+        return self._flushes.add(self.last_seq, loop)
+
+    async def settle(self) -> None:
+        """Return when all that is in it now is written. Raises ThreadHeldUp when it is not at the next try."""
+        if self.failure is not None:
+            raise _held_up(self.failure)
+        if self.changes:
+            await self._readers.add(self.last_seq, asyncio.get_running_loop())
+
+    def end(self, error: Exception) -> list[Any]:
+        """It is not written by this process any more: readers are told; who else waits."""
+        self._readers.fail(error)
+        self._flushes.fail(error)
+        return [ticket for tickets in self.tickets.values() for ticket in tickets]
+
+    # ---- what its writer tells
+
+    def batch_written(self, batch: Batch, seconds: float) -> None:
+        """See `batch_writer.Observer`."""
+        if batch.ops:
+            self._observer.batch_written(batch, seconds)
+
+    def batch_failed(self, error: DatabaseError) -> None:
+        """Its own readers are told, and nobody else's. See `batch_writer.Observer`."""
+        self.failure = error
+        self._readers.fail(_held_up(error))
+
+    def op_settled(self, op: Op, error: DatabaseError | None) -> None:
+        """See `batch_writer.Observer`."""
+        self.failure = None
+        tickets = tuple(ticket for together in op.tickets for ticket in together)
+        self._observer.op_settled(Op(op.change, tickets), error)
+
+    def threads_deleted(self, thread_ids: frozenset[str]) -> None:
+        """See `batch_writer.Observer`."""
+        self._observer.threads_deleted(thread_ids)
+
+
+class Lanes:
+    """The lanes of a process.
+
+    `make_log` makes a new one's log; `max_bytes`: with so much parked, what else is written to a thread that is held
+    up is refused. `on_size` is told by how many bytes what is parked grows and shrinks.
+    """
+
+    def __init__(
+        self,
+        make_log: Callable[[], Log],
+        store: Applies,
+        observer: Observer,
+        counts: Counts,
+        clock: Callable[[], float],
+        *,
+        keep: Keep,
+        keep_is_vital: bool,
+        max_bytes: int,
+        on_size: Callable[[int], None] = lambda _bytes: None,
+    ) -> None:
+        self.open: dict[str, Lane] = {}  # by thread
+        self.size = 0
+        self.is_full = False
+        self._make_log = make_log
+        self._store = store
+        self._observer = observer
+        self._counts = counts
+        self._clock = clock
+        self._keep = keep
+        self._keep_is_vital = keep_is_vital
+        self._max_bytes = max_bytes
+        self._on_size = on_size
+        self._rows: dict[
+            tuple[str, str], str
+        ] = {}  # the lane of a row that is parked, or that one of them names
+        self._replays: dict[str, Replay] = {}
+        self._turn = asyncio.Semaphore()
+
+    def __repr__(self) -> str:
+        return f"<Lanes {len(self.open)} open, {self.changes} changes, {self.size} bytes>"
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one thread more may be held up."""
+        return len(self.open) < MOST_LANES
+
+    @property
+    def changes(self) -> int:
+        """How many changes are parked."""
+        return sum(lane.changes for lane in self.open.values())
+
+    def key_of(self, change: Change) -> str | None:
+        """The lane that the change has to go into, or nothing.
+
+        A row that is in a lane stays there. Of a change that does not say its thread, so does what names it.
+        """
+        key = self._rows.get((change.table, change.key))
+        if key is None and change.thread_id is None:
+            key = self._rows.get(("", change.key))
+        return key if key is not None else change.thread_id if change.thread_id in self.open else None
+
+    def refuses(self, change: Change) -> bool:
+        """Whether a change is of a thread that is held up, and there is no room for what waits so."""
+        return self.is_full and self.key_of(change) is not None
+
+    async def park(self, ops: Sequence[Op], error: DatabaseError | None = None) -> bool:
+        """Put changes of one thread at the end of its lane; with an `error`, that may begin.
+
+        False where it has ended, and there is no error. Raises JournalError; then they are not in it.
+        """
+        first = ops[0].change
+        key = self.key_of(first)
+        if key is None and error is None:
+            return False
+        key = key or first.thread_id or f"{first.table}/{first.key}"
+        lane = self.open.get(key)
+        if lane is None:
+            lane = await self._begin(key, error)
+        await lane.append(ops)
+        self._grow(sum(op.change.size for op in ops))
+        for op in ops:
+            for row in _rows_of(op.change):
+                self._rows.setdefault(row, key)
+        if lane.task is None:
+            self._start(lane)
+        return True
+
+    async def _begin(self, key: str, error: DatabaseError | None) -> Lane:
+        log = await asyncio.to_thread(self._make_log)
+        lane = self.open[key] = Lane(key, log, self._observer)
+        reason = _reason_of(error)
+        self._counts.parkings[reason] += 1
+        logger.warning("thread held up lane=%s threads=%d reason=%s", log.id, len(self.open), error or reason)
+        writer = Writer(
+            _InTurn(self._store, self),
+            lane,
+            self._counts,
+            self._clock,
+            keep=self._keep,
+            keep_is_vital=self._keep_is_vital,
+            pending=lambda: lane.changes,
+            backoff=Backoff(*(_LOCK_BACKOFF if reason == "lock" else _SLOW_BACKOFF)),
+            is_aside=True,
+        )
+        self._replays[key] = Replay(log, Position(), writer, self._counts, self._clock, tickets=lane.tickets)
+        return lane
+
+    def _grow(self, size: int) -> None:
+        self.size += size
+        self.is_full = self.size >= self._max_bytes
+        self._on_size(size)
+
+    def _start(self, lane: Lane) -> None:
+        # An empty context: whoever wrote the change has one that holds a Chainlit session.
+        lane.task = asyncio.get_running_loop().create_task(
+            self._run(lane), name="forebay-lane", context=contextvars.Context()
+        )
+        lane.task.add_done_callback(_report_end)
+
+    async def _run(self, lane: Lane) -> None:
+        replaying = self._replays[lane.key]
+        while lane.changes:
+            written = await self._advance(lane, replaying)
+            self._grow(-lane.passed(replaying.read_seq))
+            if not written:
+                await lane.appended()
+        await self._end(lane)
+
+    async def _advance(self, lane: Lane, replaying: Replay) -> int:
+        while True:
+            try:
+                return await replaying.advance(_BATCH_BYTES, late=lambda: True)
+            except JournalError as error:
+                lane.batch_failed(DatabaseError(str(error)))
+                logger.error("lane not read lane=%s reason=%s", lane.log.id, error)
+                await asyncio.sleep(_SLOW_BACKOFF[0])
+
+    async def _end(self, lane: Lane) -> None:
+        del self.open[lane.key], self._replays[lane.key]
+        self._rows = {row: key for row, key in self._rows.items() if key != lane.key}
+        logger.warning("thread goes on lane=%s changes=%d", lane.log.id, lane.last_seq)
+        if isinstance(lane.log, SideJournal):
+            try:
+                await asyncio.to_thread(let_go, lane.log)
+            except JournalError as error:  # whoever adopts it finds that the database has it
+                logger.error("lane left behind lane=%s reason=%s", lane.log.id, error)
+                lane.log.release()
+
+    async def settle(self, thread_id: str) -> None:
+        """Return when what is parked of the thread is written. Raises ThreadHeldUp while it can't be."""
+        if (lane := self.open.get(thread_id)) is not None:
+            await lane.settle()
+
+    async def written(self) -> None:
+        """Return when everything that is parked now is written, however long that takes."""
+        loop = asyncio.get_running_loop()
+        for done in [lane.written(loop) for lane in self.open.values() if lane.changes]:
+            await done
+
+    def rebind(self) -> None:
+        """Go on in the loop that runs now; the one before has ended."""
+        self._turn = asyncio.Semaphore()
+        for lane in self.open.values():
+            lane.rebind()
+            self._start(lane)
+
+    async def turn(self, attempt: Callable[[], Any]) -> Any:
+        """Have a lane's attempt made when no other one's is."""
+        async with self._turn:
+            return await attempt()
+
+    async def close(self, error: Exception) -> list[Any]:
+        """Leave what is parked to the next process, where it is on the disk; who waited for it, but readers."""
+        tasks = [lane.task for lane in self.open.values() if lane.task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        waiting = []
+        for lane in self.open.values():
+            waiting += lane.end(error)
+            if isinstance(lane.log, SideJournal):
+                lane.log.release()
+        return waiting
+
+
+class _InTurn:
+    """The store as a lane has it."""
+
+    def __init__(self, store: Applies, lanes: Lanes) -> None:
+        self._store = store
+        self._lanes = lanes
+
+    async def apply(
+        self,
+        changes: Sequence[Change],
+        checkpoint: Checkpoint | None,
+        *,
+        late: bool = False,
+        share: float = 1.0,
+        apart: bool = True,
+    ) -> frozenset[str | LeftOut]:
+        """See `batch_writer.Applies`."""
+
+        async def attempt() -> frozenset[str | LeftOut]:
+            return await self._store.apply(changes, checkpoint, late=late, share=share, apart=apart)
+
+        found: frozenset[str | LeftOut] = await self._lanes.turn(attempt)
+        return found
+
+    async def position(self, journal_id: str) -> Position:
+        """See `batch_writer.Applies`."""
+        return await self._store.position(journal_id)
+
+
+def _rows_of(change: Change) -> list[tuple[str, str]]:
+    """The row itself, and what it hangs on."""
+    row = {} if isinstance(change, Delete) else change.row
+    return [(change.table, change.key), *(("", row[name]) for name in _NAMES if row.get(name))]
+
+
+def _reason_of(error: DatabaseError | None) -> str:
+    if error is None:
+        return "answer"
+    known = {error_codes.LOCKED: "lock", error_codes.CANCELLED: "time"}
+    return known.get(error.sqlstate or "", "answer")
+
+
+def _held_up(error: DatabaseError) -> ThreadHeldUp:
+    return ThreadHeldUp(
+        f"what was written to this thread before can't be read yet, others can: {error}",
+        sqlstate=error.sqlstate,
+    )
+
+
+def _report_end(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.critical(
+            "lane ended, its thread is not written any more reason=%s", type(error).__name__, exc_info=error
+        )
