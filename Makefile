@@ -6,21 +6,44 @@ SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13)
 # The first of these that runs. A name on the PATH may be a version manager's stand-in that does not.
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
 	$$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
+VERSION = $(shell $(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTEST_ARGS ?= -n 2
+# What `make lowest` and `make wheel` run; `make test` runs everything.
+TESTS ?= tests/unit tests/docs
 
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test lint fmt docs pins clean load
+.PHONY: help demo test coverage lowest wheel lint fmt docs pins clean load
 
 help:  ## What can be made
-	@awk -F ':.*##' '/^[a-z]+:.*##/ { printf "  make %-8s%s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*##' '/^[a-z]+:.*##/ { printf "  make %-10s%s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/runtime  ## Run a Chainlit app on forebay, with an embedded database
 	$(BIN)/forebay demo
 
 test: lint  ## Lint, check the types, and run every test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+coverage: $(VENV)/development  ## Count the branches that tests/unit and tests/integration take; too few fail
+	$(BIN)/python -m pytest $(PYTEST_ARGS) --cov --cov-report=term:skip-covered tests/unit tests/integration
+
+lowest: $(VENV)/development  ## Run TESTS with the oldest releases that pyproject.toml admits
+	mkdir -p build
+	$(BIN)/uv pip compile --quiet --resolution lowest-direct --python-version $(VERSION) --no-header --no-annotate \
+		pyproject.toml --output-file build/lowest.txt
+	sed '/^-/d' requirements-dev.in > build/tools.txt
+	.ci/environment build/lowest $(BIN)/python -r build/lowest.txt -r build/tools.txt
+	build/lowest/bin/python -m pip --quiet install --no-deps --editable .
+	build/lowest/bin/python -m pytest $(PYTEST_ARGS) $(TESTS)
+
+wheel: $(VENV)/development  ## Build the sdist, and from that the wheel, into dist/, and run TESTS with the wheel
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	.ci/environment build/wheel $(BIN)/python -r requirements-dev.txt
+	build/wheel/bin/python -m pip --quiet install --no-deps --force-reinstall dist/*.whl
+	build/wheel/bin/python -c 'import forebay; assert "site-packages" in forebay.__file__, forebay.__file__'
+	build/wheel/bin/python -m pytest $(PYTEST_ARGS) $(TESTS)
 
 load: $(VENV)/development  ## Let Locust's people chat, then audit the database (LAYER=, USERS=, DURATION=)
 	$(BIN)/python -m loadtests.load
@@ -40,7 +63,6 @@ docs: $(VENV)/development  ## Render docs/ as a site in build/site; a link that 
 	@echo "build/site/index.html"
 
 pins: $(VENV)/development  ## Pin the newest versions of everything in requirements*.txt
-	$(PIP) install uv
 	$(BIN)/uv pip compile --universal --python-version 3.11 --upgrade --no-emit-index-url --no-header --no-annotate \
 		--quiet pyproject.toml --output-file requirements.txt
 	$(BIN)/uv pip compile --universal --python-version 3.11 --upgrade --no-emit-index-url --no-header --no-annotate \
