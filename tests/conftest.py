@@ -52,6 +52,13 @@ def own_postgres_server() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture
+def durable_postgres_server() -> Iterator[PostgresServer]:
+    """A PostgreSQL server of the test's own that keeps what it has committed, which a crash of the others may lose."""
+    with PostgresServer(own=True, durable=True) as server:
+        yield server
+
+
+@pytest.fixture
 def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
     """An empty PostgreSQL database."""
     url = postgres_server.create_database()

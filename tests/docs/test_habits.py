@@ -23,6 +23,19 @@ def _is_short(call: ast.Call) -> bool:
     return any(isinstance(value, int | float) and value < _ENOUGH for value in values)
 
 
+def _is_near(deadline: ast.BinOp) -> bool:
+    """A moment that is so far from now."""
+    if not isinstance(deadline.op, ast.Add) or not isinstance(deadline.right, ast.Constant):
+        return False
+    now, seconds = deadline.left, deadline.right.value
+    return (
+        isinstance(now, ast.Call)
+        and ast.unparse(now.func) in _CLOCKS
+        and isinstance(seconds, int | float)
+        and seconds < _ENOUGH
+    )
+
+
 def _is_upper_bound(test: ast.expr) -> bool:
     """What has passed since a moment is to be less than something."""
     if not isinstance(test, ast.Compare) or not isinstance(test.ops[0], ast.Lt | ast.LtE):
@@ -33,7 +46,9 @@ def _is_upper_bound(test: ast.expr) -> bool:
 
 def _faults(source: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Call) and _is_short(node):
+        if (isinstance(node, ast.Call) and _is_short(node)) or (
+            isinstance(node, ast.BinOp) and _is_near(node)
+        ):
             yield f"{node.lineno}: take patience() or PATIENCE of tests.support.patience"
         elif isinstance(node, ast.Assert) and _is_upper_bound(node.test):
             yield f"{node.lineno}: a slow machine fails this; let the wrong way last FOR_EVER instead"
@@ -51,6 +66,7 @@ def test_no_test_depends_on_the_machines_speed() -> None:
         "await asyncio.wait_for(it, 30)",
         "await asyncio.wait_for(it, timeout=1.5)",
         "assert time.monotonic() - started < 9",
+        "deadline = time.monotonic() + 20",
     ],
 )
 def test_what_does_is_found(source: str) -> None:

@@ -30,20 +30,20 @@ async def _in_the_sidebar(client: ChainlitClient) -> list[str]:
 
 @pytest.mark.parametrize("durability", ["journal", "memory"])
 async def test_what_people_began_is_theirs(
-    own_postgres_server: PostgresServer, tmp_path: Path, durability: str
+    durable_postgres_server: PostgresServer, tmp_path: Path, durability: str
 ) -> None:
-    url = own_postgres_server.create_database()
+    url = durable_postgres_server.create_database()
     env = {"TEST_DATABASE_URL": url, "FOREBAY_AUTO_MIGRATE": "true", "FOREBAY_DURABILITY": durability}
     with ChainlitServer(_RACE, tmp_path, env) as server:
         async with ChainlitClient(server.url, login="seen") as before:
             await before.say("hello")
-        await asyncio.to_thread(own_postgres_server.crash)
+        await asyncio.to_thread(durable_postgres_server.crash)
         async with (
             ChainlitClient(server.url, login="seen") as seen,
             ChainlitClient(server.url, login="new") as new,
         ):
             said = {client: await client.say("still there?") for client in (seen, new)}
-            await asyncio.to_thread(own_postgres_server.start)
+            await asyncio.to_thread(durable_postgres_server.start)
             for client in (seen, new):
                 assert client.thread_id in await _in_the_sidebar(client)
                 thread = await client.thread(client.thread_id)

@@ -15,13 +15,6 @@ from tests.support.postgres import PostgresServer
 MakeLayer = Callable[..., ForebayDataLayer]
 
 
-@pytest.fixture
-def durable_postgres_server() -> Iterator[PostgresServer]:
-    """A PostgreSQL server of the test's own that keeps what it has committed."""
-    with PostgresServer(own=True, durable=True) as server:
-        yield server
-
-
 @pytest.fixture(scope="session")
 def _crashable_server() -> Iterator[PostgresServer]:
     with PostgresServer(own=True, durable=True) as server:

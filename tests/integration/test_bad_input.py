@@ -582,18 +582,11 @@ async def test_an_unreachable_database_fails_reads_at_once_and_keeps_writes(
     assert "lovelace" not in caplog.text
 
 
-@pytest.fixture
-def durable_server() -> Iterator[PostgresServer]:
-    """One that keeps what it has committed, which a crash of the others may lose."""
-    with PostgresServer(own=True, durable=True) as server:
-        yield server
-
-
 @pytest.mark.parametrize("how", ["stop", "crash"])
 async def test_a_database_that_goes_and_comes_back_gets_what_was_written_meanwhile(
-    durable_server: PostgresServer, make_layer: MakeLayer, caplog: pytest.LogCaptureFixture, how: str
+    durable_postgres_server: PostgresServer, make_layer: MakeLayer, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
-    server = durable_server
+    server = durable_postgres_server
     layer = make_layer(server.create_database(), settings=_patient(auto_migrate=True))
     thread_id = await a_thread(layer, name="before")
     await layer.create_step(a_step(thread_id))

@@ -32,6 +32,7 @@ from tests.integration.contract import (
     stored_thread,
     until,
 )
+from tests.support.patience import PATIENCE
 from tests.support.storage import MemoryStorage
 
 DURABILITIES = ("journal", "memory", "commit")
@@ -51,7 +52,7 @@ def run_in_thread(work: Work) -> Any:
 
     thread = threading.Thread(target=run)
     thread.start()
-    thread.join(30)
+    thread.join(PATIENCE)
     (result,) = results
     if isinstance(result, BaseException):
         raise result

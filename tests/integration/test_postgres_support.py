@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from forebay.bench import postgres
+from tests.support.patience import PATIENCE
 from tests.support.postgres import NoPostgres, PostgresServer, name_of, wheel_binaries
 
 _ROOT = Path(__file__).parents[2]
@@ -34,14 +35,16 @@ def _has(server: PostgresServer, url: str) -> bool:
 
 
 def _is_alive(pid: int) -> bool:
+    """A zombie is not: where nothing reaps, as in a container without an init process, that is all that is left."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, 0)
-        return True
+        state = subprocess.run(["cat", f"/proc/{pid}/stat"], capture_output=True, text=True, check=False)
+        return ") Z " not in state.stdout
     return False
 
 
 def _wait_until(done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while not done():
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -144,5 +147,5 @@ def test_it_runs_as_an_ordinary_user(own_postgres_server: PostgresServer) -> Non
     arguments = (pwd.getpwnam("nobody"), own_postgres_server._binaries)
     child = multiprocessing.get_context("fork").Process(target=_serve_as, args=arguments)
     child.start()
-    child.join(60)
+    child.join(PATIENCE)
     assert child.exitcode == 0

@@ -217,7 +217,7 @@ class Uploads:
         self._client = client
         self._mark = mark
         # Chainlit's clients take it since 2.7; an application's own need not.
-        self._names_disposition = "content_disposition" in inspect.signature(client.upload_file).parameters
+        self._names_disposition = _takes(client.upload_file, "content_disposition")
         self._blobs = blobs
         self._settings = settings
         self._counts = counts
@@ -667,3 +667,11 @@ def _settle(future: asyncio.Future[None], error: Exception | None = None) -> Non
         future.set_result(None)
     else:
         future.set_exception(error)
+
+
+def _takes(function: Callable[..., Any], name: str) -> bool:
+    """Whether it has this parameter. Compiled code need not tell, nor a mock before Python 3.11.4: then it has not."""
+    try:
+        return name in inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False

@@ -13,6 +13,7 @@ import pytest
 
 from forebay.attachments import spool
 from forebay.attachments.spool import Entry, Note, Secured
+from tests.support.patience import PATIENCE
 
 _NOTE = Note("user/element/name", "text/plain", "[]")
 
@@ -122,7 +123,7 @@ def test_a_killed_process_is_gone(tmp_path: Path, process: Callable[[], Secured]
     ready = context.Event()
     other = context.Process(target=_hold_and_wait, args=(tmp_path, ready))
     other.start()
-    assert ready.wait(30)
+    assert ready.wait(PATIENCE)
     mine = process()
     assert mine.adopt() == []
     other.kill()

@@ -1,4 +1,4 @@
-"""Room for bytes: never more than there is, in the order of asking."""
+"""Room for bytes: never more than there is, in the order of asking; and what a storage client takes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import asyncio
 
 import pytest
 
-from forebay.attachments.uploads import Room
+from forebay.attachments.uploads import Room, _takes
 from tests.support.patience import patience
+from tests.support.storage import MemoryStorage
 
 
 async def _turn() -> None:
@@ -68,3 +69,15 @@ async def test_who_gives_up_takes_nothing(when: str) -> None:
         await first
     async with patience():
         await second
+
+
+def test_a_client_that_does_not_tell_its_parameters_gets_none_that_it_need_not_have() -> None:
+    """As one in compiled code."""
+
+    def unreadable(key: str) -> None:
+        raise AssertionError(key)
+
+    unreadable.__signature__ = "not one"  # type: ignore[attr-defined]
+    assert not _takes(unreadable, "key")
+    assert not _takes(dict.fromkeys, "content_disposition")
+    assert _takes(MemoryStorage().upload_file, "content_disposition")

@@ -13,6 +13,7 @@ from forebay.journal.journal import Journal
 from forebay.journal.log import Log
 from forebay.model import changes
 from forebay.model.changes import Change
+from tests.support.patience import PATIENCE
 
 
 def _change(number: int) -> Change:
@@ -28,7 +29,7 @@ class _Gate:
 
         def held(log: Log, first_seq: int, last_seq: int, body: Sequence[bytes], checksum: int) -> None:
             self.reached.set()
-            assert self.opened.wait(10)
+            assert self.opened.wait(PATIENCE)
             append(log, first_seq, last_seq, body, checksum)
 
         monkeypatch.setattr(Log, "append", held)
