@@ -204,7 +204,7 @@ async def test_an_old_letter_never_overwrites_a_newer_value(
     layer, values = make_layer(migrated_postgres_url), a_step(str(uuid.uuid4()), name="bad")
     await layer.create_step(values | {"output": "old", "language": "python"})
     await layer.flush()
-    await layer.update_step(values | {"name": "good", "output": "new"})
+    await layer.update_step({"id": values["id"], "threadId": values["threadId"], "output": "new"})
     await layer.flush()
     where = ["--journal-dir", str(folder)]
     listed = json.loads((await asyncio.to_thread(command, "dead-letters", "list", "--json", *where)).output)
@@ -220,7 +220,7 @@ async def test_an_old_letter_never_overwrites_a_newer_value(
     assert DeadLetters(folder).count() == 0
     stored = await layer.get_step(values["id"])
     assert stored is not None
-    assert (stored["name"], stored["output"], stored["language"]) == ("good", "new", "python")
+    assert (stored["name"], stored["output"], stored["language"]) == ("bad", "new", "python")
     await connection.close()
 
 

@@ -671,17 +671,7 @@ _LATE: dict[str, tuple[_Made, _Made, _Made]] = {
 }
 
 
-_WHOLE = pytest.mark.xfail(strict=True, reason="a row is newer or older as a whole")
-
-
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param("part of a row", marks=_WHOLE),
-        pytest.param("a key that goes", marks=_WHOLE),
-        "a step that goes and comes back",
-    ],
-)
+@pytest.mark.parametrize("case", _LATE)
 async def test_a_late_change_has_its_place_beneath_a_newer_one(
     migrated_url: str, case: str, tmp_path: Path
 ) -> None:

@@ -21,6 +21,7 @@ from weakref import WeakSet
 import anyio
 import anyio.to_thread
 import asyncpg
+import orjson
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, StaticPool
@@ -40,8 +41,8 @@ from forebay.database.drivers import (
 )
 from forebay.database.replica import WRITTEN, Replica
 from forebay.database.sql.batch_parameters import Documents, documents
-from forebay.database.sql.claims import claim_parameters, is_claim
-from forebay.database.sql.dialect import MOVED
+from forebay.database.sql.claims import claim_parameters, is_claim, named_owners, owned_by, users_parameter
+from forebay.database.sql.dialect import MOVED, SEEN
 from forebay.database.sql.statement import Statement
 from forebay.database.sql.statements import statements_of
 from forebay.database.sql.step_threads import put_into_threads, step_threads_parameters
@@ -51,6 +52,7 @@ from forebay.errors import SchemaError, SettingsError, TransientError
 from forebay.model import changes, schema
 from forebay.model.changes import Change, Delete, Upsert, lacks_thread
 from forebay.model.ids import Ids
+from forebay.model.moments import Stored
 from forebay.primitives import threads
 from forebay.settings import Settings
 
@@ -346,6 +348,11 @@ class Store:
                     except asyncpg.InvalidTextRepresentationError as error:
                         if MOVED not in str(error):
                             raise
+                    except asyncpg.ForeignKeyViolationError:
+                        owned = await self._with_owners(driver, changes)
+                        if owned is None:
+                            raise
+                        changes = owned
         raise TransientError("others change the same threads all the time", sqlstate=error_codes.CONFLICT)
 
     def _time_limit(self, share: float) -> float:
@@ -355,7 +362,7 @@ class Store:
     async def _apply_once(
         self, driver: Driver, changes: Sequence[Change], checkpoint: Checkpoint | None, *, late: bool
     ) -> frozenset[str | LeftOut]:
-        if self._postgres and not any(map(_takes_more, changes)):
+        if self._postgres and not late and not any(map(_takes_more, changes)):
             return await self._upsert_run(
                 driver, cast("Sequence[Upsert]", changes), late=late, checkpoint=checkpoint
             )
@@ -409,14 +416,63 @@ class Store:
         self, driver: Driver, upserts: list[Upsert], *, late: bool
     ) -> frozenset[str | LeftOut]:
         """As `_upsert_run`, with what is to be done before and after it."""
+        if not self._postgres:  # which tells when an owner is gone
+            upserts = cast("list[Upsert] | None", await self._with_owners(driver, upserts)) or upserts
         placed = list(enumerate(await self._put_into_threads(driver, upserts)))
         there = [(place, upsert) for place, upsert in placed if upsert is not None]
-        found = await self._upsert_run(driver, [upsert for _, upsert in there], late=late)
+        run, seen = [upsert for _, upsert in there], "{}"
+        if late:
+            run, seen = await self._beneath(driver, run)
+        found = await self._upsert_run(driver, run, late=late, seen=seen)
         await self._give_to_claimants(driver, upserts)
         unknown = (LeftOut(place, "unknown_step") for place, upsert in placed if upsert is None)
         return frozenset(unknown) | {
             one if isinstance(one, str) else LeftOut(there[one.place][0], one.reason) for one in found
         }
+
+    async def _with_owners(self, driver: Driver, changes: Sequence[Change]) -> list[Change] | None:
+        """The changes, whose threads' owners are there now; None where none was missing of whom is known who it is.
+
+        A database that went back may have lost users. Who has logged in again since has another id.
+        """
+        people = named_owners(changes)
+        if not people:
+            return None
+        asked = {"user_ids": orjson.dumps(sorted(people)).decode()}
+        there = {row[0] for row in await driver.fetch(self.statements.known_users, asked)}
+        missing = {user_id: claimant for user_id, claimant in people.items() if user_id not in there}
+        if not missing:
+            return None
+        await driver.fetch(self.statements.claimants, {"users": users_parameter(missing)})
+        called = sorted({claimant.identifier for claimant in missing.values()})
+        found = await driver.fetch(
+            self.statements.users_called, {"identifiers": orjson.dumps(called).decode()}
+        )
+        by_identifier = {row[0]: row[1] for row in found}
+        logger.warning("owners of threads were gone users=%d; they are there again", len(missing))
+        owners = {user_id: by_identifier[claimant.identifier] for user_id, claimant in missing.items()}
+        return [owned_by(change, owners) for change in changes]
+
+    async def _beneath(self, driver: Driver, upserts: list[Upsert]) -> tuple[list[Upsert], str]:
+        """What late changes still do to the rows that are there, which are held; and the ids of those, as JSON."""
+        stored: dict[tuple[str, str], Stored] = {}
+        # The threads of all of them: who holds a thread keeps others from writing into it.
+        named = {("threads", one.thread_id) for one in upserts if one.thread_id is not None}
+        named |= {(one.table, one.key) for one in upserts}
+        for table in (table.name for table in schema.WRITE_ORDER):
+            if ids := sorted(key for of, key in named if of == table):
+                asked = {"ids": orjson.dumps(ids).decode()}
+                found = await driver.fetch(self.statements.stored_rows(table), asked)
+                stored.update({(table, row[0]): _stored(row[1]) for row in found})
+        seen = {
+            str(table.name): {key: 1 for of, key in stored if of == table.name}
+            for table in schema.WRITE_ORDER
+        }
+        run = [
+            changes.late_beneath(one, stored[one.table, one.key]) if (one.table, one.key) in stored else one
+            for one in upserts
+        ]
+        return run, orjson.dumps(seen).decode()
 
     async def _put_into_threads(self, driver: Driver, upserts: list[Upsert]) -> Sequence[Upsert | None]:
         parameters = step_threads_parameters(upserts)
@@ -436,9 +492,16 @@ class Store:
         await self.write(self.statements.clear_checkpoints, kept_us=_TOMBSTONES_KEPT_US)
 
     async def _upsert_run(
-        self, driver: Driver, upserts: Sequence[Upsert], *, late: bool, checkpoint: Checkpoint | None = None
+        self,
+        driver: Driver,
+        upserts: Sequence[Upsert],
+        *,
+        late: bool,
+        checkpoint: Checkpoint | None = None,
+        seen: str = "{}",
     ) -> frozenset[str | LeftOut]:
         batch = documents(upserts)
+        batch.parameters[SEEN] = seen
         if self._postgres:
             statement = self.statements.batch(
                 partial=batch.partial, late=late, checkpoint=checkpoint is not None
@@ -601,6 +664,13 @@ def _plain(key: str) -> str:
         return str(uuid.UUID(key))
     except ValueError:
         return key
+
+
+def _stored(document: str) -> Stored:
+    found = orjson.loads(document)
+    objects = {name: value for name, value in found["objects"].items() if isinstance(value, dict)}
+    there = frozenset(name for name, is_there in found["there"].items() if is_there)
+    return Stored(found["written_at"], found["moments"] or {}, there, objects, found["now"])
 
 
 async def _fetch(driver: Driver, statement: Statement, parameters: Mapping[str, Any]) -> list[Any]:

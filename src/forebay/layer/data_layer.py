@@ -44,9 +44,17 @@ from forebay.layer.monitor import Operations
 from forebay.layer.people import People
 from forebay.layer.queued import Door, placed
 from forebay.layer.searches import Searches, bounded
-from forebay.layer.sessions import Variables, chat_at_hand, claimant_of, is_elsewhere, variables_of
+from forebay.layer.sessions import (
+    Variables,
+    chat_at_hand,
+    claim_of,
+    claimant_of,
+    is_elsewhere,
+    user_at_hand,
+    variables_of,
+)
 from forebay.model import changes, cleaning
-from forebay.model.changes import STAR, Delete, Upsert
+from forebay.model.changes import STAR, Claimant, Delete, Upsert
 from forebay.model.schema import EXTRA
 from forebay.pipeline.pipeline import Pipeline
 from forebay.primitives.awaitables import NOTHING, Deferred
@@ -350,11 +358,16 @@ class ForebayDataLayer(BaseDataLayer):
         # A variable may be called `name`; the thread has been named by its first message, or by hand.
         named = variables is None
         passes_on = user_id is not None and not is_in_a_chat()
-        make = partial(changes.thread, claimant=claimant, names=named, passes_on=passes_on)
+        owner = self._owner(user_id) if user_id is not None else None
+        make = partial(changes.thread, claimant=claimant, owner=owner, names=named, passes_on=passes_on)
         change = self._made(make, thread_id, name, user_id, metadata, tags)
         if user_id is not None:
             self._owners.pop(change.key, None)
         return self._door.pass_through(partial(self._engine.submit, change), change.size)
+
+    def _owner(self, user_id: str) -> Claimant | None:
+        user = user_at_hand(user_id) or self._people.known(self._store.ids.spell(user_id) or "")
+        return claim_of(user) if user is not None else None
 
     @_timed
     async def get_thread(self, thread_id: str) -> ThreadDict | None:

@@ -13,7 +13,7 @@ from forebay.errors import TransientError
 
 _MOST = 10_000
 
-_User = TypeVar("_User", bound=User)
+_T = TypeVar("_T")
 
 
 class People:
@@ -32,6 +32,7 @@ class People:
         self._save = save
         self._seen: OrderedDict[str, PersistedUser] = OrderedDict()
         self._unsaved: OrderedDict[str, User] = OrderedDict()
+        self._identifiers: OrderedDict[str, str] = OrderedDict()  # by id
 
     async def find(self, identifier: str) -> PersistedUser | None:
         """A user by login name. Raises a DatabaseError when the database can't tell, and never has."""
@@ -63,8 +64,13 @@ class People:
         self._unsaved.pop(user.identifier, None)
         return self._saw(stored)
 
+    def known(self, user_id: str) -> PersistedUser | None:
+        """The user with this id, if it was seen here."""
+        return self._seen.get(self._identifiers.get(user_id, ""))
+
     def _saw(self, user: PersistedUser) -> PersistedUser:
         _keep(self._seen, user.identifier, _copy(user))
+        _keep(self._identifiers, user.id, user.identifier)
         return user
 
 
@@ -72,8 +78,8 @@ def _copy(user: PersistedUser) -> PersistedUser:
     return replace(user, metadata=dict(user.metadata or {}))
 
 
-def _keep(kept: OrderedDict[str, _User], key: str, user: _User) -> None:
-    kept[key] = user
+def _keep(kept: OrderedDict[str, _T], key: str, value: _T) -> None:
+    kept[key] = value
     kept.move_to_end(key)
     if len(kept) > _MOST:
         kept.popitem(last=False)

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 from chainlit.context import context_var
 from chainlit.session import WebsocketSession
-from chainlit.user import PersistedUser
+from chainlit.user import PersistedUser, User
 
 from forebay.model import cleaning
 from forebay.model.changes import Claimant
@@ -34,6 +34,18 @@ def claimant_of(thread_id: str) -> Claimant | None:
     user = session.user
     if user is None or isinstance(user, PersistedUser):
         return None
+    return claim_of(user)
+
+
+def user_at_hand(user_id: str) -> PersistedUser | None:
+    """The person whose call this is, if that is who has this id."""
+    context = context_var.get(None)
+    user = getattr(context.session, "user", None) if context is not None else None
+    return user if isinstance(user, PersistedUser) and user.id == user_id else None
+
+
+def claim_of(user: User) -> Claimant:
+    """What makes a user's row again, where there is none."""
     metadata = cleaning.json(user.metadata or {}).decode()
     return Claimant(cleaning.text(user.identifier), metadata)
 

@@ -14,13 +14,15 @@ from typing import Any
 import orjson
 
 from forebay.errors import RowError
-from forebay.model import cleaning, schema
+from forebay.model import cleaning, moments, schema
 from forebay.model.rows import Row, clean, size_of
 from forebay.model.schema import (
     CLAIM,
     EXTRA,
     MADE_AT,
+    MOMENTS,
     NOTES,
+    OWNER,
     PASSES_ON,
     SENT_AT,
     THREAD_MADE_AT,
@@ -191,14 +193,15 @@ def thread(
     tags: list[str] | str | None = None,
     *,
     claimant: Claimant | None = None,
+    owner: Claimant | None = None,
     names: bool = True,
     passes_on: bool = False,
 ) -> Upsert:
     """`update_thread`'s arguments. None leaves a field alone; a None within `metadata` removes its key.
 
-    Metadata and tags may be JSON text. `claimant`: whose the thread is where it has no owner. `names`: without a `name`
-    the thread gets the metadata's. `passes_on`: it goes to `user_id` though it has another owner. Raises RowError for
-    metadata that is no object.
+    Metadata and tags may be JSON text. `claimant`: whose the thread is where it has no owner; `owner`: who `user_id`
+    is, if that is known. `names`: without a `name` the thread gets the metadata's. `passes_on`: it goes to `user_id`
+    though it has another owner. Raises RowError for metadata that is no object.
     """
     given = _given(metadata)
     if name is None and names:
@@ -212,11 +215,17 @@ def thread(
         row["metadata"] = kept
     if claimant is not None:
         row[CLAIM] = claimant.encode()
+    if owner is not None and "userId" in row:
+        row[OWNER] = owner.encode()
     # Two keys may be one when they are cleaned; then the one with a value counts, here and in a fold.
     removed = frozenset(cleaning.text(key) for key, value in given.items() if value is None) - kept.keys()
     if passes_on:
         row[PASSES_ON] = True
-    return _upsert("threads", row, row.get("id"), size_of(row), removed)
+    change = _upsert("threads", row, row.get("id"), size_of(row), removed)
+    if removed:  # what is not there can't say when it went
+        row[MOMENTS] = {"metadata": dict.fromkeys(sorted(removed), row[WRITTEN_AT])}
+        change.size = OVERHEAD_BYTES + size_of(row)
+    return change
 
 
 def stored(table: str, values: Mapping[str, Any]) -> Upsert:
@@ -229,7 +238,7 @@ def stored(table: str, values: Mapping[str, Any]) -> Upsert:
     if extra and EXTRA in merged:
         row[EXTRA] = {**extra, **row.get(EXTRA, {})}
     for name in NOTES & values.keys():
-        row[name] = int(values[name])
+        row[name] = moments.cleaned(values[name]) if name == MOMENTS else int(values[name])
     row.setdefault(WRITTEN_AT, 1)  # another layer wrote it, so nobody knows when
     if "id" not in row:
         raise RowError(f"{table}: a row without an id can't be written")
@@ -311,14 +320,34 @@ def fold(older: Upsert, newer: Upsert) -> Upsert:
         row["metadata"] = keep_star(older.row["metadata"], newer.row["metadata"])
     if CLAIM in older.row:
         row[CLAIM] = older.row[CLAIM]  # it has its owner then
+    is_whole = len(row) == len(newer.row)  # the newer one leaves nothing of the older
     if older.table == "threads":
-        if "userId" in older.row and PASSES_ON not in newer.row:
-            row["userId"] = older.row["userId"]  # it has its owner then
+        _fold_owner(older, newer, row)
+        is_whole = False
     elif MADE_AT in row:
         _fold_made(older, newer, row)
     removed = _fold_removed(older, newer, row)
+    if not is_whole or MOMENTS in row or EXTRA in row:
+        moments.fold(older.table, older.row, newer.row, row)
     thread_id = newer.thread_id if newer.thread_id is not None else older.thread_id
     return Upsert(older.table, older.key, row, thread_id, OVERHEAD_BYTES + size_of(row), removed)
+
+
+def late_beneath(change: Upsert, stored: moments.Stored) -> Upsert:
+    """What a change that comes late still does to the row as it is stored."""
+    row, removed = moments.beneath(change.table, change.row, change.removed, stored, keep_star, STAR)
+    return replace(change, row=row, removed=removed)
+
+
+def _fold_owner(older: Upsert, newer: Upsert, row: Row) -> None:
+    """A thread that has its owner keeps them, unless it is passed on."""
+    stays = "userId" in older.row and (PASSES_ON not in newer.row or "userId" not in newer.row)
+    named = older.row if stays else newer.row
+    for name in ("userId", OWNER):
+        if name in named:
+            row[name] = named[name]
+        else:
+            row.pop(name, None)
 
 
 def keep_star(stored: bytes | str, given: bytes | str) -> bytes:
@@ -388,7 +417,7 @@ _JSON_COLUMNS: dict[str, tuple[tuple[str, Callable[[Any], Any]], ...]] = {
     name: tuple(
         (column.name, _dump_values if schema.merge_of(column) is Merge.KEYS else orjson.dumps)
         for column in table.columns
-        if schema.kind_of(column) is Kind.OBJECT
+        if schema.kind_of(column) is Kind.OBJECT and column.name != MOMENTS
     )
     for name, table in schema.TABLES.items()
     if name != "users"

@@ -18,6 +18,7 @@ from forebay.model.schema import NOTES, Kind, Merge
 Row = dict[str, Any]
 
 _MOST_SHAPES = 1000
+_MOMENT_SIZE = 20  # bytes of an item that is no JSON yet: a moment, or a few
 _IGNORED = frozenset({("steps", "feedback")})  # it has a table of its own
 
 _COLUMNS: dict[str, dict[str, Callable[[Any], Any]]] = {
@@ -53,7 +54,9 @@ def size_of(row: Row) -> int:
         if type(value) is str or type(value) is bytes:
             size += len(value)
         elif type(value) is dict:
-            size += sum(len(key) + len(item) for key, item in value.items())
+            size += sum(
+                len(key) + (len(item) if type(item) is bytes else _MOMENT_SIZE) for key, item in value.items()
+            )
     return size
 
 

@@ -87,8 +87,11 @@ NOW = object()  # a default: the time at which the change was made
 WRITTEN_AT = "forebayWrittenAt"
 # When an element was first sent, in microseconds since 1970: a message's elements are shown in this order.
 SENT_AT = "forebaySentAt"
+# Of a row's columns, and of the keys of an object that is merged by key, those that were written at another moment
+# than the newest change was made, and which: `{"name": 17, "metadata": {"a key": 18}}`. Also of keys that were removed.
+MOMENTS = "forebayMoments"
 # What forebay notes of a row, and no reader of the row gets.
-NOTES = frozenset({WRITTEN_AT, SENT_AT})
+NOTES = frozenset({WRITTEN_AT, SENT_AT, MOMENTS})
 # When somebody made a row, rather than changed it: what was deleted before that may be there again. It comes with a
 # change and is in no table. A row that does not say was made when it was written; a thread was not.
 MADE_AT = "forebayMadeAt"
@@ -102,8 +105,16 @@ PASSES_ON = "forebayPassesOn"
 CLAIM = "forebayClaim"
 
 
+# Who a thread's `userId` is, as a claim: the user's row may be gone when the thread comes. In no table either.
+OWNER = "forebayOwner"
+
+
 def _written_at() -> sa.Column[Any]:
     return sa.Column(WRITTEN_AT, sa.BigInteger(), info={"kind": Kind.INT, "merge": Merge.LAST})
+
+
+def _moments() -> sa.Column[Any]:
+    return sa.Column(MOMENTS, _OBJECT, info={"kind": Kind.OBJECT, "merge": Merge.LAST})
 
 
 users = sa.Table(
@@ -128,6 +139,7 @@ threads = sa.Table(
     # The newest createdAt of the thread's steps; null until forebay has written one.
     sa.Column("updatedAt", _SORTED_TEXT, info={"kind": Kind.TEXT, "merge": Merge.MAX}),
     _written_at(),
+    _moments(),
 )
 
 steps = sa.Table(
@@ -158,6 +170,7 @@ steps = sa.Table(
     _column("modes", Kind.OBJECT),
     _column(EXTRA, Kind.OBJECT, merge=Merge.KEYS),
     _written_at(),
+    _moments(),
 )
 
 elements = sa.Table(
@@ -182,6 +195,7 @@ elements = sa.Table(
     _column(EXTRA, Kind.OBJECT, merge=Merge.KEYS),
     sa.Column(SENT_AT, sa.BigInteger(), info={"kind": Kind.INT, "merge": Merge.MIN}),
     _written_at(),
+    _moments(),
 )
 
 feedbacks = sa.Table(

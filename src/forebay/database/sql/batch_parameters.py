@@ -8,11 +8,11 @@ from typing import Any
 
 import orjson
 
-from forebay.database.sql.dialect import LACKING, PASSED_ON, REMOVED
+from forebay.database.sql.dialect import LACKING, PASSED_ON, REMOVED, SEEN
 from forebay.model import changes, cleaning, schema
 from forebay.model.changes import Upsert
 from forebay.model.rows import Row
-from forebay.model.schema import MADE_AT, PASSES_ON, THREAD_MADE_AT, Merge
+from forebay.model.schema import MADE_AT, MOMENTS, PASSES_ON, THREAD_MADE_AT, Merge
 
 NOW = "now"
 
@@ -47,6 +47,7 @@ def documents(upserts: Sequence[Upsert]) -> Documents:
     now = cleaning.now()
     _add_stubs(rows, upserts, now)
     lacking = _lacking(rows)
+    _note_defaults(rows, lacking)
     parameters: dict[str, Any] = {table: _array(by_key) for table, by_key in rows.items()}
     parameters[REMOVED] = orjson.dumps(removed).decode()
     parameters[LACKING] = orjson.dumps(lacking).decode()
@@ -54,6 +55,7 @@ def documents(upserts: Sequence[Upsert]) -> Documents:
         [key for key, row in rows["threads"].items() if PASSES_ON in row]
     ).decode()
     parameters[NOW] = now
+    parameters[SEEN] = "{}"
     return Documents(
         parameters,
         tuple(table for table, by_key in rows.items() if by_key),
@@ -93,6 +95,15 @@ def _lacking(rows: dict[str, dict[str, Row]]) -> dict[str, dict[str, list[str]]]
     return lacking
 
 
+def _note_defaults(rows: dict[str, dict[str, Row]], lacking: dict[str, dict[str, list[str]]]) -> None:
+    """A default was written before anything else: whatever comes for its column is newer."""
+    for table, by_key in lacking.items():
+        if MOMENTS in schema.TABLES[table].columns:
+            for key, names in by_key.items():
+                row = rows[table][key]
+                rows[table][key] = {**row, MOMENTS: {**row.get(MOMENTS, {}), **dict.fromkeys(names, 0)}}
+
+
 def _array(by_key: dict[str, Row]) -> str:
     ordered = [by_key[key] for key in sorted(by_key)]
     return orjson.dumps(ordered, default=orjson.Fragment).decode()  # JSON is held as bytes
@@ -100,7 +111,7 @@ def _array(by_key: dict[str, Row]) -> str:
 
 MUST_HAVE: dict[str, frozenset[str]] = {
     table.name: frozenset(
-        column.name
+        str(column.name)  # JSON takes no other kind of text for a key
         for column in table.columns
         if schema.merge_of(column) is Merge.LAST
         and (not column.nullable or schema.default_of(column) is not None)

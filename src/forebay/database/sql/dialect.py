@@ -14,6 +14,7 @@ Expression = ColumnElement[Any]
 REMOVED = "removed"  # the parameter that names the keys to take out of threads' metadata, by thread
 LACKING = "lacking"  # the parameter that names the columns which a row must have and brings no value for
 PASSED_ON = "passed_on"  # the parameter that names the threads whose owner may change
+SEEN = "seen"  # the parameter that names the rows which were looked at before something late is written
 NEEDLE = "needle"  # the parameter that a search looks for
 # The row that an upsert met. As a column of the table, a subquery would take it for one of its own.
 STORED_THREAD_ID: Expression = sa.literal_column("threads.id")
@@ -57,6 +58,34 @@ class Sql(Protocol):
 
     def lacks(self, column: sa.Column[Any]) -> Expression | None:
         """Whether the row that comes has only a default there. None where no other writer can have come between."""
+
+    def is_seen(self, table: sa.Table) -> Expression | None:
+        """Whether the row that an upsert met was looked at before; fails where it was not. None where all are."""
+
+    def held(self, found: sa.Select[*tuple[Any, ...]]) -> Any:
+        """The rows found, held until the transaction ends."""
+
+    def moment_of(self, moments: Expression, name: str) -> Expression:
+        """A member of a JSON object of moments, or null."""
+
+    def as_moment(self, number: Expression) -> Expression:
+        """A number as a member of such an object."""
+
+    def key_moments(
+        self,
+        stored: Expression,
+        given: Expression,
+        known: Expression,
+        noted: Expression,
+        written_at: Expression,
+    ) -> Expression:
+        """The moments of an object's keys when another is laid over it, `known` and `noted` being theirs; or null.
+
+        Of those that are neither, `written_at` is, unless that is null.
+        """
+
+    def object_of_moments(self, moments: Mapping[str, Expression]) -> Expression:
+        """A JSON object of those that are not null; null for none."""
 
     def plain(self, column: sa.Column[Any]) -> Expression:
         """A column as it goes into a JSON object."""

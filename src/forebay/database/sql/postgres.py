@@ -16,6 +16,7 @@ from forebay.database.sql.dialect import (
     NEEDLE,
     PASSED_ON,
     REMOVED,
+    SEEN,
     STORED_THREAD_ID,
     Expression,
     literal,
@@ -93,6 +94,47 @@ class PostgresSql:
         kept = objects & sa.func.jsonb_exists(stored, star) & ~sa.func.jsonb_exists(given, star)
         starred = given.op("||")(sa.func.jsonb_build_object(star, stored.op("->")(star)))
         return sa.case((kept, starred), else_=sa.func.coalesce(given, stored))
+
+    def is_seen(self, table: sa.Table) -> Expression:
+        """Those that were there are held since, so one that was not seen has come meanwhile."""
+        key = sa.cast(sa.literal_column(f"{table.name}.id"), sa.Text())
+        seen = sa.func.jsonb_exists(self.json_parameter(SEEN).op("->")(literal(table.name)), key)
+        return sa.case((seen, sa.true()), else_=_moved(sa.literal_column(f"{table.name}.id")) == literal(0))
+
+    def held(self, found: sa.Select[*tuple[Any, ...]]) -> Any:
+        """In the order of their keys, as two writers lock."""
+        return found.order_by(*found.exported_columns.values()[:1]).with_for_update()
+
+    def moment_of(self, moments: Expression, name: str) -> Expression:
+        """JSON."""
+        return sa.type_coerce(moments.op("->")(literal(name)), postgresql.JSONB())
+
+    def as_moment(self, number: Expression) -> Expression:
+        """JSON."""
+        return sa.func.to_jsonb(number, type_=postgresql.JSONB())
+
+    def key_moments(
+        self,
+        stored: Expression,
+        given: Expression,
+        known: Expression,
+        noted: Expression,
+        written_at: Expression,
+    ) -> Expression:
+        """`||` and `-` on objects."""
+        keys = sa.func.jsonb_object_keys(_an_object(stored)).column_valued("key")
+        all_of = sa.select(sa.func.jsonb_object_agg(keys, written_at)).scalar_subquery()
+        new_keys = sa.func.jsonb_object_keys(_an_object(given)).column_valued("new_key")
+        new = sa.func.array(sa.select(new_keys).scalar_subquery())
+        empty = self.empty_object()
+        before = sa.func.coalesce(all_of, empty).op("||")(sa.func.coalesce(known, empty))
+        merged = before.op("-")(new).op("||")(sa.func.coalesce(noted, empty))
+        return sa.func.nullif(sa.func.jsonb_strip_nulls(merged), empty)
+
+    def object_of_moments(self, moments: Mapping[str, Expression]) -> Expression:
+        """`jsonb_strip_nulls`."""
+        made = sa.func.jsonb_strip_nulls(sa.func.jsonb_build_object(*pairs(moments)))
+        return sa.func.nullif(made, self.empty_object())
 
     def plain(self, column: sa.Column[Any]) -> Expression:
         """As it is."""
@@ -185,9 +227,9 @@ _MET_VERSION: Expression = sa.literal_column("threads.xmin")
 _MET_ID: Expression = sa.literal_column("threads.id", threads.c.id.type)
 
 
-def _moved() -> Expression:
+def _moved(key: Expression = _MET_ID) -> Expression:
     """An error that names itself: a number that is none. Not a constant, which would fail when it is planned."""
-    return sa.cast(sa.func.concat(literal(MOVED), _MET_ID), sa.Integer())
+    return sa.cast(sa.func.concat(literal(MOVED), key), sa.Integer())
 
 
 def _an_object(document: Expression) -> Expression:

@@ -29,6 +29,7 @@ _MERGE = "forebay_merge"
 _KEEP_STAR = "forebay_keep_star"
 _CASEFOLD = "forebay_casefold"
 _DIGEST = "forebay_digest"
+_KEY_MOMENTS = "forebay_key_moments"
 
 
 class SqliteSql:
@@ -90,6 +91,37 @@ class SqliteSql:
 
     def lacks(self, column: sa.Column[Any]) -> None:
         """A transaction has the file to itself: the row that a default was chosen without is not there."""
+
+    def is_seen(self, table: sa.Table) -> None:
+        """A transaction has the file to itself."""
+
+    def held(self, found: sa.Select[*tuple[Any, ...]]) -> Any:
+        """See `is_seen`."""
+        return found
+
+    def moment_of(self, moments: Expression, name: str) -> Expression:
+        """A number, or an object as text."""
+        return sa.func.json_extract(moments, sa.literal_column(f"'$.{name}'"))
+
+    def as_moment(self, number: Expression) -> Expression:
+        """As it is."""
+        return number
+
+    def key_moments(
+        self,
+        stored: Expression,
+        given: Expression,
+        known: Expression,
+        noted: Expression,
+        written_at: Expression,
+    ) -> Expression:
+        """SQLite has nothing for it."""
+        return sa.func.json(sa.func.forebay_key_moments(stored, given, known, noted, written_at))
+
+    def object_of_moments(self, moments: Mapping[str, Expression]) -> Expression:
+        """A patch leaves nulls out."""
+        made = sa.func.json_patch(sa.literal_column("'{}'"), sa.func.json_object(*pairs(moments)))
+        return sa.func.nullif(made, sa.literal_column("'{}'"))
 
     def plain(self, column: sa.Column[Any]) -> Expression:
         """JSON text is made JSON, and left out where it is none; ids that look like numbers stay text."""
@@ -197,6 +229,16 @@ def _keep_star(stored: str | None, given: str | None) -> str | None:
         return given
 
 
+def _key_moments(
+    stored: str | None, given: str | None, known: str | None, noted: str | None, written_at: int | None
+) -> str | None:
+    base = _an_object(stored) if written_at is not None else ()
+    moments = {**dict.fromkeys(base, written_at), **_an_object(known)}
+    moments = {key: at for key, at in moments.items() if key not in _an_object(given)}
+    moments |= _an_object(noted)
+    return orjson.dumps(moments).decode() if moments else None
+
+
 def _casefold(value: Any) -> str | None:
     return None if value is None else str(value).casefold()
 
@@ -211,6 +253,7 @@ SQLITE_FUNCTIONS = (
     (_KEEP_STAR, 2, _keep_star),
     (_CASEFOLD, 1, _casefold),
     (_DIGEST, 1, _digest),
+    (_KEY_MOMENTS, 5, _key_moments),
 )
 
 

@@ -27,6 +27,7 @@ class Statements(Upserts, Claims, StepThreads, Deletes, Bookkeeping, Reads):
         self.delete = cache(self._delete)
         self.undone = cache(self._undone)
         self.left_out = cache(self._left_out)
+        self.stored_rows = cache(self._stored_rows)
 
     def compile_writes(self) -> None:
         """Compile what a batch needs now; it takes tens of milliseconds, in which the event loop would stand still."""

@@ -16,8 +16,10 @@ from forebay.database.sql.bookkeeping import step_checkpoint
 from forebay.database.sql.dialect import Expression, literal
 from forebay.database.sql.statement import Compiler, Statement, id_parameter, sent_at, text_parameter
 from forebay.model import schema
+from forebay.model.moments import KEYED, PLAIN
 from forebay.model.schema import (
     MADE_AT,
+    MOMENTS,
     WRITTEN_AT,
     Merge,
     deleted,
@@ -104,17 +106,23 @@ class Upserts(Compiler):
             wanted &= sa.select(checkpoint.c.applied_seq).scalar_subquery().is_not(None)
         select = sa.select(*selected.values()).select_from(rows).where(wanted)
         insert = self._sql.insert(table).from_select(list(selected), select)
-        merge = self._merged_late if late else self._merged
         merged = {
-            column.name: self._given_only(column, merge(column, insert.excluded), partial)
+            column.name: self._given_only(column, self._merged(column, insert.excluded), partial)
             for column in table.columns
-            if column.name not in ("id", "threadId")
+            if column.name not in ("id", "threadId", MOMENTS)
         }
+        if MOMENTS in table.columns:
+            merged[MOMENTS] = self._moments(table, insert.excluded, partial, late)
+        if late:
+            merged[WRITTEN_AT] = self._sql.greatest(table.c[WRITTEN_AT], insert.excluded[WRITTEN_AT])
         stays = self._sql.unmoved()
         if table is not threads:
             stays = _same_thread(table, insert.excluded)
             if late:  # or what is read back once more would be written once more
                 stays &= sa.or_(*(_differs(table.c[name], value) for name, value in merged.items()))
+        seen = self._sql.is_seen(table) if late else None
+        if seen is not None:
+            stays = seen if stays is None else stays & seen
         return insert.on_conflict_do_update(index_elements=["id"], set_=merged, where=stays)
 
     # ---- what was deleted
@@ -215,6 +223,66 @@ class Upserts(Compiler):
         now = self._sql.moment() + _AHEAD_US
         return later & ~((moment > now) & (than <= now))
 
+    def _moments(self, table: sa.Table, proposed: Any, partial: bool, late: bool) -> Expression:
+        """When the parts of a row were written that a change leaves alone, and those of its own that are older than it.
+
+        A stub, which has no moment, changes none of them.
+        """
+        of = self._sql.moment_of
+        stored, noted = table.c[MOMENTS], proposed[MOMENTS]
+        before = sa.func.coalesce(table.c[WRITTEN_AT], _ZERO)
+        # What was written with the newest change needs no note.
+        newest: Expression = proposed[WRITTEN_AT]
+        if late:
+            newest = self._sql.greatest(table.c[WRITTEN_AT], newest)
+        moments: dict[str, Expression] = {}
+        left: list[Expression] = [noted.is_not(None)]
+        for name in PLAIN[table.name]:
+            column, is_left = table.c[name], proposed[name].is_(None)
+            if (
+                partial and name in MUST_HAVE[table.name]
+            ):  # there is a default by now, which notes that it is none
+                is_left = sa.func.coalesce(of(noted, name) == self._sql.as_moment(_ZERO), sa.false())
+            old = sa.func.coalesce(of(stored, name), self._sql.as_moment(sa.func.nullif(before, newest)))
+            moments[name] = sa.case((~is_left, of(noted, name)), (column.is_not(None), old))
+            left.append(is_left & column.is_not(None))
+        for name in KEYED[table.name]:
+            # By their names: a subquery would take columns of the table for its own.
+            there: Expression = sa.literal_column(f'{table.name}."{name}"')
+            comes: Expression = sa.literal_column(f'excluded."{name}"')
+            at: Expression = sa.literal_column(f'{table.name}."{WRITTEN_AT}"')
+            new_at: Expression = sa.literal_column(f'excluded."{WRITTEN_AT}"')
+            at = sa.func.nullif(
+                sa.func.coalesce(at, _ZERO), self._sql.greatest(at, new_at) if late else new_at
+            )
+            moments[name] = self._sql.key_moments(there, comes, of(stored, name), of(noted, name), at)
+            left.append(table.c[name].is_not(None))
+        noticed = self._sql.object_of_moments(moments)
+        return sa.case((proposed[WRITTEN_AT].is_(None), stored), (sa.or_(*left), noticed))
+
+    def _stored_rows(self, table: str) -> Statement:
+        """Those of `ids`, a JSON array, that are there: the id and what `moments.Stored` needs, a row each.
+
+        They are held until the transaction ends.
+        """
+        stored = schema.TABLES[table]
+        ids = self._sql.given("ids")
+        wanted = sa.select(sa.cast(ids.c.value, stored.c.id.type))
+        objects = [*KEYED[table], *(["metadata"] if stored is steps else [])]
+        moments = self._sql.plain(stored.c[MOMENTS]) if MOMENTS in stored.columns else sa.null()
+        there = {name: stored.c[name].is_not(None) for name in PLAIN[table]}
+        document = self._sql.object(
+            {
+                "written_at": sa.func.coalesce(stored.c[WRITTEN_AT], _ZERO),
+                "moments": moments,
+                "there": self._sql.object(there),
+                "objects": self._sql.object({name: self._sql.plain(stored.c[name]) for name in objects}),
+                "now": self._sql.moment(),
+            }
+        )
+        found = sa.select(sa.cast(stored.c.id, sa.Text()).label("id"), self._sql.result(document))
+        return self._compile(self._sql.held(found.where(self._sql.among(stored.c.id, wanted))))
+
     def _proposed(self, column: sa.Column[Any], source: FromClause, partial: bool) -> Expression:
         """What a row brings for a column, or what it must have instead."""
         if column is threads.c.userIdentifier:
@@ -265,24 +333,6 @@ class Upserts(Compiler):
         return sa.case(
             (threads.c.userId.is_(None) | proposed["userId"].is_(None) | passes, given), else_=column
         )
-
-    def _merged_late(self, column: sa.Column[Any], proposed: Any) -> Expression:
-        """What stays when the row is there already, and may be newer than what comes."""
-        merged = self._merged(column, proposed)
-        rule = schema.merge_of(column)
-        if (
-            rule in (Merge.FIRST, Merge.MAX, Merge.MIN)
-            or column is threads.c.userId
-            or column is threads.c.userIdentifier
-        ):
-            return merged
-        excluded: Expression = proposed[column.name]
-        beneath: Expression = sa.func.coalesce(column, excluded)
-        if rule is Merge.KEYS:
-            beneath = self._sql.merge_keys(excluded, column, removing=False)
-        stored, given = column.table.c[WRITTEN_AT], proposed[WRITTEN_AT]
-        stored_is_newer = (stored > given) | ((given > stored) & ~self._is_later(given, stored, late=True))
-        return sa.case((stored_is_newer, beneath), else_=merged)
 
     @cached_property
     def create_user(self) -> Statement:
