@@ -23,6 +23,7 @@ from forebay.cli import (
     environment,
     migrate,
     printing,
+    purge,
     status,
     take_along,
 )
@@ -75,6 +76,7 @@ main.add_command(dead_letters.dead_letters)
 main.add_command(doctor.doctor)
 main.add_command(status.status)
 main.add_command(config.config)
+main.add_command(purge.purge)
 main.add_command(take_along.export)
 main.add_command(take_along.bring)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+
+from forebay.cli import printing
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -53,3 +56,14 @@ def folder_of(journal_dir: Path | None) -> Path:
     from forebay.settings import Settings
 
     return Settings().journal_dir
+
+
+@contextmanager
+def bar(unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error, on a terminal only; to be called with what is done, and of how much."""
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=printing.console(stderr=True), transient=True) as progress:
+        task = progress.add_task(unit, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -107,7 +107,7 @@ async def _take(url: str | None, file: Path, chosen: Chosen, folder: Path | None
     contents: Contents | None = Contents(_access(Settings()), folder) if folder is not None else None
     store = Store(url, Settings())
     try:
-        with _output(file) as into, _bar("chats") as advance:
+        with _output(file) as into, options.bar("chats") as advance:
             return await take(store, into, chosen, contents=contents, progress=advance)
     finally:
         await store.close()
@@ -196,7 +196,7 @@ async def _bring(url: str | None, file: Path, folder: Path | None) -> Brought:
         await store.prepare()
         total = sum(lines.verify(file).values())
         done = 0
-        with _bar("rows") as advance:
+        with options.bar("rows") as advance:
 
             def more(rows: int) -> None:
                 nonlocal done
@@ -216,17 +216,6 @@ def _access(settings: Any) -> Access:
     if client is None:
         raise StorageError("FOREBAY_STORAGE=none: there is no storage that --files could be of")
     return access(client)
-
-
-@contextmanager
-def _bar(unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on standard error, on a terminal only; to be called with what is done, and of how much."""
-    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=printing.console(stderr=True), transient=True) as progress:
-        task = progress.add_task(unit, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def _tell(report: Mapping[str, Any], *, as_json: bool, err: bool = False) -> None:

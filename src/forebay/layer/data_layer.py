@@ -12,8 +12,9 @@ from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
 from functools import partial, wraps
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 from chainlit.data.base import BaseDataLayer
 from chainlit.data.storage_clients.base import BaseStorageClient
@@ -31,6 +32,7 @@ from forebay.attachments.folder import LocalStorageClient
 from forebay.attachments.orphans import mark_of
 from forebay.attachments.providers import configured_storage
 from forebay.attachments.uploads import Content, Job, Uploads
+from forebay.database.outdated import Outdated
 from forebay.database.own_sessions import sessions
 from forebay.database.reads import Page, Reads
 from forebay.database.store import Store
@@ -42,6 +44,7 @@ from forebay.layer.cursors import Cursor, Positions
 from forebay.layer.drop_in import Overrides, overrides_of, page_of
 from forebay.layer.monitor import Operations
 from forebay.layer.people import People
+from forebay.layer.purge import purge
 from forebay.layer.queued import Door, placed
 from forebay.layer.searches import Searches, bounded
 from forebay.layer.sessions import (
@@ -410,6 +413,31 @@ class ForebayDataLayer(BaseDataLayer):
         key = self._store.ids.spell(thread_id)
         drop = partial(Uploads.drop, thread_id=key)
         return self._door.pass_through(partial(self._delete, "threads", key, key, drop))
+
+    @_at_home
+    async def purge(
+        self,
+        older_than: timedelta,
+        *,
+        by: Literal["activity", "created"] = "activity",
+        user: str | None = None,
+        without_owner: bool = False,
+        keep_favorites: bool = False,
+        dry_run: bool = False,
+        progress: Callable[[int], None] | None = None,
+    ) -> int:
+        """Delete the threads without a step for so long, with all that is in them; how many.
+
+        `by`: "created" goes by when a thread was begun. `user`: one login name's only; `without_owner`: nobody's only;
+        `keep_favorites`: not where a step is marked. `dry_run`: only count them. `progress` gets how many are deleted
+        so far. A job for one process; what it deletes is deleted as by `delete_thread`. Raises a DatabaseError.
+        """
+        before = (datetime.now(UTC) - older_than).strftime("%Y-%m-%dT%H:%M:%S")
+        outdated = Outdated(before, by, user, without_owner, keep_favorites)
+        await self._engine.settle(None)
+        if dry_run:
+            return await outdated.count(self._store)
+        return await purge(self._store, self.delete_thread, outdated, progress=progress)
 
     @_timed
     async def list_threads(

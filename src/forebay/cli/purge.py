@@ -1,0 +1,143 @@
+"""`forebay purge`: delete chats that nobody has used for a while."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from datetime import timedelta
+from functools import partial
+from typing import Literal, cast
+
+import click
+
+from forebay.cli import options, printing
+
+_UNITS = {"h": "hours", "d": "days", "w": "weeks"}
+_AGE = re.compile(r"(\d{1,5})([hdw])")
+
+
+class _Age(click.ParamType[timedelta]):
+    name = "age"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        """A number and a unit."""
+        if isinstance(value, timedelta):
+            return value
+        found = _AGE.fullmatch(str(value))
+        if found is None:
+            self.fail("an age is a number and a unit: 36h, 90d, 8w", param, ctx)
+        return timedelta(**{_UNITS[found[2]]: int(found[1])})
+
+
+@click.command()
+@options.database_url
+@click.option(
+    "--older-than",
+    type=_Age(),
+    required=True,
+    metavar="AGE",
+    envvar="FOREBAY_PURGE_OLDER_THAN",
+    show_envvar=True,
+    help="As 36h, 90d or 8w.",
+)
+@click.option(
+    "--by",
+    type=click.Choice(["activity", "created"]),
+    default="activity",
+    show_default=True,
+    envvar="FOREBAY_PURGE_BY",
+    show_envvar=True,
+    help="The age of the newest step, or since the chat was begun.",
+)
+@click.option(
+    "--user", metavar="LOGIN", envvar="FOREBAY_PURGE_USER", show_envvar=True, help="One person's chats only."
+)
+@click.option(
+    "--without-owner",
+    is_flag=True,
+    envvar="FOREBAY_PURGE_WITHOUT_OWNER",
+    show_envvar=True,
+    help="Only chats that are nobody's.",
+)
+@click.option(
+    "--keep-favorites",
+    is_flag=True,
+    envvar="FOREBAY_PURGE_KEEP_FAVORITES",
+    show_envvar=True,
+    help="Leave chats with a step that somebody has marked.",
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    envvar="FOREBAY_PURGE_DRY_RUN",
+    show_envvar=True,
+    help="Say how many there are, and delete nothing.",
+)
+@options.yes
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    envvar="FOREBAY_PURGE_JSON",
+    show_envvar=True,
+    help='Print one JSON object, for a script: {"threads": number, "deleted": true or false}.',
+)
+def purge(
+    database_url: str | None,
+    older_than: timedelta,
+    by: Literal["activity", "created"],
+    user: str | None,
+    without_owner: bool,
+    keep_favorites: bool,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Delete chats that nobody has used for a while, with their steps, feedback, elements and contents.
+
+    They are deleted as by their owner, a few at a time, while the application goes on; a run that was ended goes on
+    with the next. The storage is the one that the application uses when it passes none. It asks before it deletes, or
+    takes --yes. One job at night is enough: not one in each replica.
+
+    \b
+    Examples:
+      forebay purge --older-than 90d --dry-run --database-url postgresql://me@localhost/chat
+      forebay purge --older-than 52w --keep-favorites --yes
+    """
+    count = asyncio.run(
+        _run(database_url, older_than, by, user, without_owner, keep_favorites, dry_run=dry_run, yes=yes)
+    )
+    if as_json:
+        printing.say_json({"threads": count, "deleted": not dry_run})
+    else:
+        printing.say(f"{count:,} chats" + (" would be deleted." if dry_run else " were deleted."))
+
+
+async def _run(
+    url: str | None,
+    older_than: timedelta,
+    by: Literal["activity", "created"],
+    user: str | None,
+    without_owner: bool,
+    keep_favorites: bool,
+    *,
+    dry_run: bool,
+    yes: bool,
+) -> int:
+    from forebay.layer.data_layer import ForebayDataLayer
+    from forebay.settings import Settings
+
+    settings = Settings(durability="commit", metrics_address="off", read_url=None)
+    layer = ForebayDataLayer(cast("str", url), settings=settings)  # it says what to set where there is none
+    chosen = partial(
+        layer.purge, older_than, by=by, user=user, without_owner=without_owner, keep_favorites=keep_favorites
+    )
+    try:
+        count = await chosen(dry_run=True)
+        if dry_run or not count:
+            return count
+        options.confirm(f"Delete {count:,} chats for good?", yes=yes)
+        with options.bar("chats") as advance:
+            return await chosen(progress=lambda done: advance(done, count))
+    finally:
+        await layer.close()

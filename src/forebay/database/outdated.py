@@ -1,0 +1,63 @@
+"""Threads that nobody has used for a while, a page at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import sqlalchemy as sa
+
+from forebay.database.drivers import translated
+from forebay.database.store import Store
+from forebay.model.schema import steps, threads, users
+
+
+@dataclass(frozen=True)
+class Outdated:
+    """Threads before a time (`before`: ISO 8601, UTC): by their newest step (`activity`) or since when they are there.
+
+    `identifier`: one person's only; `without_owner`: nobody's only; `keep_favorites`: not where a step is marked.
+    """
+
+    before: str
+    by: Literal["activity", "created"] = "activity"
+    identifier: str | None = None
+    without_owner: bool = False
+    keep_favorites: bool = False
+
+    def _condition(self) -> sa.ColumnElement[bool]:
+        newest = sa.select(sa.func.max(steps.c.createdAt)).where(steps.c.threadId == threads.c.id)
+        moment: sa.ColumnElement[str] = threads.c.createdAt
+        if self.by == "activity":
+            moment = sa.func.coalesce(threads.c.updatedAt, newest.scalar_subquery(), threads.c.createdAt)
+        conditions: list[sa.ColumnElement[bool]] = [moment < self.before]
+        if self.identifier is not None:
+            owner = sa.select(users.c.id).where(users.c.identifier == self.identifier)
+            conditions.append(threads.c.userId.in_(owner))
+        if self.without_owner:
+            conditions.append(threads.c.userId.is_(None))
+        if self.keep_favorites:
+            marked = steps.c["metadata"]["favorite"].as_string().in_(("true", "1"))
+            conditions.append(~sa.exists().where(steps.c.threadId == threads.c.id, marked))
+        return sa.and_(*conditions)
+
+    async def count(self, store: Store) -> int:
+        """How many there are. Raises a DatabaseError."""
+        (number,) = await _column(
+            store, sa.select(sa.func.count()).select_from(threads).where(self._condition())
+        )
+        return int(number)
+
+    async def page(self, store: Store, after: str | None, size: int) -> list[str]:
+        """The ids of the next ones behind `after`, in the order of the ids. Raises a DatabaseError."""
+        statement = sa.select(threads.c.id).where(self._condition()).order_by(threads.c.id).limit(size)
+        if after is not None:
+            statement = statement.where(threads.c.id > after)
+        return [str(key) for key in await _column(store, statement)]
+
+
+async def _column(store: Store, statement: sa.Select[Any]) -> list[Any]:
+    await store.prepare()
+    with translated(store.location, sends_rows=False):
+        async with store.engine.connect() as connection:
+            return list((await connection.execute(statement)).scalars())
