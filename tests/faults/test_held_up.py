@@ -19,7 +19,10 @@ import asyncpg
 import pytest
 
 from forebay import ForebayDataLayer
+from forebay.database.store import Store
 from forebay.errors import QueueFull, ThreadHeldUp
+from forebay.pipeline.drain import Drain
+from forebay.telemetry.collector import Metrics
 from tests.faults.conftest import MakeLayer
 from tests.faults.load import Audit, audited, repeated, versioned
 from tests.integration.contract import accounted_for, rows, until
@@ -327,3 +330,63 @@ def _killed_after(url: str, folder: Path, threads: list[str], seconds: float) ->
             _, step, thread, version = line.split()
             acknowledged[step, thread] = int(version)
     return acknowledged
+
+
+async def test_with_an_external_writer_only_its_readers_are_told_too(
+    migrated_postgres_url: str, make_journaled: MakeLayer
+) -> None:
+    audit = await audited(migrated_postgres_url)
+    layer = make_journaled(migrated_postgres_url, writer="external")
+    settings, store = layer.settings, Store(migrated_postgres_url, layer.settings)
+    draining, stop = Drain(settings.journal_dir, store, settings, Metrics()), asyncio.Event()
+    running = asyncio.create_task(draining.run(stop))
+    locked, other, step = _new(), _new(), _new()
+    await _begun(layer, locked, other)
+    async with _held(migrated_postgres_url, locked):
+        await layer.update_step(versioned(step, locked, 1))
+        await until(lambda: bool(draining._lanes.open))
+        await layer.update_step(versioned(_new(), other, 1))
+        await layer.flush()
+        seen = await layer.get_thread(other)
+        assert seen is not None
+        assert len(seen["steps"]) == 2
+        with pytest.raises(ThreadHeldUp):
+            await layer.get_thread(locked)
+        await layer.update_step(versioned(step, locked, 2))
+    await until(lambda: not draining._lanes.open)
+    seen = await layer.get_thread(locked)
+    assert seen is not None
+    assert len(seen["steps"]) == 2
+    assert (await _outputs(audit, locked))[step] == "2"
+    await layer.close()
+    stop.set()
+    await asyncio.wait_for(running, PATIENCE)
+    await draining.close()
+    assert draining.counts.pending == 0
+    assert list(settings.journal_dir.iterdir()) == []
+
+
+async def test_draining_leaves_what_is_held_up_and_says_so(
+    migrated_postgres_url: str, make_journaled: MakeLayer
+) -> None:
+    layer = make_journaled(migrated_postgres_url, close_timeout=0.5)
+    locked = _new()
+    await _begun(layer, locked)
+    async with _held(migrated_postgres_url, locked):
+        for version in range(3):
+            await layer.update_step(versioned(_new(), locked, version))
+        await layer.close()
+        settings = layer.settings
+        for _ in range(2):
+            draining = Drain(
+                settings.journal_dir, Store(migrated_postgres_url, settings), settings, Metrics()
+            )
+            await asyncio.wait_for(draining.run(), PATIENCE)
+            await draining.close()
+            assert len(draining.left()) == 1
+    draining = Drain(settings.journal_dir, Store(migrated_postgres_url, settings), settings, Metrics())
+    await asyncio.wait_for(draining.run(), PATIENCE)
+    await draining.close()
+    assert draining.left() == []
+    audit = Audit(migrated_postgres_url)
+    assert len(await _outputs(audit, locked)) == 4

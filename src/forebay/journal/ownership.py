@@ -1,7 +1,8 @@
 """Who appends to a journal, and who writes it to the database: locks on files that lie beside it.
 
 What belongs to one journal, by suffix: `.journal`, the folder with the log; `.lock`, held by whoever writes it
-to the database; and where that is not the process that appends, `.owner`, held by the latter, and `.progress`.
+to the database; and where that is not the process that appends, `.owner`, held by the latter, `.progress`, and
+`.parked`, what waits by itself.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from typing import Any
 
 from forebay.journal.log_format import sync_folder
 
-JOURNAL, LOCK, OWNER, PROGRESS = ".journal", ".lock", ".owner", ".progress"
+JOURNAL, LOCK, OWNER, PROGRESS, PARKED = ".journal", ".lock", ".owner", ".progress", ".parked"
 _REMOVED = ".removed"
-_STRAY = (".new", PROGRESS, OWNER, LOCK)
+_STRAY = (".new", PROGRESS, PARKED, OWNER, LOCK)
 
 
 def is_written_out(path: Path) -> bool:
@@ -75,7 +76,7 @@ def remove_files(path: Path) -> None:
         path.rename(gone)
         sync_folder(path.parent)
     _delete(gone)
-    for suffix in (PROGRESS, OWNER, LOCK):
+    for suffix in (PROGRESS, PARKED, OWNER, LOCK):
         with contextlib.suppress(OSError):
             path.with_suffix(suffix).unlink()
 
@@ -96,7 +97,7 @@ def _remove_stray(path: Path) -> None:
         # Whoever begins a journal holds one of them before there is one.
         if all(held) and not path.with_suffix(JOURNAL).exists():
             _delete(path.with_suffix(".new"))
-            for suffix in (PROGRESS, OWNER, LOCK):
+            for suffix in (PROGRESS, PARKED, OWNER, LOCK):
                 path.with_suffix(suffix).unlink(missing_ok=True)
     finally:
         for file in filter(None, held):

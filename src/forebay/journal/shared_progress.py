@@ -1,4 +1,4 @@
-"""How far a journal has come, shared with the process that writes it out: two numbers in a mapped file.
+"""How far a journal has come, shared with the process that writes it out: a few numbers in a mapped file.
 
 The one who appends says what is durable, the one who writes says what the database has. Both are on one
 machine, so a look at the other's number costs neither a system call nor the disk.
@@ -8,16 +8,22 @@ It is a hint between two that live. Nobody syncs it, so after a crash of the mac
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
 import struct
+from collections.abc import Iterable
 from pathlib import Path
+
+import orjson
 
 # Native and aligned, so that each number is read and written whole.
 _NUMBER = struct.Struct("@Q")
-_DURABLE, _APPLIED, _FAILING = 0, 8, 16
-_SIZE = 24
+_DURABLE, _APPLIED, _FAILING, _PARKED = 0, 8, 16, 24
+_SIZE = 32
+_FORMER_SIZE = 24  # of a release that did not tell what is parked
+_PARKED_FILE = ".parked"
 
 
 class Progress:
@@ -28,11 +34,16 @@ class Progress:
         try:
             if create:
                 os.truncate(descriptor, _SIZE)
-            if os.fstat(descriptor).st_size < _SIZE:
+            size = os.fstat(descriptor).st_size
+            if size < _FORMER_SIZE:
                 raise OSError(errno.EINVAL, "it is too short")
-            self._numbers = mmap.mmap(descriptor, _SIZE)
+            self._size = min(size, _SIZE)
+            self._numbers = mmap.mmap(descriptor, self._size)
         finally:
             os.close(descriptor)
+        self._names = path.with_suffix(_PARKED_FILE)
+        self._seen = 0
+        self._parked: frozenset[str] = frozenset()
 
     @property
     def durable(self) -> int:
@@ -60,6 +71,28 @@ class Progress:
     @failing.setter
     def failing(self, failing: bool) -> None:
         self._set(_FAILING, int(failing))
+
+    def park(self, thread_ids: Iterable[str]) -> None:
+        """Say which threads wait by themselves, before `applied` passes what waits. The file's number tells of news."""
+        if self._size < _SIZE:
+            return
+        ids = sorted(thread_ids)
+        if not ids and not self._get(_PARKED):
+            return
+        with contextlib.suppress(OSError):
+            fresh = self._names.with_suffix(_PARKED_FILE + ".new")
+            fresh.write_bytes(orjson.dumps(ids))
+            fresh.rename(self._names)
+        self._set(_PARKED, self._get(_PARKED) + 1)
+
+    def is_parked(self, thread_id: str) -> bool:
+        """Whether what was written to the thread waits, though `applied` has passed it."""
+        number = self._get(_PARKED) if self._size >= _SIZE else 0
+        if number != self._seen:
+            with contextlib.suppress(OSError, orjson.JSONDecodeError):
+                self._parked = frozenset(orjson.loads(self._names.read_bytes()))
+                self._seen = number
+        return thread_id in self._parked
 
     def close(self) -> None:
         """Unmap the file."""

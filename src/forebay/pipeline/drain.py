@@ -106,6 +106,7 @@ class Drain:
             keep=self._keep_letter,
             keep_is_vital=True,
             max_bytes=settings.journal_max_bytes // 4,
+            on_change=self._tell_what_is_parked,
         )
         metrics.observe(self.counts, self, lambda: self.failure is None, clock, lanes=self._lanes)
 
@@ -175,6 +176,7 @@ class Drain:
         if journal.progress is not None:
             journal.progress.applied = replay.read_seq
             journal.progress.failing = False
+            journal.progress.park(self._lanes.open)
         logger.info("journal adopted journal=%s owned=%s", journal.id, is_owned)
 
     async def _advance(self, followed: _Followed) -> bool:
@@ -275,6 +277,11 @@ class Drain:
         for followed in self._followed.values():
             if followed.journal.progress is not None:
                 followed.journal.progress.failing = failing
+
+    def _tell_what_is_parked(self) -> None:
+        for followed in self._followed.values():
+            if followed.journal.progress is not None:
+                followed.journal.progress.park(self._lanes.open)
 
     async def _keep_letter(self, change: Change, error: RowError) -> None:
         await asyncio.to_thread(self._letters.keep, self._store.label, change, error, self._store.database_id)

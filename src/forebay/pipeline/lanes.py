@@ -177,7 +177,8 @@ class Lanes:
     """The lanes of a process.
 
     `make_log` makes a new one's log; `max_bytes`: with so much parked, what else is written to a thread that is held
-    up is refused. `on_size` is told by how many bytes what is parked grows and shrinks.
+    up is refused. `on_size` is told by how many bytes what is parked grows and shrinks, `on_change` when one begins,
+    and when it has ended.
     """
 
     def __init__(
@@ -192,6 +193,7 @@ class Lanes:
         keep_is_vital: bool,
         max_bytes: int,
         on_size: Callable[[int], None] = lambda _bytes: None,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self.open: dict[str, Lane] = {}  # by thread
         self.size = 0
@@ -205,6 +207,7 @@ class Lanes:
         self._keep_is_vital = keep_is_vital
         self._max_bytes = max_bytes
         self._on_size = on_size
+        self._on_change = on_change
         self._rows: dict[
             tuple[str, str], str
         ] = {}  # the lane of a row that is parked, or that one of them names
@@ -258,6 +261,7 @@ class Lanes:
                 self._rows.setdefault(row, key)
         if lane.task is None:
             self._start(lane)
+            self._on_change()
         return True
 
     async def _begin(self, key: str, error: DatabaseError | None) -> Lane:
@@ -313,6 +317,7 @@ class Lanes:
     async def _end(self, lane: Lane) -> None:
         del self.open[lane.key], self._replays[lane.key]
         self._rows = {row: key for row, key in self._rows.items() if key != lane.key}
+        self._on_change()
         logger.warning("thread goes on lane=%s changes=%d", lane.log.id, lane.last_seq)
         if isinstance(lane.log, SideJournal):
             try:

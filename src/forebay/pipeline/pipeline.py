@@ -33,6 +33,7 @@ from forebay.errors import (
     LayerForked,
     QueueFull,
     RowError,
+    ThreadHeldUp,
     TransientError,
     WrongLoop,
 )
@@ -399,8 +400,14 @@ class Pipeline:
             started = self._clock()
             await self._applied(seq, self._readers)
             self._metrics.settle_duration.observe(self._clock() - started)
-        if self.lanes.open and thread_id is not None:
-            await self.lanes.settle(thread_id)
+        if thread_id is not None and (self.lanes.open or self._external):
+            await self._pass_lanes(thread_id)
+
+    async def _pass_lanes(self, thread_id: str) -> None:
+        progress = self.journal.progress if self.journal is not None else None
+        if progress is not None and progress.is_parked(thread_id):
+            raise ThreadHeldUp("`forebay drain` can't write this thread at present, others it can")
+        await self.lanes.settle(thread_id)
 
     async def _wait_for_recovery(self) -> None:
         """What a process before this one has acknowledged should be seen, but a long journal must not block."""
