@@ -163,6 +163,7 @@ class GatedStore(Store):
         super().__init__(url, settings)
         self.held: list[Held] = []
         self.always: Verdict | None = None
+        self.locked: set[str] = set()  # threads that somebody holds
         self.running = 0
 
     async def apply(
@@ -175,6 +176,8 @@ class GatedStore(Store):
         apart: bool = False,
     ) -> frozenset[str | LeftOut]:
         def act() -> Awaitable[frozenset[str | LeftOut]]:
+            if self.locked & {change.thread_id or STEPS.get(change.key) for change in changes}:
+                raise TransientError("somebody holds its thread", sqlstate="55P03")
             if any(isinstance(change, Upsert) and change.key == REFUSED for change in changes):
                 raise RowError("this row is refused", sqlstate="22000")
             return super(GatedStore, self).apply(changes, checkpoint, late=late, share=share, apart=apart)
@@ -347,8 +350,11 @@ class EngineModel(RuleBasedStateMachine):
     @property
     def _beside(self) -> bool:
         """Whether the journals of earlier lives are perhaps not written out yet."""
-        own = self._life.engine.journal
-        return any(own is None or path != own.path for path in self._journals.glob("*.journal"))
+        engine = self._life.engine
+        own = {lane.log.id for lane in engine.lanes.open.values()}
+        if engine.journal is not None:
+            own.add(engine.journal.id)
+        return any(path.stem not in own for path in self._journals.glob("*.journal"))
 
     # ---- calls
 
@@ -485,13 +491,26 @@ class EngineModel(RuleBasedStateMachine):
         self._step(0.1)
         self._life.store.always = None
 
+    @rule(key=st.sampled_from(THREADS))
+    def a_thread_is_held_up(self, key: str) -> None:
+        self._life.store.locked.add(key)
+
+    @rule()
+    def nobody_holds_a_thread(self) -> None:
+        self._life.store.locked.clear()
+
     @rule(seconds=st.sampled_from([0.01, 0.01, 1.0, 6.0, 40.0]))
     def time_passes(self, seconds: float) -> None:
         self._step(seconds)
 
     # ---- rules: the process ends, and another one starts
 
-    @precondition(lambda self: bool(self._life.log))
+    @property
+    def _keeps_an_order(self) -> bool:
+        """Whether what survives is what came first: what is parked in memory alone is lost before what others wrote."""
+        return self.durability == "journal" or not self._life.engine.lanes.open
+
+    @precondition(lambda self: bool(self._life.log) and self._keeps_an_order)
     @rule()
     def crash(self) -> None:
         life = self._life
@@ -499,10 +518,12 @@ class EngineModel(RuleBasedStateMachine):
         self._kill()
         self._leave(range(safe, accepted + 1))
 
-    @precondition(lambda self: bool(self._life.log))
+    @precondition(lambda self: bool(self._life.log) and self._keeps_an_order)
     @rule(verdict=st.sampled_from(["pass", "fail"]))
     def close(self, verdict: Verdict) -> None:
         life = self._life
+        if self.durability != "journal":
+            life.store.locked.clear()
         life.store.decide(verdict)
         self._loop.complete(life.engine.close(), seconds=60.0)
         self._step()
@@ -522,6 +543,7 @@ class EngineModel(RuleBasedStateMachine):
             self._loop.complete(life.engine.journal.close(remove=False))
         if life.engine.recovery is not None:
             life.engine.recovery.release()
+        self._loop.complete(life.engine.lanes.close(LayerClosed("killed")))
         self._loop.complete(life.store.close())
 
     def _leave(self, survived: range) -> None:
@@ -536,7 +558,8 @@ class EngineModel(RuleBasedStateMachine):
     def is_bounded(self) -> None:
         inbox = self._life.engine.inbox
         # What is read back is measured as it is in the journal, where it is smaller.
-        assert inbox.size <= _QUEUE_BYTES * (3 if self._life.engine.counts.spilled else 1), repr(inbox)
+        most = _QUEUE_BYTES * (3 if self._life.engine.counts.spilled else 1)
+        assert inbox.size <= most + self._life.engine.lanes.size, repr(inbox)
         assert inbox.waiting_size <= _QUEUE_BYTES
         assert inbox.pending or inbox.size == (
             0 if self.durability == "journal" else self._life.engine.lanes.size
@@ -547,7 +570,8 @@ class EngineModel(RuleBasedStateMachine):
     def is_accounted_for(self) -> None:
         engine, store = self._life.engine, self._life.store
         # The rows of a batch are settled one by one, and what is replayed is in no queue.
-        if engine.failure is None and not any(held.writes for held in store.held):
+        is_at_rest = not any(lane.failure for lane in engine.lanes.open.values())
+        if is_at_rest and engine.failure is None and not any(held.writes for held in store.held):
             assert engine.counts.pending == engine.inbox.pending + engine.lanes.changes, (
                 f"{engine.counts} {engine.inbox}"
             )
@@ -571,6 +595,7 @@ class EngineModel(RuleBasedStateMachine):
     def _check_the_end(self) -> None:
         """When the database answers again, it gets everything, and no journal is left."""
         life = self._life
+        life.store.locked.clear()
         life.store.decide("pass")
         reading = self._loop.create_task(life.engine.settle(None))  # starts what was never used
         self._step(60.0)

@@ -374,6 +374,13 @@ class Store:
                 return await self._already_in(driver, checkpoint)
             return await self._apply_runs(driver, changes, late=late)
 
+    async def thread_of(self, change: Change) -> str | None:
+        """The thread of a row that is there, for a change that does not say it. Raises a DatabaseError."""
+        if change.thread_id is not None or change.table == "threads":
+            return change.thread_id or change.key
+        found = await self.read(self.statements.thread_of(change.table), id=change.key)
+        return found["threadId"] if found else None
+
     async def position(self, journal_id: str) -> Position:
         """Where a journal stands in the database. Raises a DatabaseError."""
         return _position(await self.read(self.statements.position, journal_id=journal_id))

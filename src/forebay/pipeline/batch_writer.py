@@ -102,7 +102,10 @@ class Parking(Protocol):
         """With which thread a change has to wait, or None."""
 
     async def park(self, ops: Sequence[Op], error: DatabaseError | None = None) -> bool:
-        """Have changes of one thread wait. False where it waits no more. Raises JournalError; then they do not."""
+        """Have changes of one thread wait; False where it waits no more.
+
+        Raises JournalError or a DatabaseError; then they do not.
+        """
 
 
 Keep = Callable[[Change, RowError], Awaitable[None]]

@@ -68,6 +68,13 @@ class MemoryLog:
         return records
 
 
+class Database(Applies, Protocol):
+    """What lanes need of a store."""
+
+    async def thread_of(self, change: Change) -> str | None:
+        """The thread of a row that is there. Raises a DatabaseError."""
+
+
 class Lane:
     """One thread's changes, from the one on that was held up. `changes` and `size`, in bytes: those not yet written."""
 
@@ -184,7 +191,7 @@ class Lanes:
     def __init__(
         self,
         make_log: Callable[[], Log],
-        store: Applies,
+        store: Database,
         observer: Observer,
         counts: Counts,
         clock: Callable[[], float],
@@ -244,13 +251,14 @@ class Lanes:
     async def park(self, ops: Sequence[Op], error: DatabaseError | None = None) -> bool:
         """Put changes of one thread at the end of its lane; with an `error`, that may begin.
 
-        False where it has ended, and there is no error. Raises JournalError; then they are not in it.
+        False where it has ended, and there is no error. Raises JournalError or a DatabaseError; then nothing is done.
         """
         first = ops[0].change
         key = self.key_of(first)
         if key is None and error is None:
             return False
-        key = key or first.thread_id or f"{first.table}/{first.key}"
+        if key is None:  # of a row that is nowhere yet, nobody can say whose it is
+            key = await self._store.thread_of(first) or f"{first.table}/{first.key}"
         lane = self.open.get(key)
         if lane is None:
             lane = await self._begin(key, error)

@@ -88,6 +88,12 @@ class Reads(Compiler):
         mine = (elements.c.id == id_parameter("id")) & (elements.c.threadId == id_parameter("thread_id"))
         return self._compile(sa.select(self._sql.result(self._document(elements))).where(mine))
 
+    def thread_of(self, table: str) -> Statement:
+        """The `threadId` of a step, element or feedback by `id`."""
+        rows = schema.TABLES[table]
+        found = self._sql.object({"threadId": sa.cast(rows.c.threadId, sa.Text())})
+        return self._compile(sa.select(self._sql.result(found)).where(rows.c.id == id_parameter("id")))
+
     @cached_property
     def favorite_steps(self) -> Statement:
         """The favourite steps of a user's (`user_id`) threads, newest first."""
