@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import copy
 import os
+import random
 import shutil
 import sqlite3
 import tempfile
@@ -17,6 +18,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar, Literal, TypeVar
 from unittest.mock import patch
 
@@ -42,6 +44,7 @@ from forebay.model import changes
 from forebay.model.changes import Change, Delete, Upsert
 from forebay.pipeline.pipeline import Pipeline
 from forebay.pipeline.queue import Inbox
+from forebay.primitives import backoff
 from forebay.settings import Durability
 from forebay.telemetry.collector import Metrics
 from tests.support.stepped_loop import SteppedLoop
@@ -290,6 +293,13 @@ class Life:
         return max(self.flushed, *safe, 0)
 
 
+class _Even(random.Random):
+    """No jitter: an example does the same each time."""
+
+    def uniform(self, a: float, b: float) -> float:
+        return (a + b) / 2
+
+
 class EngineModel(RuleBasedStateMachine):
     """Random operations. `states` are what the database may hold beneath the present life's log.
 
@@ -310,6 +320,7 @@ class EngineModel(RuleBasedStateMachine):
         self._reading = 0
         self._patches = contextlib.ExitStack()
         self._patches.enter_context(patch.object(Journal, "read", self._counted(Journal.read)))
+        self._patches.enter_context(patch.object(backoff, "random", SimpleNamespace(Random=_Even)))
         self._number = 0
         self._calls: list[Call] = []
         self.states = [State()]
