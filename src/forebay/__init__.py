@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from forebay.errors import (
     AccessError,
+    ChangeTooLarge,
     DatabaseError,
     FetchError,
     ForebayError,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AccessError",
+    "ChangeTooLarge",
     "DatabaseError",
     "FetchError",
     "ForebayDataLayer",

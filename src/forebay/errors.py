@@ -79,6 +79,10 @@ class InvalidId(RowError, ValueError):
     """An id is no UUID, and PostgreSQL's tables take nothing else; the change was not taken."""
 
 
+class ChangeTooLarge(RowError, ValueError):
+    """One change is above `change_max_bytes`; it was not taken."""
+
+
 class SchemaError(DatabaseError):
     """The database's tables are not forebay's; `forebay migrate` brings them there."""
 

@@ -70,6 +70,12 @@ class Settings(BaseSettings):
     queue_max_bytes: int = Field(
         default=64 * MIB, ge=KIB, description="The queue holds at most this many bytes; then callers wait."
     )
+    change_max_bytes: int = Field(
+        default=16 * MIB,
+        ge=KIB,
+        description="One change, as a step with its input and output, takes at most this many bytes; a larger one gets"
+        " ChangeTooLarge.",
+    )
     queue_timeout: float = Field(
         default=30.0,
         ge=0,

@@ -18,6 +18,7 @@ _GIVEN: dict[str, tuple[str, Any]] = {
     "batch_max_rows": ("7", 7),
     "batch_max_bytes": ("2048", 2048),
     "queue_max_bytes": ("4096", 4096),
+    "change_max_bytes": ("4096", 4096),
     "queue_timeout": ("1.5", 1.5),
     "journal_max_bytes": ("1048576", 1048576),
     "journal_keep": ("5.5", 5.5),

@@ -328,11 +328,17 @@ class ForebayDataLayer(BaseDataLayer):
         return dicts.user(found) if found else None
 
     async def _save_user(self, user: User) -> PersistedUser:
+        identifier, metadata = cleaning.text(user.identifier), cleaning.json(user.metadata or {})
+        size, most = len(identifier.encode()) + len(metadata), self.settings.change_max_bytes
+        if size > most:
+            error = changes.too_large("users", size, most)
+            self._engine.refuse(error)
+            raise error
         stored = await self._engine.write_now(
             self._statements.create_user,
             id=str(uuid.uuid4()),
-            identifier=cleaning.text(user.identifier),
-            metadata=cleaning.json(user.metadata or {}).decode(),
+            identifier=identifier,
+            metadata=metadata.decode(),
             createdAt=cleaning.now(),
         )
         return dicts.user(stored)
@@ -725,6 +731,7 @@ class ForebayDataLayer(BaseDataLayer):
     def _made(self, make: Callable[..., Upsert], *arguments: Any) -> Upsert:
         try:
             change = self._store.ids.enter(make(*arguments))
+            changes.check_size(change, self.settings.change_max_bytes)
         except RowError as error:
             self._engine.refuse(error)
             raise

@@ -13,9 +13,9 @@ from typing import Any
 
 import orjson
 
-from forebay.errors import RowError
+from forebay.errors import ChangeTooLarge, RowError
 from forebay.model import cleaning, moments, schema
-from forebay.model.rows import Row, clean, size_of
+from forebay.model.rows import Row, bytes_of, clean, size_of
 from forebay.model.schema import (
     CLAIM,
     EXTRA,
@@ -224,7 +224,7 @@ def thread(
     change = _upsert("threads", row, row.get("id"), size_of(row), removed)
     if removed:  # what is not there can't say when it went
         row[MOMENTS] = {"metadata": dict.fromkeys(sorted(removed), row[WRITTEN_AT])}
-        change.size = OVERHEAD_BYTES + size_of(row)
+        change.size = OVERHEAD_BYTES + size_of(row) + sum(map(len, removed))
     return change
 
 
@@ -263,6 +263,20 @@ def _given(metadata: Mapping[str, Any] | str | None) -> Mapping[str, Any]:
     if not isinstance(found, dict):
         raise RowError("threads: metadata is no object")
     return found
+
+
+def check_size(change: Upsert, max_bytes: int) -> None:
+    """Raises ChangeTooLarge for one whose values take more, as UTF-8."""
+    # Texts are counted by their letters, each of which takes four bytes at most.
+    if change.size * 4 > max_bytes:
+        size = bytes_of({**change.row, "removed": [*change.removed]})
+        if size > max_bytes:
+            raise too_large(change.table, size, max_bytes)
+
+
+def too_large(table: str, size: int, max_bytes: int) -> ChangeTooLarge:
+    """The error for a change of `size` bytes."""
+    return ChangeTooLarge(f"{table}: a change of {size} bytes is above FOREBAY_CHANGE_MAX_BYTES={max_bytes}")
 
 
 def begun(change: Upsert, moment: int) -> None:
@@ -330,7 +344,10 @@ def fold(older: Upsert, newer: Upsert) -> Upsert:
     if not is_whole or MOMENTS in row or EXTRA in row:
         moments.fold(older.table, older.row, newer.row, row)
     thread_id = newer.thread_id if newer.thread_id is not None else older.thread_id
-    return Upsert(older.table, older.key, row, thread_id, OVERHEAD_BYTES + size_of(row), removed)
+    size = OVERHEAD_BYTES + size_of(row)
+    if removed:
+        size += sum(map(len, removed))
+    return Upsert(older.table, older.key, row, thread_id, size, removed)
 
 
 def late_beneath(change: Upsert, stored: moments.Stored) -> Upsert:
@@ -410,7 +427,8 @@ def _change(
     for name, form in _JSON_COLUMNS[table]:
         if name in row:
             row[name] = form(row[name])
-    return Upsert(table, key, row, thread_id, OVERHEAD_BYTES + size_of(row), frozenset(removed))
+    size = OVERHEAD_BYTES + size_of(row) + sum(map(len, removed))
+    return Upsert(table, key, row, thread_id, size, frozenset(removed))
 
 
 _JSON_COLUMNS: dict[str, tuple[tuple[str, Callable[[Any], Any]], ...]] = {
