@@ -20,6 +20,9 @@ from tests.faults.load import versioned
 from tests.integration.contract import accounted_for
 
 _REFUSALS = 20
+_MORE_THAN_FIT = 400
+# With a small one an outage is spilled; what only the disk would hold is refused.
+_QUEUE = {"full": 64 * 1024 * 1024, "outage": 16 * 1024, "read-only": 16 * 1024}
 _NOBODY = 65534
 
 
@@ -66,7 +69,9 @@ async def full(layer: ForebayDataLayer, *, outage: bool) -> None:
     """Write until the disk is full, and on; then there is room again. In an outage, die with what is queued."""
     told = Told(layer)
     _limit_files(256 * 1024)
-    while len(told.refused) < _REFUSALS:
+    while outage and len(told.refused) < _REFUSALS:
+        await told.write()
+    for _ in range(0 if outage else _MORE_THAN_FIT):
         await told.write()
     _limit_files(0)
     refused = len(told.refused)
@@ -100,7 +105,7 @@ async def read_only(layer: ForebayDataLayer) -> None:
 
 async def main(url: str, folder: str, what: str) -> None:
     init_http_context()
-    settings = Settings(durability="journal", journal_dir=Path(folder), queue_max_bytes=16 * 1024)
+    settings = Settings(durability="journal", journal_dir=Path(folder), queue_max_bytes=_QUEUE[what])
     layer = ForebayDataLayer(url, settings=settings)
     if what == "read-only":
         await read_only(layer)

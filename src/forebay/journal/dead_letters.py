@@ -54,6 +54,10 @@ class Letter:
         return self.database == location
 
 
+class Unfit(JournalError):
+    """No letter can hold this change, however often it is tried."""
+
+
 class DeadLetters:
     """The letters in a folder. Its calls block, and raise JournalError where the file can't be used."""
 
@@ -67,6 +71,10 @@ class DeadLetters:
         self, database: str, change: Change, error: ForebayError, database_id: str | None = None
     ) -> None:
         """Write a refused change to the disk; returns when it is synced."""
+        try:
+            encoded = changes.encode([change])
+        except Exception as failed:
+            raise Unfit(f"the change can't be kept ({type(failed).__name__})") from None
         values = (
             time.time(),
             database,
@@ -74,7 +82,7 @@ class DeadLetters:
             change.key,
             getattr(error, "sqlstate", None),
             str(error),
-            changes.encode([change]),
+            encoded,
             database_id,
         )
         with self._opened() as connection:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from forebay.errors import JournalError
-from forebay.journal.group import Group
+from forebay.journal.group import Group, Run, tell
 from forebay.journal.log import Log
 from forebay.journal.log_format import FORMAT, About, make_folder
 from forebay.journal.log_reader import Reader
@@ -63,10 +63,11 @@ class Journal:
 
     `database_id` is that database's own id; while it is None, `location` is all that tells which one it is.
     `external`: another process writes it to the database. What the database has is kept for `keep` seconds, at
-    most `keep_bytes` of it. `size` is what the database has not, `kept_size` what is kept, in bytes. `on_commit`
-    is called in the journal's thread with the seconds that a commit took, `on_failure` in the event loop with the
-    first and last `seq` of changes that could not be written. Raises JournalError when the folder can't be used.
-    Its methods are called in one event loop.
+    most `keep_bytes` of it. `size` is what the database has not, `kept_size` what is kept, `unsynced` what the disk
+    has not answered for, in bytes. `on_commit` is called in the journal's thread with the seconds that a commit took;
+    in the event loop, `on_failure` with the `seq` of a change that could not be written, who waits for it, and why,
+    and `on_answer` after each group. Raises JournalError when the folder can't be used. Its methods are called in one
+    event loop.
     """
 
     def __init__(
@@ -80,13 +81,15 @@ class Journal:
         keep: float = 0.0,
         keep_bytes: int = 0,
         on_commit: Callable[[float], None] | None = None,
-        on_failure: Callable[[int, int], None] | None = None,
+        on_failure: Callable[[int, asyncio.Future[None] | None, JournalError], None] | None = None,
+        on_answer: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.id = uuid.uuid4().hex
         self.database_id = database_id
         self.size = 0
         self.kept_size = 0
+        self.unsynced = 0
         self.durable_seq = 0
         self.path = folder / f"{self.id}{JOURNAL}"
         self._loop = loop
@@ -96,6 +99,9 @@ class Journal:
         self._reader = Reader(self.path)
         self._on_commit = on_commit
         self._on_failure = on_failure
+        self._on_answer = on_answer
+        self._clock = clock
+        self._asked_at = 0.0  # when the thread got what it has
         self._group = Group()  # what gathers
         self._committing = False
         self._in_flight: list[Group] = []  # what the thread has, or has done and not told yet
@@ -114,10 +120,11 @@ class Journal:
         return f"<Journal {self.id}, {self.size} bytes, durable up to {self.durable_seq}>"
 
     def append(self, seq: int, change: Change) -> asyncio.Future[None]:
-        """Add a change; the future is done when it is on disk. Changes come in the order of `seq`."""
+        """Add a change; the future is done when it is on disk, or see `written`. They come in the order of `seq`."""
         done = self._loop.create_future()
         gathered = self._group.add(seq, change, done)
         self.size += change.size
+        self.unsynced += change.size
         if not self._committing and (not self._will_seal or gathered == _MANY):
             self._seal_soon(gathered)
         return done
@@ -132,10 +139,11 @@ class Journal:
     def _seal(self) -> None:
         """Hand what has gathered to the thread, unless it is busy; then it takes it next."""
         self._will_seal = False
-        if self._committing or not self._group.last_seq:
+        if self._committing or not self._group:
             return
         self._group.encode()
         self._committing = True
+        self._asked_at = self._clock()
         self._in_flight.append(self._group)
         self._work.put(self._group)
         self._group = Group()
@@ -143,7 +151,18 @@ class Journal:
     @property
     def is_quiet(self) -> bool:
         """Whether everything that was appended is on the disk, or was refused."""
-        return not self._committing and not self._group.last_seq
+        return not self._committing and not self._group
+
+    @property
+    def stalled_for(self) -> float:
+        """How long the disk has not answered, in seconds."""
+        return self._clock() - self._asked_at if self._committing else 0.0
+
+    def written(self, applied_seq: int) -> None:
+        """The database has everything up to here: whoever waits for that need not wait for this disk any more."""
+        if applied_seq > self.durable_seq:
+            for group in (*self._in_flight, self._group):
+                group.written(applied_seq)
 
     def rebind(self, loop: asyncio.AbstractEventLoop) -> None:
         """Answer in another event loop from now on; the one before is closed, and nobody waits in it."""
@@ -151,7 +170,7 @@ class Journal:
         self._loop = loop
         self._will_seal = False
         for group in (*self._in_flight, self._group):
-            group.waiters.clear()
+            group.forget_waiters()
         for group in [group for group in self._in_flight if group.is_finished]:
             self._committed(group)
         self._seal()
@@ -209,17 +228,24 @@ class Journal:
 
     async def synced(self) -> None:
         """Return when what gathers now is on the disk, or could not be put there."""
-        if self._group.waiters:
-            await asyncio.wait([self._group.waiters[-1]])
+        waiter = self._group.waiters[-1] if self._group else None
+        if waiter is not None:
+            await asyncio.wait([waiter])
         else:
             await asyncio.sleep(0)
 
-    async def close(self, *, remove: bool) -> None:
-        """Commit what was appended and let go; `remove` the files when the database has them whole."""
+    async def close(self, *, remove: bool, patience: float | None = None) -> None:
+        """Commit what was appended and let go; `remove` the files when the database has them whole.
+
+        A disk that has not answered after `patience` seconds is left alone, with what it has.
+        """
         self._committing = False
         self._seal()
         self._work.put(None)
-        await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._thread.join, patience)
+        if self._thread.is_alive():
+            logger.error("journal left behind path=%s reason=its disk does not answer", self.path)
+            return
         if self.progress is not None:
             self.progress.close()
         if remove:
@@ -250,17 +276,22 @@ class Journal:
 
     def _commit(self, group: Group) -> None:
         started = time.monotonic()
-        if group.fault is None:
-            try:
-                self._log.append(group.first_seq, group.last_seq, group.lines, group.checksum)
-            except OSError as failed:
-                group.fault = _explain(failed)
-            except Exception as failed:  # whatever it is, its callers must not wait for ever
-                group.fault = JournalError(f"the changes can't be journaled ({type(failed).__name__})")
-        if group.fault is None and self._on_commit is not None:
+        for run in group.runs:
+            run.fault = self._put(run)
+        if self._on_commit is not None and all(run.fault is None for run in group.runs):
             self._on_commit(time.monotonic() - started)
         group.is_finished = True
         self._tell_loop(group)
+
+    def _put(self, run: Run) -> JournalError | None:
+        """Why it can't be put on the disk."""
+        try:
+            self._log.append(run.first_seq, run.last_seq, run.lines, run.checksum)
+        except OSError as failed:
+            return _explain(failed)
+        except Exception as failed:  # whatever it is, its callers must not wait for ever
+            return JournalError(f"the changes can't be journaled ({type(failed).__name__})")
+        return None
 
     def _tell_loop(self, group: Group) -> None:
         """Where the loop is closed, nobody waits any more, and `rebind` takes up what is finished."""
@@ -297,22 +328,36 @@ class Journal:
             return
         self._in_flight.remove(group)
         self._committing = bool(self._in_flight)
-        size, error = sum(map(len, group.lines)), group.fault
-        if error is None:
-            self.durable_seq = group.last_seq
-            if self.progress is not None:
-                self.progress.durable = group.last_seq
-            self.size += size - group.estimate
-            self._note(group.last_seq, size)
-        else:
-            logger.error("journal failed reason=%s", error)
-            self.size -= group.estimate
-            if self._on_failure is not None:
-                self._on_failure(group.first_seq, group.last_seq)
-        for waiter in group.waiters:
-            _tell(waiter, error)
-        if self._group.last_seq and not self._committing:
-            self._seal_soon(self._group.last_seq - self._group.first_seq + 1)
+        self.size -= group.estimate
+        self.unsynced -= group.estimate
+        for run in group.runs:
+            if run.fault is None:
+                self._stored(run)
+        self._tell_failed(group)
+        group.finished()
+        self._on_answer()
+        if self._group and not self._committing:
+            self._seal_soon(len(self._group))
+
+    def _stored(self, run: Run) -> None:
+        self.durable_seq = run.last_seq
+        if self.progress is not None:
+            self.progress.durable = run.last_seq
+        self.size += run.size
+        self._note(run.last_seq, run.size)
+
+    def _tell_failed(self, group: Group) -> None:
+        """Whoever waits for what is not on the disk is the pipeline's to tell, which may have it elsewhere."""
+        if not group.unfit and all(run.fault is None for run in group.runs):
+            return
+        failed = [*group.take_failed()]
+        for reason in sorted({str(fault) for _, fault, _ in failed}):
+            logger.error("journal failed reason=%s", reason)
+        for seq, fault, waiter in failed:
+            if self._on_failure is not None and seq not in group.unfit:
+                self._on_failure(seq, waiter, fault)
+            else:
+                tell(waiter, fault)
 
     def _note(self, seq: int, size: int) -> None:
         """Remember what is to be trimmed, in chunks: an entry for each group would fill the memory in an outage."""
@@ -367,16 +412,6 @@ def _explain(error: OSError) -> JournalError:
     return JournalError(
         f"the journal can't be written ({reason_of(error)}); see the disk that holds FOREBAY_JOURNAL_DIR"
     )
-
-
-def _tell(waiter: asyncio.Future[None], error: JournalError | None) -> None:
-    if waiter.done():  # its caller was cancelled
-        return
-    if error is None:
-        waiter.set_result(None)
-    else:
-        waiter.set_exception(error)
-        waiter.exception()  # or it would be reported where the caller has gone
 
 
 _held: weakref.WeakSet[Journal] = weakref.WeakSet()

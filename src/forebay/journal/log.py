@@ -14,6 +14,7 @@ after each system call the thread waits for the interpreter, which a busy event 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import zlib
 from collections import deque
@@ -91,6 +92,8 @@ class Log:
         at = self._good
         while at < end:
             at += os.pwritev(self._file, _from(record, at - self._good)[:_PARTS_AT_ONCE], at)
+        if not os.fstat(self._file).st_nlink:  # nobody will find what is in it
+            raise FileNotFoundError(errno.ENOENT, "the journal was removed")
         self._good = end
 
     def _reserve(self, end: int) -> None:

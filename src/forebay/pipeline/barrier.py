@@ -19,8 +19,12 @@ class Waiters:
     def add(self, seq: int, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
         """A future that is done when everything up to `seq` is written; its error is not reported."""
         done = quiet_future(loop)
-        heapq.heappush(self._heap, (seq, next(self._number), done))
+        self.join(seq, done)
         return done
+
+    def join(self, seq: int, done: asyncio.Future[None]) -> None:
+        """As `add`, with a future that is there already."""
+        heapq.heappush(self._heap, (seq, next(self._number), done))
 
     def reached(self, seq: int) -> None:
         """Everything up to `seq` is written, or given up."""

@@ -25,6 +25,7 @@ from forebay.database import error_codes
 from forebay.database.checkpoint import Checkpoint, CheckpointMoved, Position
 from forebay.database.store import LeftOut
 from forebay.errors import DatabaseError, JournalError, RowError, TransientError
+from forebay.journal.dead_letters import Unfit
 from forebay.model.changes import Change, Upsert, moment_of
 from forebay.pipeline.cursor import Cursor
 from forebay.pipeline.queue import Batch, Op
@@ -367,12 +368,18 @@ class Writer:
             self._counts.paused = False
 
     async def _give_up(self, op: Op, error: RowError) -> None:
-        async def attempt() -> None:
-            await self._keep(op.change, error)
+        async def attempt() -> Unfit | None:
+            try:
+                await self._keep(op.change, error)
+            except Unfit as unfit:
+                return unfit
+            return None
 
         reason = error.sqlstate or "encoding"
         try:
-            await (self.until_answered(attempt) if self._keep_is_vital else attempt())
+            unfit = await (self.until_answered(attempt) if self._keep_is_vital else attempt())
+            if unfit is not None:
+                raise unfit
         except JournalError as lost:
             self._counts.dropped["no_dead_letter"] += 1
             logger.error("row lost table=%s refused_for=%s reason=%s", op.change.table, reason, lost)

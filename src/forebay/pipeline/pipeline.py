@@ -18,6 +18,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
 from functools import cache, partial
+from pathlib import Path
 from threading import get_ident
 from typing import Any
 
@@ -69,6 +70,9 @@ _TOMBSTONES = 100_000
 # read's, or a long journal would hold each of them up. Seconds.
 _RECOVERY_PATIENCE = 5.0
 
+# What the disk has not answered for may take as much as the queue, and so much where that is small. Bytes.
+_UNSYNCED = 32 * 1024 * 1024
+_DISK_PATIENCE = 10.0  # seconds that a disk may take to answer
 _COLLECT_AFTER = 50_000  # new objects; a few thousand writes
 _FORGET_TIMEOUT = 1.0  # seconds
 _NEVER = 2**63  # no change has this number
@@ -128,6 +132,7 @@ class Pipeline:
         self.on_start: list[Callable[[asyncio.AbstractEventLoop], None]] = []
         self.journal: Journal | None = None
         self._folder_failure: JournalError | None = None
+        self._trying: asyncio.Future[None] | None = None  # whether the folder takes files
         # Where this process's changes stand in the database, whether a journal keeps them or not.
         self.cursor = Cursor(uuid.uuid4().hex)
         self._metrics = metrics
@@ -145,6 +150,7 @@ class Pipeline:
         self._patient_until: float | None = None  # when reads cease to wait for recovery, on the clock
         self._readers = Waiters()
         self._flushes = Waiters()
+        self._commits = Waiters()  # for what this machine's disk has not taken
         self._spilled_tickets: dict[int, Any] = {}
         self._tombstones: OrderedDict[str, None] = OrderedDict()
         _pipelines.add(self)
@@ -278,10 +284,28 @@ class Pipeline:
         if not self._external:
             seq = self.inbox.offer(change, now, ticket)
             if seq is not None:
-                return True, journal.append(seq, change) if journal is not None else None
-        if journal is None or self.inbox.waiting or not self._may_spill(change):
+                return True, self._journaled(seq, change)
+        if journal is None or self.inbox.waiting or not self._has_room(change):
             return False, None
         return True, self._spilled(self.inbox.spill(change), change, ticket)
+
+    def _journaled(self, seq: int, change: Change) -> _Durable:
+        """Put a change that is queued on the disk; where that has no room or stalls, the database makes it last."""
+        if self.journal is None:
+            return None
+        if self._has_room(change):
+            return self.journal.append(seq, change)
+        return self._commits.add(seq, self._ensure_running())
+
+    def _not_journaled(self, seq: int, waiter: asyncio.Future[None] | None, error: JournalError) -> None:
+        """The disk has not taken a change: it is made all the same where it is queued too, and lost elsewhere."""
+        if seq > self.inbox.queued_seq:
+            self._lose(seq)
+            if waiter is not None:
+                fail(waiter, error)
+        elif waiter is not None:
+            self._commits.join(seq, waiter)
+        self._reached()
 
     def _spilled(self, seq: int, change: Change, ticket: Any) -> _Durable:
         """Keep a change in the journal alone, until `refill` or until another process has written it."""
@@ -292,17 +316,17 @@ class Pipeline:
             self._spilled_tickets[seq] = ticket
         return self.journal.append(seq, change)
 
-    def _lose(self, first_seq: int, last_seq: int) -> None:
-        """The journal could not take these: what is not in the inbox too is lost, and its callers are told."""
-        for seq in range(max(first_seq, self.inbox.queued_seq + 1), last_seq + 1):
-            self._spilled_tickets.pop(seq, None)
-            self.inbox.lose(seq)
-        self._reached()
+    def _lose(self, seq: int) -> None:
+        """A spilled change is nowhere any more; its caller is told."""
+        self._spilled_tickets.pop(seq, None)
+        self.inbox.lose(seq)
 
-    def _may_spill(self, change: Change) -> bool:
-        journal = self.journal
-        most = self.settings.journal_max_bytes
-        return journal is not None and journal.size + self.lanes.size + change.size <= most
+    def _has_room(self, change: Change) -> bool:
+        """Whether the journal may take it: what the disk has not answered for is in memory."""
+        journal, most = self.journal, self.settings
+        if journal is None or journal.size + self.lanes.size + change.size > most.journal_max_bytes:
+            return False
+        return journal.unsynced + change.size <= max(most.queue_max_bytes, _UNSYNCED)
 
     def _own_journal(self) -> Journal:
         """This process's journal, created at its first write. Raises JournalError."""
@@ -317,7 +341,8 @@ class Pipeline:
                     keep=self.settings.journal_keep,
                     keep_bytes=self.settings.journal_keep_bytes,
                     on_commit=self._metrics.journal_commit_duration.observe,
-                    on_failure=self._lose,
+                    on_failure=self._not_journaled,
+                    on_answer=self._journal_answered,
                 )
             except JournalError as error:
                 self.refuse(error)
@@ -492,15 +517,21 @@ class Pipeline:
         self._reached()
 
     def _admit(self) -> None:
-        for waiting in self.inbox.admit(self._clock(), self._may_spill, spill_only=self._external):
+        for waiting in self.inbox.admit(self._clock(), self._has_room, spill_only=self._external):
             assert waiting.seq is not None
             durable: _Durable = None
             if waiting.spilled:
                 durable = self._spilled(waiting.seq, waiting.change, waiting.ticket)
-            elif self.journal is not None:
-                durable = self.journal.append(waiting.seq, waiting.change)
+            else:
+                durable = self._journaled(waiting.seq, waiting.change)
             # A future as the result of a future: what the caller waits for next.
             settle_with(waiting.token, durable)
+
+    def _journal_answered(self) -> None:
+        """The disk has taken something, or given up: whoever stands at the door may come in."""
+        if self.inbox.waiting:
+            self._admit()
+            self._notify(now=False)
 
     def handover_failed(self, error: TransientError) -> None:
         """See `external_writer.Owner`."""
@@ -510,6 +541,9 @@ class Pipeline:
         applied_seq = self.inbox.applied_seq
         self._readers.reached(applied_seq)
         self._flushes.reached(applied_seq)
+        self._commits.reached(applied_seq)
+        if self.journal is not None:
+            self.journal.written(applied_seq)
         if self._external:
             for seq in [seq for seq in self._spilled_tickets if seq <= applied_seq]:
                 settle(self._spilled_tickets.pop(seq), None)
@@ -551,7 +585,8 @@ class Pipeline:
                 "journal damaged changes=%d; see the disk that holds FOREBAY_JOURNAL_DIR", len(missing)
             )
         for seq in missing:
-            self._lose(seq, seq)
+            self._lose(seq)
+        self._reached()
 
     # ---- life
 
@@ -669,9 +704,8 @@ class Pipeline:
         """Raises JournalError while the folder takes no journal, or this process's was removed; it is logged once."""
         if not self._journals or self.closed or self.is_forked:
             return
-        own = self.journal.path if self.journal is not None else None
         try:
-            await asyncio.to_thread(check_folder, self.settings.journal_dir, own)
+            await self._try_disk(self.settings.journal_dir)
         except JournalError as error:
             if self._folder_failure is None:
                 logger.error("journal folder unusable reason=%s", error)
@@ -680,6 +714,19 @@ class Pipeline:
         if self._folder_failure is not None:
             self._folder_failure = None
             logger.warning("journal folder usable again")
+
+    async def _try_disk(self, folder: Path) -> None:
+        """A disk that does not answer holds up one thread, not whoever asks about it."""
+        own = self.journal.path if self.journal is not None else None
+        if self.journal is None or self.journal.stalled_for < _DISK_PATIENCE:
+            if self._trying is None or self._trying.done():
+                self._trying = asyncio.ensure_future(asyncio.to_thread(check_folder, folder, own))
+            done, _ = await asyncio.wait([self._trying], timeout=_DISK_PATIENCE)
+            if done:
+                return self._trying.result()
+        raise JournalError(
+            f"the disk that holds {folder} does not answer; see that disk, or set FOREBAY_JOURNAL_DIR"
+        )
 
     def _ensure_running(self) -> asyncio.AbstractEventLoop:
         loop = self._loop
@@ -736,12 +783,13 @@ class Pipeline:
         if self._task is not None and not self._task.get_loop().is_closed():
             self._task.cancel()
         self.store.forget_connections()
+        self._trying = None
         if self.journal is not None:
             self.journal.rebind(loop)
         if self.recovery is not None:
             self.recovery.rebind()
         self.inbox.take_back()
-        self._readers, self._flushes = Waiters(), Waiters()
+        self._readers, self._flushes, self._commits = Waiters(), Waiters(), Waiters()
         self._worker = self._make_worker(self._clock)
 
     def forked(self) -> None:
@@ -799,7 +847,7 @@ class Pipeline:
     async def _close_journal(self) -> None:
         finished = not self.inbox.pending
         if self.journal is not None:
-            await self.journal.close(remove=finished)
+            await self.journal.close(remove=finished, patience=self.settings.close_timeout)
         if finished and self.inbox.accepted_seq:
             # The checkpoint stays: a statement that comes late must find it. Those of long ago may go.
             with contextlib.suppress(DatabaseError), anyio.move_on_after(_FORGET_TIMEOUT):
@@ -810,6 +858,7 @@ class Pipeline:
         parked = await self.lanes.close(closed)
         self._readers.fail(closed)
         self._flushes.fail(closed)
+        self._commits.fail(closed)
         for future in (*self.inbox.abandon(), *self._spilled_tickets.values(), *parked):
             fail(future, closed)
 

@@ -98,7 +98,7 @@ def test_gathering_it_for_the_journal(upserts: list[Upsert]) -> None:
         for seq, upsert in enumerate(upserts, 1):
             group.add(seq, upsert, done)
 
-    assert _instructions(gather) / _ROWS < 85
+    assert _instructions(gather) / _ROWS < 90
 
 
 def test_a_dearer_way_is_noticed(upserts: list[Upsert]) -> None:
