@@ -21,7 +21,8 @@ from forebay.database.migrations.todo import decide
 from forebay.database.store import Store
 from forebay.database.urls import in_memory, is_postgres, parse_url
 from forebay.doctor.disk import check_file_system
-from forebay.doctor.findings import Finding, error, note, ok, warning
+from forebay.doctor.findings import Finding, Level, error, note, ok, warning
+from forebay.doctor.role import check_role
 from forebay.doctor.standby import check_standby
 from forebay.errors import AccessError, DatabaseError, ForebayError, SchemaError, SettingsError
 from forebay.model import schema
@@ -115,8 +116,10 @@ async def _check_postgres(target: Target, store: Store, replicas: int) -> AsyncI
                     _tls(store, encrypted=server["encrypted"], pooled=pooled),
                     await _clock(connection),
                     _connections(server, settings.pool_size, replicas, pooled=pooled),
-                    *[finding async for finding in _tables(cautious, connection)],
+                    *(about_role := await check_role(connection, settings, settings.pool_size * replicas)),
                 ]
+                if not any(one.level is Level.ERROR and one.check == "rights" for one in about_role):
+                    findings += [finding async for finding in _tables(cautious, connection)]
             findings.append(await _pooler(target, cautious, store, pooled=pooled))
         patience = settings.connect_timeout + settings.statement_timeout
         findings += [one async for one in check_standby(store, settings.pool_size, replicas, patience)]
