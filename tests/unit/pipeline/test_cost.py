@@ -79,7 +79,7 @@ def test_folding_it(upserts: list[Upsert]) -> None:
         for upsert in upserts * 2:
             batch.add(1, upsert, None, counts)
 
-    assert _instructions(fold) / _ROWS < 635
+    assert _instructions(fold) / _ROWS < 660
 
 
 def test_making_a_batch_statements_documents(upserts: list[Upsert]) -> None:
