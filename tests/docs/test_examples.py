@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from forebay import ForebayDataLayer
 from forebay.cli import main
 from tests.docs import texts
+from tests.support.patience import patience
 
 _URL = "postgresql://user:password@host/database"
 
@@ -64,13 +65,16 @@ async def test_an_example_runs(example: str, folder: Path) -> None:
 
 
 async def _started(layer: ForebayDataLayer) -> None:
-    with anyio.fail_after(30):
+    async with patience():
         while layer.metrics_url is None:  # noqa: ASYNC110 - nothing tells
             await anyio.sleep(0.01)
 
 
 @pytest.mark.parametrize("command", _commands())
-def test_a_command_runs(command: str, postgres_url: str, tmp_path: Path) -> None:
+def test_a_command_runs(
+    command: str, postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # for what it writes
     environment = {"FOREBAY_JOURNAL_DIR": str(tmp_path), "FOREBAY_AUTO_MIGRATE": "true"}
     words = shlex.split(command.replace("/path/to/journals", str(tmp_path)).replace(_URL, postgres_url))
     result = CliRunner().invoke(main, words[1:], env=environment)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 _TESTS = Path(__file__).parent.parent
-_LIMITS = ("asyncio.timeout", "asyncio.wait_for")
+_LIMITS = ("asyncio.timeout", "asyncio.wait_for", "anyio.fail_after", "anyio.move_on_after")
 _CLOCKS = ("time.monotonic", "time.perf_counter", "time.time", "perf_counter", "monotonic")
 _ENOUGH = 120.0  # seconds
 
@@ -64,6 +64,7 @@ def test_no_test_depends_on_the_machines_speed() -> None:
     [
         "async with asyncio.timeout(5): ...",
         "await asyncio.wait_for(it, 30)",
+        "with anyio.fail_after(30): ...",
         "await asyncio.wait_for(it, timeout=1.5)",
         "assert time.monotonic() - started < 9",
         "deadline = time.monotonic() + 20",
