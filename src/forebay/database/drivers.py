@@ -321,7 +321,7 @@ def _translate(
 def _translation(error: Exception, *, own_statement: bool, sends_rows: bool) -> DatabaseError:
     for cause in _causes(error):
         if isinstance(cause, asyncpg.PostgresError) and cause.sqlstate:
-            known = _by_a_row(cause) or error_codes.from_sqlstate(cause.sqlstate)
+            known = _by_name(_by_a_row(cause) or error_codes.from_sqlstate(cause.sqlstate), cause)
             return _of_its_own(known, cause) if own_statement else known
         if isinstance(cause, sqlite3.Error):
             code = getattr(cause, "sqlite_errorname", None) or "SQLITE_MISUSE"
@@ -342,6 +342,14 @@ def _translation(error: Exception, *, own_statement: bool, sends_rows: bool) -> 
     if not sends_rows:  # or good rows would be dead letters for what went wrong before them
         return TransientError(f"the database can't be reached ({type(error).__name__})")
     return RowError(f"a row can't be sent to the database ({type(error).__name__})")
+
+
+def _by_name(known: DatabaseError, cause: asyncpg.PostgresError) -> DatabaseError:
+    """With the constraint that refuses the row, which PostgreSQL names apart from the text that quotes values."""
+    name = getattr(cause, "constraint_name", None)
+    if not name or not isinstance(known, RowError):
+        return known
+    return RowError(f"{known}, constraint {name}", sqlstate=known.sqlstate)
 
 
 # What in PostgreSQL says no to a row, whatever the SQLSTATE: the functions of its source that an error comes from.
