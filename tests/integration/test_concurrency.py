@@ -12,7 +12,7 @@ from chainlit.types import Feedback, Pagination, ThreadFilter
 from chainlit.user import User
 
 from forebay import ForebayDataLayer, Settings, TransientError
-from forebay.database import drivers
+from forebay.database.connections import sqlite_file
 from tests.integration.conftest import MakeLayer
 from tests.integration.contract import (
     a_step,
@@ -89,7 +89,7 @@ async def test_a_login_outlasts_those_who_write_to_the_same_file(
     migrated_sqlite_url: str, make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SQLite lets writers in as they come by: on a slow disk many others are luckier before."""
-    monkeypatch.setattr(drivers, "BUSY_TIMEOUT_MS", 1)
+    monkeypatch.setattr(sqlite_file, "BUSY_TIMEOUT_MS", 1)
     layer, begun = make_layer(migrated_sqlite_url), 0
 
     async def begin(self: Any, statement: str, *arguments: Any) -> Any:
@@ -111,7 +111,7 @@ async def test_a_login_outlasts_those_who_write_to_the_same_file(
 async def test_a_file_that_others_hold_for_good_fails_a_login(
     migrated_sqlite_url: str, make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(drivers, "BUSY_TIMEOUT_MS", 1)
+    monkeypatch.setattr(sqlite_file, "BUSY_TIMEOUT_MS", 1)
     layer = make_layer(migrated_sqlite_url, settings=Settings(statement_timeout=4))
     async with locked(migrated_sqlite_url):
         with pytest.raises(TransientError, match="SQLITE_BUSY"):

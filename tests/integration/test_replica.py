@@ -328,7 +328,7 @@ async def test_the_doctor_looks_at_the_standby(
         ("replica", "ok"),
         ("replica pool", "ok"),
     ]
-    ((_, level, said), _) = await found(url)
+    ((_, level, said),) = await found(url)
     assert (level, "is no standby" in said) == ("error", True)
     await asyncio.to_thread(own_standby.crash)
     ((_, level, said),) = await found(read_url)

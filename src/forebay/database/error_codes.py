@@ -96,6 +96,13 @@ CANCELLED = "57014"  # a statement that took too long
 # What is about the server, the login, the connection or the tables, whatever is written. Of SQLite's, two are not.
 _OF_ALL = ("08", "25", "26", "42", "53100", "53300", "57P", "SQLITE_")
 _OF_A_STATEMENT = ("SQLITE_INTERRUPT", "SQLITE_NOMEM")
+READ_ONLY = "25006"
+TOO_MANY = "53300"
+# The server is not what it was, or the session has other settings than new ones get. A login or a name that is wrong
+# now was right when the session began.
+_MOVED = (READ_ONLY, "57P", "08", "28", "3D", "3F")
+# The same may be said to a role or a schema that has been changed since; a caller's own statement gets them, too.
+_CHANGED = ("42P01", "42703", "42501")
 # SQLite has one code for whatever is wrong with a statement; its message tells these from bad JSON.
 _SQLITE_SCHEMA_WORDS = (
     "no such table",
@@ -148,6 +155,11 @@ def _in_words(error: BaseException) -> str:
         refused = error.errno is None and "Connect call failed" in str(error)
         return _NETWORK[ConnectionRefusedError] if refused else error.strerror or "connecting failed"
     return "the connection was closed"
+
+
+def ends_all(sqlstate: str, *, own_statement: bool = False) -> bool:
+    """Whether an answer tells that the connections which were opened before it are of no use any more."""
+    return sqlstate.startswith(_MOVED) or (not own_statement and sqlstate in _CHANGED)
 
 
 def from_sqlstate(sqlstate: str) -> DatabaseError:

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
-from forebay.database.drivers import translated
 from forebay.database.store import Store
+from forebay.database.translation import translated
 from forebay.model.schema import steps, threads, users
 
 

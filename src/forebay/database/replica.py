@@ -15,12 +15,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
 import anyio
-import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from forebay.database.drivers import Connections, Driver, translated
+from forebay.database.connections.drivers import Driver
+from forebay.database.connections.endpoint import Endpoint
+from forebay.database.connections.pool import Connections
 from forebay.database.sql.statement import Statement
-from forebay.database.urls import location_of
+from forebay.database.translation import translated
 from forebay.errors import DatabaseError, RowError, StatementError, TransientError
 
 logger = logging.getLogger("forebay.replica")
@@ -55,20 +55,19 @@ class _Seen(NamedTuple):
 
 
 class Replica:
-    """A standby behind `engine`. `reads` counts by outcome; `ask_primary` tells how long the primary's log is."""
+    """A standby. `reads` counts by outcome; `ask_primary` tells how long the primary's log is."""
 
     def __init__(
         self,
-        url: sa.URL,
-        engine: AsyncEngine,
+        endpoint: Endpoint,
         statement_timeout: float,
         ask_primary: Callable[[], Awaitable[int]],
         most_connections: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.engine = engine
-        self.location = location_of(url)
-        self._connections = Connections(engine, self.location, most_connections, _CHECK_TIMEOUT)
+        self.engine = endpoint.engine
+        self.location = endpoint.location
+        self._connections = Connections(endpoint, most_connections, _CHECK_TIMEOUT)
         self.reads: Counter[str] = Counter()
         self._read_timeout = min(statement_timeout, _READ_TIMEOUT)
         self._ask_primary = ask_primary
@@ -145,11 +144,11 @@ class Replica:
         self, statement: Statement, parameters: Mapping[str, Any], position: int
     ) -> list[Any] | None:
         with translated(self.location), anyio.fail_after(_CHECK_TIMEOUT) as scope:
-            async with self._connections.reader() as driver:
-                if not await self._has_replayed(driver, position):
+            async with self._connections.held(_CHECK_TIMEOUT + self._read_timeout) as held:
+                if not await self._has_replayed(held.driver, position):
                     return None
                 scope.deadline = anyio.current_time() + self._read_timeout
-                return await driver.fetch(statement, parameters)
+                return await held.driver.fetch(statement, parameters)
         raise AssertionError("unreachable")
 
     async def _has_replayed(self, driver: Driver, position: int) -> bool:

@@ -10,8 +10,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from forebay.database.drivers import translated
 from forebay.database.store import Store
+from forebay.database.translation import translated
 from forebay.model.schema import elements, feedbacks, steps, threads, users
 
 # A thread's steps may be long; a page of them is held in memory.

@@ -16,29 +16,19 @@ from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple, cast
-from weakref import WeakSet
 
 import anyio
 import anyio.to_thread
 import asyncpg
 import orjson
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.pool import AsyncAdaptedQueuePool, StaticPool
 
 from forebay.database import error_codes, migrations
 from forebay.database.checkpoint import Checkpoint, CheckpointMoved, Position
-from forebay.database.drivers import (
-    BUSY_TIMEOUT_MS,
-    Connections,
-    Driver,
-    driver_of,
-    forget,
-    is_held,
-    open_file,
-    prepare_sqlite,
-    translated,
-)
+from forebay.database.connections.drivers import Driver
+from forebay.database.connections.endpoint import Endpoint, for_standby, merged, patience_of
+from forebay.database.connections.pool import Connections, Held, forget
+from forebay.database.connections.sqlite_file import BUSY_TIMEOUT_MS, is_held, open_file
 from forebay.database.replica import WRITTEN, Replica
 from forebay.database.sql.batch_parameters import Documents, documents
 from forebay.database.sql.claims import claim_parameters, is_claim, named_owners, owned_by, users_parameter
@@ -47,6 +37,7 @@ from forebay.database.sql.statement import Statement
 from forebay.database.sql.statements import statements_of
 from forebay.database.sql.step_threads import put_into_threads, step_threads_parameters
 from forebay.database.tls import tls_context
+from forebay.database.translation import translated
 from forebay.database.urls import in_memory, is_postgres, label_of, location_of, parse_url
 from forebay.errors import SchemaError, SettingsError, TransientError
 from forebay.model import changes, schema
@@ -103,19 +94,21 @@ class Store:
             if not self._postgres:
                 raise SettingsError("ssl_require: a SQLite file has no connection to secure")
             arguments["ssl"] = tls_context(verify=settings.tls_verify)
+        arguments_here = merged(from_url, arguments)
         self.location = location_of(self.url)  # where the database is, without the password
-        self.label = label_of(self.url, {**from_url, **arguments})
+        self.label = label_of(self.url, arguments_here)
         self.database_id: str | None = None  # the database's own, when it has been asked
-        self.engine = self._create_engine({**from_url, **arguments})
-        self._connections = Connections(self.engine, self.location, settings.pool_size, _patience(settings))
+        endpoint = Endpoint(self.url, arguments_here, settings, settings.pool_size)
+        self.engine = endpoint.engine
+        self._connections = self._share(Connections(endpoint, settings.pool_size, patience_of(settings)))
         self.replica = self._create_replica(settings.read_url, arguments)
         self.statements = statements_of(self.engine.dialect)
         self.statements.compile_writes()
         self._exclusive = anyio.Lock() if in_memory(self.url) else None
         self._preparing = anyio.Lock()
         self._prepared = False
-        self._writer: AsyncConnection | None = None
-        self._files: WeakSet[Any] = WeakSet()
+        self._writer: Held | None = None
+        self._is_writing = False
 
     def __repr__(self) -> str:
         return f"<Store {self.location}>"
@@ -125,29 +118,6 @@ class Store:
         """Whether the database ends with the process."""
         return in_memory(self.url)
 
-    def _create_engine(self, arguments: dict[str, Any]) -> AsyncEngine:
-        if in_memory(self.url):
-            engine = create_async_engine(self.url, connect_args=arguments, poolclass=StaticPool)
-        else:
-            engine = self._pooled(self.url, arguments, self._settings.pool_size)
-        if not self._postgres:
-            sa.event.listen(engine.sync_engine, "connect", self._prepare_sqlite)
-        return engine
-
-    def _pooled(self, url: sa.URL, arguments: dict[str, Any], size: int) -> AsyncEngine:
-        if is_postgres(url):
-            arguments.setdefault("timeout", self._settings.connect_timeout)
-            # A batch's statement is longer than what asyncpg keeps prepared by itself.
-            arguments.setdefault("max_cacheable_statement_size", _LONGEST_STATEMENT)
-        return create_async_engine(
-            url,
-            connect_args=arguments,
-            poolclass=AsyncAdaptedQueuePool,  # early releases of SQLAlchemy 2.0 give SQLite none
-            pool_size=size,
-            max_overflow=0,
-            pool_timeout=_patience(self._settings),
-        )
-
     def _create_replica(self, text: str | None, connect_args: Mapping[str, Any]) -> Replica | None:
         """The standby of FOREBAY_READ_URL, reached as the primary is, for the readers of the pool."""
         if not text:
@@ -155,21 +125,14 @@ class Store:
         url, from_url = parse_url(text, "FOREBAY_READ_URL")
         if not (self._postgres and is_postgres(url)):
             raise SettingsError("FOREBAY_READ_URL: only a PostgreSQL database has a standby; unset it")
-        arguments = {**from_url, **connect_args}
-        engine = self._pooled(url, arguments, self._settings.pool_size - 1)
-        return Replica(
-            url, engine, self._settings.statement_timeout, self._log_position, self._settings.pool_size - 1
-        )
+        most = self._settings.pool_size - 1
+        endpoint = Endpoint(url, for_standby(url, from_url, connect_args), self._settings, most)
+        return Replica(endpoint, self._settings.statement_timeout, self._log_position, most)
 
     async def _log_position(self) -> int:
         with translated(self.location, sends_rows=False):
-            async with asyncio.timeout(self._settings.statement_timeout), self._reader() as driver:
-                return int((await driver.fetch(WRITTEN, {}))[0][0])
+            return int((await self._connections.fetch(WRITTEN, {}, self._settings.statement_timeout))[0][0])
         raise AssertionError("unreachable")
-
-    def _prepare_sqlite(self, connection: Any, _record: Any) -> None:
-        self._files.add(connection.driver_connection)
-        prepare_sqlite(connection)
 
     async def prepare(self) -> None:
         """Make sure once that the tables are forebay's, migrating them if the settings say so.
@@ -182,8 +145,16 @@ class Store:
             if not self._prepared:
                 with translated(self.location, sends_rows=False):
                     await self._check_schema()
-                    self.database_id = await self._ask_id()
+                    async with self._questioning():
+                        self.database_id = await self._ask_id()
                 self._prepared = True
+
+    @asynccontextmanager
+    async def _questioning(self) -> AsyncIterator[None]:
+        """Around a short question on a connection of SQLAlchemy's: it may take twice as long as opening that."""
+        limit = min(self._settings.statement_timeout, 2 * self._settings.connect_timeout)
+        async with asyncio.timeout(limit):
+            yield
 
     async def _open_file(self) -> None:
         """Fail here where a SQLite file can't be opened: aiosqlite's thread would outlive its event loop."""
@@ -194,9 +165,11 @@ class Store:
         await self._connections.release()
         await self._open_file()
         automatic = self._settings.auto_migrate
+        async with self._questioning():
+            is_current = await migrations.is_current(self.engine)
         if automatic or (automatic is None and not self._postgres):
-            await migrations.upgrade(self.engine)
-        elif not await migrations.is_current(self.engine):
+            await migrations.upgrade(self.engine)  # which may take its time
+        elif not is_current:
             raise SchemaError(
                 "the database's tables are not forebay's yet: run `forebay migrate`, or set FOREBAY_AUTO_MIGRATE=true"
             )
@@ -268,9 +241,14 @@ class Store:
         *,
         writes: bool = False,
     ) -> Any:
+        limit = self._settings.statement_timeout
         with self._rechecking(), translated(self.location):
-            async with asyncio.timeout(self._settings.statement_timeout), self._reader() as driver:
-                rows = await (self._write if writes else _fetch)(driver, statement, parameters)
+            if not writes and self._exclusive is None:
+                rows = await self._connections.fetch(statement, parameters, limit)
+            else:
+                async with self._shared(), self._connections.held(limit) as held:
+                    ask = self._write if writes else _fetch
+                    rows = await ask(held.driver, statement, parameters)
         return await _document(statement, rows)
 
     async def _write(self, driver: Driver, statement: Statement, parameters: Mapping[str, Any]) -> list[Any]:
@@ -302,14 +280,15 @@ class Store:
         Raises a DatabaseError; StatementError when the statement itself is wrong.
         """
         await self.prepare()
+        limit = self._settings.statement_timeout
         with translated(self.location, own_statement=True):
             async with (
                 self._shared(),
-                self._connections.connection() as connection,
-                self._committing(await driver_of(connection)),
-                connection.begin(),
+                self._connections.held(limit, own_statement=True) as held,
+                self._committing(held.driver),
+                held.connection.begin(),
             ):
-                result = await connection.execute(sa.text(query), dict(parameters))
+                result = await held.connection.execute(sa.text(query), dict(parameters))
                 if result.returns_rows:
                     return [dict(row) for row in result.mappings()]
                 return result.rowcount
@@ -339,7 +318,7 @@ class Store:
             async with (
                 asyncio.timeout(self._time_limit(share)),
                 self._shared(),
-                self._connections.reader() if apart else self._writing() as driver,
+                self._apart() if apart else self._writing() as driver,
                 self._committing(driver),
             ):
                 for _ in range(_LOOKS):
@@ -397,11 +376,7 @@ class Store:
     @property
     def has_writer(self) -> bool:
         """Whether the connection that batches are written on is open, as far as is known."""
-        writer = self._writer
-        if writer is None or writer.closed or writer.invalidated or writer.sync_connection is None:
-            return False
-        driver: Any = writer.sync_connection.connection.driver_connection
-        return not self._postgres or not driver.is_closed()
+        return self._writer is not None and not self._writer.driver.closed
 
     async def _apply_runs(
         self, driver: Driver, changes: Sequence[Change], *, late: bool
@@ -569,17 +544,15 @@ class Store:
 
     def forget_connections(self) -> None:
         """Drop connections whose event loop is gone; PostgreSQL's can't be closed any more."""
-        for connection in self._files:
-            if hasattr(connection, "stop"):  # since aiosqlite 0.22; it needs no event loop
-                connection.stop()
         if self._writer is not None:
             forget(self._writer)
             self._writer = None
         # Whoever held these will not give them back.
+        self._is_writing = False
         self._preparing = anyio.Lock()
         if self._exclusive is not None:
             self._exclusive = anyio.Lock()
-        self._connections = self._connections.renewed()
+        self._connections = self._share(self._connections.renewed())
         if self.replica is not None:
             self.replica.forget_connections()
 
@@ -608,42 +581,58 @@ class Store:
             async with self._exclusive:
                 yield
 
-    @asynccontextmanager
-    async def _reader(self) -> AsyncIterator[Driver]:
-        async with self._shared(), self._connections.reader() as driver:
-            yield driver
+    def _share(self, connections: Connections) -> Connections:
+        connections.on_shortage = self._offer_writer
+        return connections
+
+    def _offer_writer(self) -> None:
+        """There are no more connections, and somebody waits for one: the writer's, while it writes nothing."""
+        if self._writer is not None and not self._is_writing:
+            writer, self._writer = self._writer, None
+            self._connections.offer(writer)
 
     @asynccontextmanager
     async def _writing(self) -> AsyncIterator[Driver]:
-        if self._writer is None:
-            self._writer = await self._connections.take()
+        self._is_writing = True
         try:
-            yield await self._connections.driver(self._writer)
-        except (asyncpg.PostgresError, sqlite3.Error):
-            raise  # it was answered and rolled back, so the connection is good, or says itself that it is lost
-        except BaseException:
-            with anyio.CancelScope(shield=True):
+            if self._writer is not None and not self._connections.is_fit(self._writer):
                 await self._drop_writer()
+            if self._writer is None:
+                self._writer = await self._connections.take()
+            yield self._writer.driver
+        except BaseException as error:
+            if self._is_done_for(error):
+                with anyio.CancelScope(shield=True):
+                    await self._drop_writer()
             raise
+        finally:
+            self._is_writing = False
+            if self._connections.is_short:
+                self._offer_writer()
+
+    @asynccontextmanager
+    async def _apart(self) -> AsyncIterator[Driver]:
+        """Beside the writer; the time is limited by who asks."""
+        async with self._connections.held(self._settings.statement_timeout) as held:
+            yield held.driver
+
+    def _is_done_for(self, error: BaseException) -> bool:
+        """Whether the writer's connection is to be another one's after an error."""
+        if self._writer is None:
+            return False
+        if not self._postgres:
+            return not isinstance(error, sqlite3.Error)  # what was answered and rolled back
+        return not self._connections.is_usable_after(self._writer, error)
 
     async def _drop_writer(self) -> None:
         if self._writer is not None:
             writer, self._writer = self._writer, None
-            try:
-                if self._postgres:
-                    await writer.invalidate()
-            finally:
-                await self._connections.drop(writer)
+            await self._connections.drop(writer)
 
 
 def _takes_more(change: Change) -> bool:
     """Whether it is more than a row of the batch's one statement."""
     return isinstance(change, Delete) or is_claim(change) or lacks_thread(change)
-
-
-def _patience(settings: Settings) -> float:
-    """How long a reader waits for a connection, in seconds: the statement itself has to get its turn too."""
-    return settings.statement_timeout / 2
 
 
 async def _document(statement: Statement, rows: Sequence[Sequence[Any]]) -> Any:

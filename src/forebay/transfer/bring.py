@@ -17,8 +17,8 @@ import orjson
 import sqlalchemy as sa
 
 from forebay.attachments.access import Access
-from forebay.database.drivers import translated
 from forebay.database.store import Store
+from forebay.database.translation import translated
 from forebay.errors import RowError
 from forebay.model import changes, cleaning, schema
 from forebay.model.changes import Upsert

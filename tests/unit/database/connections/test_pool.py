@@ -10,24 +10,31 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+import sqlalchemy as sa
 
-from forebay.database.drivers import Connections, driver_of, translated
+from forebay.database.connections.endpoint import Endpoint
+from forebay.database.connections.pool import Connections, Held
 from forebay.database.sql.statement import Statement
+from forebay.database.translation import translated
 from forebay.errors import DatabaseError, TransientError, told
+from forebay.settings import Settings
 from tests.support.patience import FOR_EVER, patience
+
+
+def _connections(path: Path) -> Connections:
+    endpoint = Endpoint(sa.make_url(f"sqlite+aiosqlite:///{path}"), {}, Settings(), 2)
+    return Connections(endpoint, most=2, patience=FOR_EVER)
 
 
 @pytest.fixture
 async def connections(tmp_path: Path) -> AsyncIterator[Connections]:
-    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'file.db'}")
-    connections = Connections(engine, "there", most=2, patience=FOR_EVER)
+    connections = _connections(tmp_path / "file.db")
     yield connections
     assert connections.lent == 0
     await connections.close()
 
 
-async def _waiting(connections: Connections, number: int) -> list[asyncio.Task[AsyncConnection]]:
+async def _waiting(connections: Connections, number: int) -> list[asyncio.Task[Held]]:
     waiting = [asyncio.create_task(connections.take()) for _ in range(number)]
     await asyncio.sleep(0)
     return waiting
@@ -86,8 +93,7 @@ async def test_a_dropped_one_leaves_room_for_another(connections: Connections) -
 
 async def test_one_that_can_not_be_opened_leaves_room(tmp_path: Path) -> None:
     folder = tmp_path / "later"
-    engine = create_async_engine(f"sqlite+aiosqlite:///{folder / 'file.db'}")
-    connections = Connections(engine, "there", most=2, patience=FOR_EVER)
+    connections = _connections(folder / "file.db")
     for _ in range(3):
         with pytest.raises(DatabaseError):
             await connections.take()
@@ -110,17 +116,19 @@ async def test_of_those_that_nobody_needs_one_is_kept(connections: Connections) 
     first, second = await connections.take(), await connections.take()
     await connections.give(first)
     await connections.give(second)
-    assert second.closed
-    assert not first.closed
+    assert second.connection.closed
+    assert not first.connection.closed
     assert await connections.take() is first
     await connections.give(first)
 
 
 async def test_sqlite_ends_what_nobody_waits_for() -> None:
     forever = "WITH RECURSIVE more(x) AS (SELECT 1 UNION ALL SELECT x FROM more) SELECT count(*) FROM more"
-    engine = create_async_engine("sqlite+aiosqlite://")
-    async with engine.connect() as connection:
-        driver = await driver_of(connection)
+    connections = Connections(
+        Endpoint(sa.make_url("sqlite+aiosqlite://"), {}, Settings(), 2), most=2, patience=0.2
+    )
+    async with connections.held(60) as held:
+        driver = held.driver
         asked = asyncio.ensure_future(driver.fetch(Statement(forever, ()), {}))
         started = asyncio.Event()
         asyncio.get_running_loop().call_later(0.05, started.set)
@@ -130,7 +138,7 @@ async def test_sqlite_ends_what_nobody_waits_for() -> None:
             await asked
         async with patience():
             assert [tuple(row) for row in await driver.fetch(Statement("SELECT 1", ()), {})] == [(1,)]
-    await engine.dispose()
+    await connections.close()
 
 
 @pytest.mark.parametrize(
