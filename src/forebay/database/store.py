@@ -144,9 +144,14 @@ class Store:
         async with self._preparing:
             if not self._prepared:
                 with translated(self.location, sends_rows=False):
-                    await self._check_schema()
-                    async with self._questioning():
-                        self.database_id = await self._ask_id()
+                    try:
+                        await self._check_schema()
+                        async with self._questioning():
+                            self.database_id = await self._ask_id()
+                    except BaseException:
+                        # It may be the connection's: another role's settings, or another server behind the name.
+                        self._connections.endpoint.fitness.condemn()
+                        raise
                 self._prepared = True
 
     @asynccontextmanager
