@@ -27,6 +27,7 @@ _WITHOUT_EFFECT = frozenset(
         *("sslcompression", "sslsni", "supa", "workaround", "uselibpqcompat", "client_encoding"),
     }
 )
+_ROLES = ("any", "primary", "read-write", "standby", "prefer-standby", "read-only")
 _POOL_SIZE = "leave it out, and set FOREBAY_POOL_SIZE"
 _POOL_TIMEOUT = "leave it out, and set FOREBAY_STATEMENT_TIMEOUT, half of which is the pool's"
 _TRUSTED = "name an authority with sslrootcert and a certificate of your own with sslcert and sslkey"
@@ -63,7 +64,9 @@ def take_parameters(query: dict[str, Any]) -> tuple[dict[str, Any], dict[str, An
     """
     left = {name: _once(name, value) for name, value in query.items() if name not in _WITHOUT_EFFECT}
     _refuse_unkept(left)
-    arguments = take_tls(left) | _take_seconds(left) | _take_numbers(left) | _take_pooler(left)
+    arguments = (
+        _take_role(left) | take_tls(left) | _take_seconds(left) | _take_numbers(left) | _take_pooler(left)
+    )
     settings = _take_settings(left)
     if settings:
         arguments["server_settings"] = settings
@@ -107,6 +110,14 @@ def _number(name: str, text: str, kind: Callable[[str], float]) -> float:
         return kind(text)
     except (TypeError, ValueError):
         raise SettingsError(f"FOREBAY_DATABASE_URL: {name} takes a number") from None
+
+
+def _take_role(left: dict[str, Any]) -> dict[str, Any]:
+    """Which of the hosts: forebay writes, so that `any` is a primary too."""
+    role = left.pop("target_session_attrs", "any")
+    if role not in _ROLES:
+        raise SettingsError(f"FOREBAY_DATABASE_URL: target_session_attrs takes one of {', '.join(_ROLES)}")
+    return {} if role in ("any", "primary") else {"target_session_attrs": role}
 
 
 def _take_pooler(left: dict[str, Any]) -> dict[str, Any]:

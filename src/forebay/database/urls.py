@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,6 +45,11 @@ def parse_url(text: str | None, variable: str = "FOREBAY_DATABASE_URL") -> tuple
 
 def location_of(url: sa.URL) -> str:
     """Where a database is, without the password."""
+    hosts = url.query.get("host")
+    if url.host is None and isinstance(hosts, tuple):
+        url = url.set(host=",".join(hosts))
+        shown = url.set(drivername=url.get_backend_name(), query={}).render_as_string(hide_password=True)
+        return shown.replace(f"[{url.host}]", str(url.host))  # it is no IPv6 address
     return url.set(drivername=url.get_backend_name(), query={}).render_as_string(hide_password=True)
 
 
@@ -64,7 +70,7 @@ def _parse(text: str | None) -> tuple[sa.URL, dict[str, Any]]:
     text = text.strip()
     _refuse_stray(text)
     try:
-        url = sa.make_url(text)
+        url = sa.make_url(_spread(text))
     except (ArgumentError, ValueError):
         raise SettingsError(f"FOREBAY_DATABASE_URL is not a URL; it takes {_STYLES}; {_ENCODE}") from None
     driver = _DRIVERS.get(url.drivername.lower())
@@ -72,6 +78,25 @@ def _parse(text: str | None) -> tuple[sa.URL, dict[str, Any]]:
         raise SettingsError(f"FOREBAY_DATABASE_URL: {url.drivername} is not supported; it takes {_STYLES}")
     url = url.set(drivername=driver)
     return _with_parameters(url) if is_postgres(url) else (url, {})
+
+
+# libpq's list of hosts: SQLAlchemy takes them from the query.
+_HOSTS = re.compile(
+    r"(?P<begin>postgres[^:]*://)(?P<who>[^@/?]*@)?(?P<hosts>[^@/?]*,[^@/?]*)(?P<path>/[^?]*)?(\?(?P<query>.*))?"
+)
+
+
+def _spread(text: str) -> str:
+    found = _HOSTS.fullmatch(text)
+    if found is None:
+        return text
+    parts = [f"host={_with_port(host)}" for host in found["hosts"].split(",")]
+    query = "&".join([*parts, *filter(None, [found["query"]])])
+    return f"{found['begin']}{found['who'] or ''}{found['path'] or '/'}?{query}"
+
+
+def _with_port(host: str) -> str:
+    return host if re.search(r":[0-9]+$", host) else f"{host}:5432"
 
 
 def _refuse_stray(text: str) -> None:

@@ -6,9 +6,12 @@ import ssl
 
 import pytest
 
+from forebay.database.connections.endpoint import for_standby, merged
+from forebay.database.store import Store
 from forebay.database.tls import tls_context
-from forebay.database.urls import in_memory, is_postgres, parse_url
+from forebay.database.urls import in_memory, is_postgres, location_of, parse_url
 from forebay.errors import SettingsError
+from forebay.settings import Settings
 
 
 @pytest.mark.parametrize(
@@ -92,3 +95,41 @@ def test_tls_is_verified_unless_told_otherwise() -> None:
         ssl.CERT_NONE,
         False,
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "hosts", "shown"),
+    [
+        (
+            "postgresql://me:a,b@h1:5433,h2/chat?application_name=x",
+            ("h1:5433", "h2:5432"),
+            "postgresql://me:***@h1:5433,h2:5432/chat",
+        ),
+        ("postgresql://h1,h2", ("h1:5432", "h2:5432"), "postgresql://h1:5432,h2:5432/"),
+    ],
+)
+def test_several_hosts_are_taken_as_libpq_takes_them(text: str, hosts: tuple[str, ...], shown: str) -> None:
+    url, _ = parse_url(text)
+    assert url.query["host"] == hosts
+    assert location_of(url) == shown
+    assert parse_url(shown)[0].query["host"] == hosts
+
+
+def test_a_password_with_a_comma_is_no_list_of_hosts() -> None:
+    url, _ = parse_url("postgresql://me:a,b@host/chat")
+    assert (url.host, url.password) == ("host", "a,b")
+
+
+@pytest.mark.parametrize("role", ["standby", "prefer-standby", "read-only"])
+def test_a_server_that_takes_no_writes_is_no_database(role: str) -> None:
+    with pytest.raises(SettingsError, match="FOREBAY_READ_URL"):
+        Store(f"postgresql://host/chat?target_session_attrs={role}", Settings())
+
+
+def test_the_servers_settings_of_an_argument_leave_the_urls_alone() -> None:
+    given = {"server_settings": {"application_name": "chat"}, "host": "primary", "ssl": True}
+    url, from_url = parse_url("postgresql://standby/chat?search_path=chat")
+    settings = {"search_path": "chat", "application_name": "chat"}
+    assert merged(from_url, given)["server_settings"] == settings
+    there = for_standby(url, from_url, given)
+    assert (there["server_settings"], there["ssl"], "host" in there) == (settings, True, False)

@@ -15,6 +15,7 @@ from forebay.database.connections.fitness import Fitness, Watch, old_at
 from forebay.database.connections.opening import Keepalive, Opener, Role
 from forebay.database.connections.sqlite_file import prepare_sqlite
 from forebay.database.urls import in_memory, is_postgres, location_of
+from forebay.errors import SettingsError
 from forebay.settings import Settings
 
 DRIVER = "forebay_driver"
@@ -69,6 +70,10 @@ class Endpoint:
             arguments.pop("target_session_attrs", Role.PRIMARY),
             arguments.pop("keepalive", Keepalive()),
         )
+        if not isinstance(role, Role) and role != Role.READ_WRITE.value:
+            raise SettingsError(
+                f"FOREBAY_DATABASE_URL: target_session_attrs={role} takes no writes; name that in FOREBAY_READ_URL"
+            )
         own = arguments.pop("async_creator_fn", None)
         self._opener = Opener(Role(role), keepalive, *([own] if own is not None else []))
         self._watch = Watch(self._opener, self.fitness)
