@@ -22,6 +22,7 @@ MIB = 1024 * KIB
 Durability = Literal["journal", "memory", "commit"]
 WriterPlace = Literal["embedded", "external"]
 StorageKind = Literal["auto", "folder", "s3", "gcs", "azure", "none"]
+FormerStorage = Literal["folder", "s3", "gcs", "azure", "none"]
 
 
 def _default_journal_dir() -> Path:
@@ -136,6 +137,15 @@ class Settings(BaseSettings):
     storage_dir: Path = Field(
         default_factory=_default_storage_dir,
         description="The folder for elements' content; replicas may share it.",
+    )
+    former_storage: FormerStorage = Field(
+        default="none",
+        description="The storage before a change of storage: `folder`, `s3`, `gcs` or `azure`. What is not in the new "
+        "one is read from it, what is deleted goes from both, and `forebay blobs move` brings the rest over.",
+    )
+    former_storage_dir: Path | None = Field(
+        default=None,
+        description="The folder of FOREBAY_FORMER_STORAGE=folder; by default FOREBAY_STORAGE_DIR.",
     )
     upload_concurrency: int = Field(
         default=16, ge=1, le=1000, description="Uploads of elements' content at once."

@@ -11,13 +11,14 @@ from scripts.pages import GENERATORS, filled
 
 from forebay.cli import main
 from forebay.model import schema
-from forebay.settings import Settings, variable_of
+from forebay.settings import ChainlitVariables, Settings, variable_of
 from forebay.telemetry.catalogue import INSTRUMENTS
 from tests.docs import texts
 
 _README = texts.ROOT / "README.md"
 _NOT_SETTINGS = {"FOREBAY_PORT", "FOREBAY_SERVICE_HOST"}  # what Kubernetes would set
-_SETTINGS = {variable_of(name) for name in Settings.model_fields} | _NOT_SETTINGS
+_FORMER = {f"FOREBAY_FORMER_{name}".upper() for name in ChainlitVariables.model_fields}
+_SETTINGS = {variable_of(name) for name in Settings.model_fields} | _NOT_SETTINGS | _FORMER
 _OWN = {"forebay_migrations", "forebay_owner", *schema.metadata.tables}
 _INDEXES = {str(index.name) for table in schema.metadata.tables.values() for index in table.indexes}
 

@@ -6,6 +6,7 @@ the URLs that they sign.
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -57,8 +58,22 @@ class Access:
     def __repr__(self) -> str:
         return f"<Access {type(self.client).__name__}>"
 
+    @property
+    def place(self) -> tuple[str, ...]:
+        """Where it is: two clients with the same place have the same objects."""
+        return (type(self.client).__name__, str(id(self.client)))
+
+    async def stored_url(self, object_key: str) -> str | None:
+        """What an element's row says of an object in it, as an upload answers it; None: not known."""
+        del object_key
+        return None
+
+    async def delete(self, object_key: str) -> bool:
+        """Delete it. True also where there is none, which Google's and Azure's clients tell as a failure."""
+        return bool(await self.client.delete_file(object_key)) or await self.look(object_key) is None
+
     def listed(self, prefix: str = "") -> AsyncIterator[Listed]:
-        """All objects whose keys begin with `prefix`. It may wait for disk and network within the event loop."""
+        """All objects whose keys begin with `prefix`. A folder's disk is waited for within the event loop."""
         del prefix
         name = type(self.client).__name__
         raise StorageError(f"what is in {name} can't be listed; use the storage's own tools")
@@ -130,6 +145,13 @@ class _Folder(Access):
         found = await threads.run(partial(self._folder.find, object_key))
         return Held(found.size, found.mime, found.path.name) if found is not None else None
 
+    @property
+    def place(self) -> tuple[str, ...]:
+        return ("folder", str(self._folder.folder.resolve()))
+
+    async def stored_url(self, object_key: str) -> str | None:
+        return self._folder.stored_url(object_key)
+
     async def read(self, object_key: str, into: Path) -> None:
         found = await threads.run(partial(self._folder.find, object_key))
         if found is None:
@@ -173,9 +195,17 @@ class _S3(_Bucket):
 
     async def listed(self, prefix: str = "") -> AsyncIterator[Listed]:
         pages = self._inner.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix)
-        for page in pages:
+        async for page in _each(pages):
             for entry in page.get("Contents", ()):
                 yield _listed(entry["Key"], entry["Size"], entry["LastModified"])
+
+    @property
+    def place(self) -> tuple[str, ...]:
+        return ("s3", str(self._inner.meta.endpoint_url), self._bucket)
+
+    async def stored_url(self, object_key: str) -> str | None:
+        host = os.environ.get("DEV_AWS_ENDPOINT", "amazonaws.com")  # as Chainlit's client has it
+        return f"https://{self._bucket}.s3.{host}/{object_key}"
 
     async def look(self, object_key: str) -> Held | None:
         head = partial(self._inner.head_object, Bucket=self._bucket, Key=object_key)
@@ -183,7 +213,9 @@ class _S3(_Bucket):
         if found is None:
             return None
         return Held(
-            found["ContentLength"], found.get("ContentType", _DEFAULT_MIME), str(found.get("ETag", ""))
+            found["ContentLength"],
+            found.get("ContentType", _DEFAULT_MIME),
+            str(found.get("ETag", "")),
         )
 
     async def read(self, object_key: str, into: Path) -> None:
@@ -214,14 +246,22 @@ class _Google(_Bucket):
         self._bucket = bucket
 
     async def listed(self, prefix: str = "") -> AsyncIterator[Listed]:
-        for blob in self._bucket.list_blobs(prefix=prefix or None):
+        async for blob in _each(self._bucket.list_blobs(prefix=prefix or None)):
             yield _listed(blob.name, blob.size, blob.updated)
+
+    @property
+    def place(self) -> tuple[str, ...]:
+        return ("gcs", str(self._bucket.name))
+
+    async def stored_url(self, object_key: str) -> str | None:
+        return str(self._bucket.blob(object_key).public_url)
 
     async def look(self, object_key: str) -> Held | None:
         blob = await _asked(partial(self._bucket.get_blob, object_key))
         if blob is None:
             return None
-        return Held(blob.size, blob.content_type or _DEFAULT_MIME, str(blob.generation))
+        mime = blob.content_type or _DEFAULT_MIME
+        return Held(blob.size, mime, str(blob.generation))
 
     async def read(self, object_key: str, into: Path) -> None:
         await _asked(lambda: self._bucket.blob(object_key).download_to_filename(str(into)))
@@ -243,8 +283,18 @@ class _Azure(_Bucket):
         self._container = container
 
     async def listed(self, prefix: str = "") -> AsyncIterator[Listed]:
-        async for blob in self._container.list_blobs(name_starts_with=prefix or None):
-            yield _listed(blob.name, blob.size, blob.last_modified)
+        try:
+            async for blob in self._container.list_blobs(name_starts_with=prefix or None):
+                yield _listed(blob.name, blob.size, blob.last_modified)
+        except Exception as error:
+            _refuse(error)
+
+    @property
+    def place(self) -> tuple[str, ...]:
+        return ("azure", str(self._container.url))
+
+    async def stored_url(self, object_key: str) -> str | None:
+        return await self.client.get_read_url(object_key)
 
     async def look(self, object_key: str) -> Held | None:
         try:
@@ -252,7 +302,8 @@ class _Azure(_Bucket):
         except Exception as error:
             _refuse(error, absent=("BlobNotFound", "404"))
             return None
-        return Held(found.size, found.content_settings.content_type or _DEFAULT_MIME, str(found.etag))
+        mime = found.content_settings.content_type or _DEFAULT_MIME
+        return Held(found.size, mime, str(found.etag))
 
     async def read(self, object_key: str, into: Path) -> None:
         try:
@@ -262,6 +313,13 @@ class _Azure(_Bucket):
                     await threads.run(partial(file.write, chunk))
         except Exception as error:
             _refuse(error)
+
+
+async def _each(pages: Iterable[_Result]) -> AsyncIterator[_Result]:
+    """What an iterator yields that waits for the network."""
+    iterator = iter(pages)
+    while (found := await _asked(partial(next, iterator, None))) is not None:
+        yield found
 
 
 async def _asked(act: Callable[[], _Result], absent: tuple[str, ...] = ()) -> _Result | None:

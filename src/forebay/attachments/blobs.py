@@ -7,8 +7,10 @@ an object behind, never the call.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import logging
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import anyio
@@ -23,6 +25,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from forebay.attachments.access import Access, access
 from forebay.errors import DatabaseError
 from forebay.telemetry.counters import Counts
 
@@ -34,14 +37,22 @@ _SIGN_TIMEOUT = 10.0  # for all elements of a read
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 60.0
 _TRIES_LATER = 10
 _MOST_LATER = 10_000
+_MOST_MOVED = 100_000
 
 
 class Blobs:
-    """The storage client's calls other than uploads, bounded and guarded. Without a client there is nothing to do."""
+    """The storage client's calls other than uploads, bounded and guarded. Without a client there is nothing to do.
 
-    def __init__(self, client: BaseStorageClient | None, counts: Counts) -> None:
+    With a `former` client, of the storage before, what is not in the new one is read there, and deletes go to both.
+    """
+
+    def __init__(
+        self, client: BaseStorageClient | None, counts: Counts, former: BaseStorageClient | None = None
+    ) -> None:
         self.client = client
+        self._former = former
         self._counts = counts
+        self._moved: OrderedDict[str, None] = OrderedDict()  # what is known to be in the new one
         self._later: dict[str, asyncio.Task[None]] = {}
 
     async def sign(self, elements: Sequence[ElementDict]) -> None:
@@ -64,6 +75,8 @@ class Blobs:
         assert key is not None
         try:
             async with limit:
+                if self._former is not None and not await self._is_moved(key, client):
+                    client = self._former
                 url = await client.get_read_url(object_key=key)
         except Exception as error:
             logger.warning("element url not refreshed reason=%s", type(error).__name__)
@@ -71,31 +84,58 @@ class Blobs:
         if url and url != key:  # Chainlit's S3 client gives the key back where it fails
             element["url"] = url
 
+    async def _is_moved(self, key: str, client: BaseStorageClient) -> bool:
+        """Whether to read an object in the new storage, which is asked once for each that is there."""
+        if key not in self._moved:
+            if await access(client).look(key) is None:
+                return False
+            self._moved[key] = None
+            if len(self._moved) > _MOST_MOVED:
+                self._moved.popitem(last=False)
+        return True
+
     async def delete(self, object_keys: Iterable[str]) -> list[str]:
         """Delete contents whose rows are gone; those that are deleted."""
         if self.client is None:
             return []
+        storages = [access(client) for client in (self.client, self._former) if client is not None]
         limit = anyio.CapacityLimiter(_CONCURRENT_CALLS)
         deleted: list[str] = []
         async with anyio.create_task_group() as tasks:
             for key in object_keys:
-                tasks.start_soon(self._delete, self.client, key, limit, deleted)
+                tasks.start_soon(self._delete, storages, key, limit, deleted)
         return deleted
 
     async def _delete(
-        self, client: BaseStorageClient, key: str, limit: anyio.CapacityLimiter, deleted: list[str]
+        self, storages: Sequence[Access], key: str, limit: anyio.CapacityLimiter, deleted: list[str]
     ) -> None:
+        self._moved.pop(key, None)
         try:
             async with limit:
                 with anyio.fail_after(_CALL_TIMEOUT):
                     # Chainlit's clients log what goes wrong, and give False.
-                    if await client.delete_file(object_key=key):
+                    if all([await storage.delete(key) for storage in storages]):
                         deleted.append(key)
                         return
             reason = "the storage client has not deleted it"
         except Exception as error:
             reason = type(error).__name__
         logger.warning("element content not deleted yet reason=%s", reason)
+
+    async def stored(self, object_key: str) -> None:
+        """A content was stored: what the former storage has under its key is another, or the same, and goes."""
+        if self._former is None:
+            return
+        former = access(self._former)
+
+        async def delete() -> bool:
+            with anyio.fail_after(_CALL_TIMEOUT):
+                return await former.delete(object_key)
+
+        with contextlib.suppress(Exception):  # it is tried on
+            if await delete():
+                return
+        self.later(f"former {object_key}", delete)
 
     async def surely(self, name: str, act: Callable[[], Awaitable[bool]]) -> None:
         """Do what may fail, and go on trying in the background until it says that it is done.
@@ -150,12 +190,13 @@ class Blobs:
     async def close(self) -> None:
         """Close the client. Chainlit's S3 client raises TypeError here, which must not stop the closing."""
         await self.stop()
-        if self.client is None:
-            return
-        try:
-            await self.client.close()
-        except Exception as error:
-            logger.warning("storage client not closed reason=%s", type(error).__name__)
+        for client in (self.client, self._former):
+            if client is None:
+                continue
+            try:
+                await client.close()
+            except Exception as error:
+                logger.warning("storage client not closed reason=%s", type(error).__name__)
 
 
 async def _succeeds(act: Callable[[], Awaitable[bool]]) -> bool:

@@ -118,6 +118,10 @@ class LocalStorageClient(BaseStorageClient):
 
     # ---- for serving and for `forebay blobs`
 
+    def stored_url(self, object_key: str) -> str:
+        """What an element's row says of an object: a URL without a signature, which opens nothing."""
+        return self._base_url + unsigned_url(object_key, self._served_root())
+
     def find(self, object_key: str) -> StoredFile | None:
         """The object, or None. It reads the disk."""
         for _ in range(2):  # it may be replaced between its note and its content
@@ -187,10 +191,7 @@ class LocalStorageClient(BaseStorageClient):
         self, object_key: str, write: Callable[[Path], None], mime: str, overwrite: bool
     ) -> dict[str, Any]:
         await self._in_thread(lambda: self._put(object_key, write, mime, overwrite))
-        return {
-            "object_key": object_key,
-            "url": self._base_url + unsigned_url(object_key, self._served_root()),
-        }
+        return {"object_key": object_key, "url": self.stored_url(object_key)}
 
     def _put(self, object_key: str, write: Callable[[Path], None], mime: str, overwrite: bool) -> None:
         """As `_put_once`, again where a sweep has taken the empty folder away in between."""

@@ -60,14 +60,14 @@ class Orphans:
         """Look for what was stored before that time, in seconds since 1970, and has no row."""
         waiting = waiting_keys(self._journal_dir)
         comparison = Comparison()
-        async for batch in _batches(self._candidates()):
-            named = await self._named(one.object_key for one in batch)
+        async for batch in batches(self._candidates()):
+            with_row = await self._named(one.object_key for one in batch)
             comparison.looked_at += len(batch)
-            comparison.named += len(named)
+            comparison.named += len(with_row)
             comparison.orphans += [
                 one
                 for one in batch
-                if one.modified < before and one.object_key not in named and one.object_key not in waiting
+                if one.modified < before and one.object_key not in with_row and one.object_key not in waiting
             ]
         await self._claim(comparison)
         return comparison
@@ -86,8 +86,8 @@ class Orphans:
         keys = [one.object_key for one in orphans]
         for first in range(0, len(keys), _BATCH):
             batch = keys[first : first + _BATCH]
-            named = await self._named(batch)
-            await self._delete([key for key in batch if key not in named], deleted)
+            with_row = await self._named(batch)
+            await self._delete([key for key in batch if key not in with_row], deleted)
         if isinstance(self._storage.client, LocalStorageClient):
             self._storage.client.sweep()
         return len(deleted)
@@ -110,11 +110,7 @@ class Orphans:
                 yield one
 
     async def _named(self, keys: Iterable[str]) -> set[str]:
-        """Those that a row names, which holds them without what no database takes."""
-        spelled = {key: cleaning.text(key) for key in keys}
-        given = json.dumps([*spelled.values()])
-        found = set(await self._store.read(self._store.statements.contents, object_keys=given))
-        return {key for key, text in spelled.items() if text in found}
+        return await named(self._store, keys)
 
     async def _claim(self, comparison: Comparison) -> None:
         """Mark a storage in which there is something of this database's."""
@@ -131,17 +127,27 @@ def mark_of(database_id: str | None) -> str:
     return hashlib.sha256(database_id.encode()).hexdigest()[:32] if database_id else ""
 
 
-def require_ours(others: Collection[str]) -> None:
+def require_ours(
+    others: Collection[str], remedy: str = "If the others are gone, say --forget-others"
+) -> None:
     """Raise StorageError where a storage is not one database's alone."""
     if others:
         raise StorageError(
             f"contents of {len(others)} other database{'s' * (len(others) != 1)} are in this storage too, and this"
-            " one's rows do not name them: nothing was deleted. Is it the right database? If the others are gone, say"
-            " --forget-others"
+            f" one's rows do not name them: nothing was deleted. Is it the right database? {remedy}"
         )
 
 
-async def _batches(objects: AsyncIterator[Listed]) -> AsyncIterator[list[Listed]]:
+async def named(store: Store, keys: Iterable[str]) -> set[str]:
+    """Those of the keys that a row names, which holds them without what no database takes."""
+    spelled = {key: cleaning.text(key) for key in keys}
+    given = json.dumps([*spelled.values()])
+    found = set(await store.read(store.statements.contents, object_keys=given))
+    return {key for key, text in spelled.items() if text in found}
+
+
+async def batches(objects: AsyncIterator[Listed]) -> AsyncIterator[list[Listed]]:
+    """The objects, some at a time."""
     batch: list[Listed] = []
     async for one in objects:
         batch.append(one)

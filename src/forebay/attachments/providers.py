@@ -12,6 +12,7 @@ from typing import Any
 
 from chainlit.data.storage_clients.base import BaseStorageClient
 
+from forebay.attachments.access import access
 from forebay.attachments.folder import LocalStorageClient
 from forebay.errors import SettingsError
 from forebay.settings import ChainlitVariables, Settings
@@ -33,6 +34,36 @@ def configured_storage(
     named = variables if variables is not None else ChainlitVariables()
     kind = _meant(named) if settings.storage == "auto" else settings.storage
     return _made(kind, named, settings.storage_dir)
+
+
+def former_storage(
+    settings: Settings, current: BaseStorageClient | None, variables: ChainlitVariables | None = None
+) -> BaseStorageClient | None:
+    """The client of the storage before `current`; None where there was none.
+
+    Its variables are Chainlit's with FOREBAY_FORMER_ before their names, where they differ. Raises SettingsError.
+    """
+    if settings.former_storage == "none" or current is None:
+        return None
+    named = variables if variables is not None else _former_variables()
+    try:
+        former = _made(settings.former_storage, named, settings.former_storage_dir or settings.storage_dir)
+    except SettingsError as error:
+        raise SettingsError(f"FOREBAY_FORMER_STORAGE={settings.former_storage}: {error}") from None
+    if access(former).place == access(current).place:
+        raise SettingsError(
+            "FOREBAY_FORMER_STORAGE is the storage that is in use; set FOREBAY_STORAGE to the new one, or what differs"
+            " with FOREBAY_FORMER_ before its name, as in FOREBAY_FORMER_BUCKET_NAME"
+        )
+    return former
+
+
+def _former_variables() -> ChainlitVariables:
+    """Chainlit's variables, and over them those with FOREBAY_FORMER_; a cloud's keys are taken together."""
+    now, former = ChainlitVariables(), ChainlitVariables(_env_prefix="FOREBAY_FORMER_")
+    groups = (("bucket_name",), *_VARIABLES.values())
+    differ = [group for group in groups if any(getattr(former, name) for name in group)]
+    return now.model_copy(update={name: getattr(former, name) for group in differ for name in group})
 
 
 def _meant(named: ChainlitVariables) -> str:

@@ -471,6 +471,9 @@ class Uploads:
             await self._forget(job, entry, needed=False)
             raise
         await self._forget(job, entry, needed=needed)
+        if needed:
+            _settle(job.tried)
+            await self._blobs.stored(entry.note.object_key)
 
     async def _forget(self, job: Job, entry: Entry, *, needed: bool) -> None:
         await self._in_thread(partial(self._secured.remove, entry.path))

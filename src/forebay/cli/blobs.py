@@ -1,4 +1,4 @@
-"""`forebay blobs orphans`: content in the storage that no element's row names."""
+"""`forebay blobs`: content in the storage that no element's row names, and what is in a former storage."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from forebay.cli import options, printing
+from forebay.cli.move import move
 from forebay.errors import StorageError
 from forebay.primitives.visible import visible
 
@@ -35,6 +36,9 @@ def blobs() -> None:
     Example:
       forebay blobs orphans --database-url postgresql://me@localhost/chat
     """
+
+
+blobs.add_command(move)
 
 
 @blobs.command()

@@ -30,7 +30,7 @@ from forebay.attachments.blobs import Blobs
 from forebay.attachments.collector import Collector
 from forebay.attachments.folder import LocalStorageClient
 from forebay.attachments.orphans import mark_of
-from forebay.attachments.providers import configured_storage
+from forebay.attachments.providers import configured_storage, former_storage
 from forebay.attachments.uploads import Content, Job, Uploads
 from forebay.database.outdated import Outdated
 from forebay.database.own_sessions import sessions
@@ -173,7 +173,7 @@ class ForebayDataLayer(BaseDataLayer):
         self._searches = Searches(counts.searches_refused)
         self._variables = Variables()
         client = storage_provider if storage_provider is not None else configured_storage(self.settings)
-        self._blobs = Blobs(client, counts)
+        self._blobs = Blobs(client, counts, former_storage(self.settings, client))
         self._uploads = (
             Uploads(
                 client,

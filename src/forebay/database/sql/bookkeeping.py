@@ -56,6 +56,12 @@ class Bookkeeping(Compiler):
         )
 
     @cached_property
+    def readdress(self) -> Statement:
+        """The elements that name `object_key` say `url` of it."""
+        named = sa.update(elements).where(elements.c.objectKey == text_parameter("object_key"))
+        return self._compile(named.values(url=text_parameter("url")))
+
+    @cached_property
     def forget_garbage(self) -> Statement:
         """The contents of the `forebay_garbage` are deleted, a JSON array of its rows; what was noted anew stays."""
         given = self._sql.source(garbage)
