@@ -496,8 +496,37 @@ async def test_an_element_that_waits_for_its_content_is_shown_in_time(
     creating = asyncio.create_task(layer.create_element(element))
     await until(lambda: layer.registry.get_sample_value("forebay_upload_failures_total"))
     await until(lambda: layer._engine.counts.written["elements"])
-    assert storage.uploads == 1
+    await until(lambda: storage.uploads == 1)
     creating.cancel()
+
+
+async def test_elements_that_wait_for_slow_urls_are_shown_in_time(
+    emptied_url: str, make_layer: MakeLayer
+) -> None:
+    """Also those for which there is no place yet: what comes before an upload counts as well."""
+    free = asyncio.Event()
+
+    async def slow(_: web.Request) -> web.Response:
+        await free.wait()
+        return web.Response(body=b"late")
+
+    storage = MemoryStorage()
+    settings = Settings(fetch_private=True, upload_timeout=0.05, fetch_timeout=600, upload_concurrency=4)
+    layer = make_layer(emptied_url, storage_provider=storage, settings=settings)
+    thread_id = await a_thread(layer)
+    async with served(slow=slow) as url:
+        many = [
+            asyncio.create_task(
+                layer.create_element(Image(thread_id=thread_id, url=f"{url}/slow", for_id=new_id()))
+            )
+            for _ in range(5)
+        ]
+        await until(lambda: layer._engine.counts.written["elements"] == 5)
+        assert storage.files == {}
+        free.set()
+        await asyncio.gather(*many)
+    assert {one["objectKey"] for one in await stored_elements(layer, thread_id)} == {*storage.files}
+    assert len(storage.files) == 5
 
 
 async def test_what_could_run_in_a_browser_is_saved_from_a_bucket_not_opened(

@@ -13,7 +13,7 @@ import contextvars
 import inspect
 import logging
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -66,6 +66,9 @@ _MOST_REFUSALS = (
     12  # of a storage that fails half of the time, one content in some thousands is given up by this
 )
 
+_STORAGE_TOO_LONG = "the storage takes longer than FOREBAY_UPLOAD_TIMEOUT; it is tried on"
+_TOO_LONG = "fetching and keeping it takes longer than FOREBAY_UPLOAD_TIMEOUT; it is tried on"
+
 _Result = TypeVar("_Result")
 Write = Callable[[Upsert], Awaitable[bool]]
 
@@ -106,10 +109,12 @@ class Job:
 
     change: Upsert
     tried: asyncio.Future[None]
+    due: float  # by the loop's clock: when its row is written without content, whatever that waits for
     entry: Entry | None = None
     done: asyncio.Event = field(default_factory=asyncio.Event)
     woken: asyncio.Event = field(default_factory=asyncio.Event)
     dropped: bool = False
+    told: bool = False  # its row was written without content
     begun: bool = False  # an upload was tried, so something may be in the storage
     taken: int = 0  # bytes of room on the disk
     holder: str = ""  # whose content it is, where that is known: places and room are shared out by it
@@ -296,7 +301,7 @@ class Uploads:
         secured and tried again later; that raises what queueing the row raises.
         """
         self.start()
-        job = Job(change, _quiet_future(), holder=_person() or change.thread_id or "")
+        job = Job(change, _quiet_future(), self._due(), holder=_person() or change.thread_id or "")
         self._begin(job, _Source(content, self._hold(content), owner))
         return Deferred(partial(asyncio.shield, job.tried))
 
@@ -363,7 +368,7 @@ class Uploads:
         (change,) = decode(entry.note.change.encode())
         assert isinstance(change, Upsert)
         holder = entry.note.object_key.partition("/")[0]
-        job = Job(change, _quiet_future(), entry, taken=_cost(entry.size), holder=holder)
+        job = Job(change, _quiet_future(), self._due(), entry, taken=_cost(entry.size), holder=holder)
         self._disk.force(job.taken, holder)
         self._begin(job, None)
 
@@ -376,7 +381,7 @@ class Uploads:
     async def _run(self, job: Job, before: Job | None, source: _Source | None) -> None:
         try:
             if source is not None:
-                await self._secure(job, source)
+                await self._in_time(job, self._secure(job, source), _TOO_LONG)
             if before is not None:
                 await _after(before, job)
             await (self._write_row(job, job.change) if job.entry is None else self._deliver(job, job.entry))
@@ -486,29 +491,32 @@ class Uploads:
             await self._blobs.surely(key, delete)
 
     async def _stored(self, job: Job, entry: Entry) -> tuple[str, str | None] | None:
-        """The object key and URL, however long that takes; None for a job that was dropped or refused for good.
-
-        After `upload_timeout` the row is written without them, beside the try that is under way then.
-        """
-        uploading: asyncio.Future[tuple[str, str | None] | None] = asyncio.ensure_future(
-            self._retrying(job)(self._upload, job, entry)
-        )
+        """The object key and URL, however long that takes; None for a job that was dropped or refused for good."""
         try:
-            done, _ = await asyncio.wait([uploading], timeout=self._settings.upload_timeout)
-            if not done:
-                self._fail(
-                    StorageError("the storage takes longer than FOREBAY_UPLOAD_TIMEOUT; it is tried on")
-                )
-                await self._write_row(job, job.change)
-            return await uploading
+            return await self._in_time(job, self._retrying(job)(self._upload, job, entry), _STORAGE_TOO_LONG)
         except _Refused as refused:
             self._fail(refused)
             await self._write_row(job, job.change)
             return None
+
+    def _due(self) -> float:
+        return asyncio.get_running_loop().time() + self._settings.upload_timeout
+
+    async def _in_time(self, job: Job, work: Coroutine[Any, Any, _Result], why: str) -> _Result:
+        """What comes of the work, however long that takes; beside it, a job that is due has its row written once."""
+        working = asyncio.ensure_future(work)
+        try:
+            left = max(0.0, job.due - asyncio.get_running_loop().time())
+            done, _ = await asyncio.wait([working], timeout=None if job.told else left)
+            if not done:
+                job.told = True
+                self._fail(StorageError(why))
+                await self._write_row(job, job.change)
+            return await working
         finally:
-            if not uploading.done():
-                uploading.cancel()
-                await asyncio.wait([uploading])
+            if not working.done():
+                working.cancel()
+                await asyncio.wait([working])
 
     def _retrying(self, job: Job) -> AsyncRetrying:
         async def pause(seconds: float) -> None:
