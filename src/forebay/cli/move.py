@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 from rich.progress import Progress
 
-from forebay.cli import options
+from forebay.cli import options, printing
 from forebay.errors import SettingsError
+from forebay.primitives.visible import visible
 
 if TYPE_CHECKING:
     from forebay.attachments.mover import Mover, Plan, Tally
@@ -89,7 +88,7 @@ def _mover(store: Store, settings: Settings, wish: _Wish) -> Mover:
 
 
 async def _move(mover: Mover, wish: _Wish) -> bool:
-    with Console(stderr=True).status("Looking at the former storage"):
+    with printing.console(stderr=True).status("Looking at the former storage"):
         plan = await mover.plan()
     if wish.dry_run:
         _say(
@@ -104,7 +103,7 @@ async def _move(mover: Mover, wish: _Wish) -> bool:
     await mover.require_ours()
     await mover.require_two()
     options.confirm(f"Move {plan.objects} contents, {plan.size} bytes?", yes=wish.yes)
-    with Progress(console=Console(stderr=True), disable=wish.as_json) as progress:
+    with Progress(console=printing.console(stderr=True), disable=wish.as_json) as progress:
         bar = progress.add_task("Moving", total=plan.size or None)
         tally = await mover.move(lambda one: progress.advance(bar, one.size))
     _tell(tally, plan, wish)
@@ -122,11 +121,14 @@ def _tell(tally: Tally, plan: Plan, wish: _Wish) -> None:
     left = [{"key": key, "why": why} for key, why in tally.why.items()]
     if not wish.as_json:
         for key, why in tally.why.items():
-            click.echo(f"{key.encode('utf-8', 'replace').decode()!r}: {why}", err=True)
+            printing.say(f"{visible(key)!r}: {why}", err=True)
     said = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counted.items() if count)
     document = {**counted, "bytes": tally.size, "unnamed": plan.unnamed, "left": left}
     _say(wish, document, f"{said or 'nothing was there any more'}; {tally.size} bytes moved.")
 
 
 def _say(wish: _Wish, document: dict[str, Any], line: str) -> None:
-    click.echo(json.dumps(document) if wish.as_json else line)
+    if wish.as_json:
+        printing.say_json(document)
+    else:
+        printing.say(line)
