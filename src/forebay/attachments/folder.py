@@ -26,7 +26,8 @@ from chainlit.data.storage_clients.base import BaseStorageClient, storage_expiry
 
 from forebay.attachments.file_route import Signer, StoredFile, publish, served_root, unsigned_url
 from forebay.errors import StorageError
-from forebay.primitives import threads
+from forebay.primitives import posix, threads
+from forebay.primitives.posix import sync_folder
 from forebay.settings import ChainlitVariables, Settings
 
 OBJECTS = "objects"
@@ -239,7 +240,7 @@ class LocalStorageClient(BaseStorageClient):
             fresh = self.folder / f"{_KEY_FILE}.{secrets.token_hex(8)}"
             descriptor = os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
             with os.fdopen(descriptor, "wb") as file:
-                if os.geteuid() == 0:  # an operator looks after the folder; whose it is must read the key too
+                if posix.is_root():  # an operator looks after the folder; whose it is must read the key too
                     owner = self.folder.stat()
                     os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
                 file.write(secrets.token_bytes(32))
@@ -353,15 +354,6 @@ class FolderSync:
                 newest = self._newest
                 sync_folder(self._folder)
                 self._synced = newest
-
-
-def sync_folder(folder: Path) -> None:
-    """Put the names of new files in it on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _make_folder(folder: Path, root: Path) -> None:

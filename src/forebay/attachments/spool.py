@@ -8,7 +8,6 @@ process is gone, another one moves its entries into its own folder and goes on w
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import json
 import logging
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from forebay.attachments.folder import FolderSync, copy, link_or_copy, replace, sync_file
+from forebay.primitives import posix
 
 logger = logging.getLogger("forebay.secured")
 
@@ -64,7 +64,7 @@ class Held:
                 return
             except OSError:
                 pass  # another disk, or one without links
-        self._descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+        self._descriptor = os.open(source, os.O_RDONLY | posix.CLOEXEC | getattr(os, "O_BINARY", 0))
         self.size = os.fstat(self._descriptor).st_size
 
     def secure(self, *, sync: bool) -> None:
@@ -232,9 +232,10 @@ def _entries(folder: Path) -> Iterator[Entry]:
 
 def _take(path: Path) -> Any:
     """The lock file, held; None while another process holds it. It goes together with its folder."""
-    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    posix.require_locks()
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | posix.CLOEXEC, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        posix.lock(descriptor)
     except OSError:
         os.close(descriptor)
         return None

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from forebay.errors import ForebayError, JournalError
-from forebay.journal.log_format import make_folder, sync_folder
+from forebay.journal.log_format import make_folder
 from forebay.model import changes
 from forebay.model.changes import Change
+from forebay.primitives.posix import sync_folder
 
 FILE_NAME = "dead-letters.db"
 _TABLE = """

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import errno
 import logging
-import os
 import queue
 import tempfile
 import threading
@@ -33,6 +32,7 @@ from forebay.journal.ownership import JOURNAL, LOCK, OWNER, PROGRESS, lock, remo
 from forebay.journal.retention import Retention
 from forebay.journal.shared_progress import Progress
 from forebay.model.changes import Change
+from forebay.primitives import posix
 
 logger = logging.getLogger("forebay.journal")
 
@@ -422,4 +422,4 @@ def _after_fork() -> None:
         journal.forked()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+posix.after_fork(_after_fork)

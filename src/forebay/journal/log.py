@@ -24,7 +24,8 @@ from pathlib import Path
 
 import orjson
 
-from forebay.journal.log_format import HEADER, MAGIC, PREFIX, SUFFIX, About, Head, sync_folder
+from forebay.journal.log_format import HEADER, MAGIC, PREFIX, SUFFIX, About, Head
+from forebay.primitives.posix import sync_folder
 
 SEGMENT_BYTES = 8 * 1024 * 1024
 _RESERVED_BYTES = 256 * 1024

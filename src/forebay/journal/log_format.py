@@ -8,7 +8,6 @@ intact one is found.
 from __future__ import annotations
 
 import contextlib
-import os
 import struct
 import zlib
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+
+from forebay.primitives import posix
 
 FORMAT = 4
 MAGIC = b"\xf0FB\n"
@@ -62,16 +63,7 @@ def make_folder(folder: Path) -> None:
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for path in missing:
-        sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Or a crash of the machine could forget a new file's name."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        posix.sync_folder(path.parent)
 
 
 def group_at(content: bytes, at: int) -> Group | None:

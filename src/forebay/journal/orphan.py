@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from forebay.errors import JournalError
-from forebay.journal.log_format import FORMAT, Group, sync_folder
+from forebay.journal.log_format import FORMAT, Group
 from forebay.journal.log_reader import Reader, read_heads
 from forebay.journal.ownership import JOURNAL, LOCK, OWNER, PROGRESS, is_held, lock, remove_files
 from forebay.journal.shared_progress import Progress
 from forebay.model import changes
 from forebay.model.changes import Change
+from forebay.primitives.posix import sync_folder
 
 logger = logging.getLogger("forebay.journal")
 

@@ -8,12 +8,12 @@ to the database; and where that is not the process that appends, `.owner`, held 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from pathlib import Path
 from typing import Any
 
-from forebay.journal.log_format import sync_folder
+from forebay.primitives import posix
+from forebay.primitives.posix import sync_folder
 
 JOURNAL, LOCK, OWNER, PROGRESS, PARKED = ".journal", ".lock", ".owner", ".progress", ".parked"
 _REMOVED = ".removed"
@@ -32,10 +32,11 @@ def is_owned(path: Path) -> bool:
 
 def lock(path: Path) -> Any:
     """The lock file, held; None when another process holds it. It is removed together with its journal."""
+    posix.require_locks()
     while True:
-        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | posix.CLOEXEC, 0o600)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            posix.lock(descriptor)
         except OSError:
             os.close(descriptor)
             return None
@@ -57,7 +58,7 @@ def is_held(path: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        posix.lock(descriptor, shared=True)
     except OSError:
         return True
     finally:

@@ -5,7 +5,6 @@ On the disk it is a journal like any other: who finds it without its process wri
 
 from __future__ import annotations
 
-import os
 import threading
 import uuid
 import weakref
@@ -20,6 +19,7 @@ from forebay.journal.orphan import Orphan, Record, read_records, reason_of
 from forebay.journal.ownership import JOURNAL, LOCK, lock
 from forebay.model import changes
 from forebay.model.changes import Change
+from forebay.primitives import posix
 
 
 class SideJournal(Orphan):
@@ -90,4 +90,4 @@ def _after_fork() -> None:
         journal.forked()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+posix.after_fork(_after_fork)

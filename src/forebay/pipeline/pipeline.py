@@ -10,7 +10,6 @@ import contextlib
 import contextvars
 import gc
 import logging
-import os
 import threading
 import time
 import uuid
@@ -34,6 +33,7 @@ from forebay.errors import (
     LayerForked,
     QueueFull,
     RowError,
+    SettingsError,
     ThreadHeldUp,
     TransientError,
     WrongLoop,
@@ -53,6 +53,7 @@ from forebay.pipeline.lanes import Lanes, Log, MemoryLog
 from forebay.pipeline.queue import Batch, Inbox, Op, Waiting
 from forebay.pipeline.recovery import Recovery
 from forebay.pipeline.write_loop import Worker
+from forebay.primitives import posix
 from forebay.primitives.awaitables import NOTHING, Deferred
 from forebay.primitives.futures import fail, quiet_future, settle, settle_with
 from forebay.primitives.own_loop import OwnLoop
@@ -111,6 +112,11 @@ class Pipeline:
         self.letters = DeadLetters(settings.journal_dir)
         # What is in memory alone ends with the process; there is nothing to keep it for.
         self._journals = settings.durability == "journal" and not store.in_memory
+        if self._journals and not posix.has_journals():
+            raise SettingsError(
+                "FOREBAY_DURABILITY=journal needs a POSIX system, for locks on files and writes that wait for the disk:"
+                " set memory (a crash loses what is queued) or commit (each write waits for the database)"
+            )
         self._external = self._journals and settings.writer == "external"
         self.writer = Writer(
             store,
@@ -920,4 +926,4 @@ def _after_fork() -> None:
         pipeline.forked()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+posix.after_fork(_after_fork)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import socket
 import weakref
 from collections.abc import Awaitable, Callable
@@ -17,6 +16,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
+from forebay.primitives import posix
 from forebay.settings import parse_address
 
 logger = logging.getLogger("forebay.server")
@@ -138,4 +138,4 @@ def _after_fork() -> None:
             listener.abandon()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+posix.after_fork(_after_fork)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import multiprocessing
 import os
 import signal
@@ -13,6 +12,7 @@ import pytest
 
 from forebay.attachments import spool
 from forebay.attachments.spool import Entry, Note, Secured
+from forebay.primitives import posix
 from tests.support.patience import PATIENCE
 
 _NOTE = Note("user/element/name", "text/plain", "[]")
@@ -174,11 +174,11 @@ def test_a_lock_that_is_removed_meanwhile_is_not_held(
 ) -> None:
     """An adopter has it between its opening and its locking, and removes it."""
     path = tmp_path / "x.lock"
-    flock = fcntl.flock
+    lock = posix.lock
 
-    def unlink_first(descriptor: int, how: int) -> None:
+    def unlink_first(descriptor: int) -> None:
         path.unlink()
-        flock(descriptor, how)
+        lock(descriptor)
 
-    monkeypatch.setattr(fcntl, "flock", unlink_first)
+    monkeypatch.setattr(posix, "lock", unlink_first)
     assert spool._take(path) is None
