@@ -37,6 +37,11 @@ def lock(descriptor: int, *, shared: bool = False) -> None:
     _flock(descriptor, _SHARED if shared else _EXCLUSIVE)
 
 
+def user() -> int:
+    """The id of the user that this process is; 0, as of every file, where there is none."""
+    return os.geteuid() if hasattr(os, "geteuid") else 0
+
+
 def is_root() -> bool:
     """Whether this process may do everything."""
     return hasattr(os, "geteuid") and os.geteuid() == 0

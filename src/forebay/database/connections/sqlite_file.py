@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sqlite3
 from typing import Any
 
@@ -14,13 +16,21 @@ BUSY_TIMEOUT_MS = 2000
 
 
 def open_file(url: sa.URL) -> None:
-    """Open a SQLite file, and close it again. Raises SQLAlchemy's errors."""
+    """Open a SQLite file, and close it again; a new one is its owner's alone. Raises SQLAlchemy's errors."""
+    _make_private(url.database or "")
     engine = sa.create_engine(url.set(drivername="sqlite"))
     try:
         with engine.connect() as connection:
             connection.execute(sa.text("PRAGMA schema_version"))
     finally:
         engine.dispose()
+
+
+def _make_private(name: str) -> None:
+    """SQLite would make the file readable by everybody; what it makes beside it has the file's own mode."""
+    if not name.startswith("file:"):
+        with contextlib.suppress(OSError):  # it is there, or can't be made, which SQLite will say
+            os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
 
 def prepare_sqlite(connection: Any) -> None:
