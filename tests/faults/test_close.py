@@ -111,7 +111,10 @@ async def test_a_database_that_does_not_answer_does_not_hold_a_close_up(
     layer = make_layer(url)
     assert await _outputs(layer, thread_id) == [str(number) for number in range(50)]
     await layer.close()
-    assert f"journal recovered changes=40 journal={path.stem}" in caplog.text
+    # A statement that waits at the server for the lock may get in afterwards, and is not written again then.
+    recovered = re.search(rf"journal recovered changes=(\d+) journal={path.stem}", caplog.text)
+    assert recovered is not None
+    assert int(recovered[1]) <= 40 if outage == "stalled" else int(recovered[1]) == 40
     assert list(folder.glob("*.journal*")) == []
 
 

@@ -15,6 +15,7 @@ from forebay.database.store import Store
 from tests.faults.conftest import MakeLayer
 from tests.faults.load import Audit, versioned
 from tests.integration.contract import until
+from tests.support.patience import patience
 from tests.support.postgres import PostgresServer, Standby, name_of
 from tests.support.proxy import Proxy
 
@@ -47,7 +48,7 @@ async def test_connections_that_the_network_forgot_cost_one_wait(
     layer = make_journaled(proxy.url(migrated_postgres_url), statement_timeout=3600)
     thread_id = await _connected(layer, 8)
     proxy.freeze(new=False)
-    async with asyncio.timeout(60):
+    async with patience():
         assert await layer.get_thread(thread_id) is not None
         assert layer._engine.counts.retries == {}
         await _write(layer, thread_id, 1)
@@ -86,7 +87,7 @@ async def test_a_question_that_is_never_answered_ends(proxy: Proxy, migrated_pos
     store = Store(url, Settings(statement_timeout=1, connect_timeout=1))
     try:
         proxy.freeze()
-        async with asyncio.timeout(60):
+        async with patience():
             with pytest.raises(TransientError):
                 await store.prepare()
             proxy.thaw()
@@ -127,7 +128,7 @@ async def test_a_setting_of_the_database_that_is_changed_under_way(
     await _write(layer, thread_id, 0)
     await until(lambda: "25006" in str(layer._engine.failure))
     await elsewhere.fetch(f'ALTER DATABASE "{database}" RESET default_transaction_read_only')
-    async with asyncio.timeout(60):
+    async with patience():
         await layer.flush()
     await elsewhere.fetch(f'ALTER DATABASE "{database}" SET search_path = nowhere')
     await Audit(migrated_postgres_url).fetch("SELECT 1")
@@ -135,7 +136,7 @@ async def test_a_setting_of_the_database_that_is_changed_under_way(
     await _write(layer, thread_id, 1)
     await until(lambda: layer._engine.failure is not None)
     await elsewhere.fetch(f'ALTER DATABASE "{database}" RESET search_path')
-    async with asyncio.timeout(60):
+    async with patience():
         await layer.flush()
     assert len(await Audit(migrated_postgres_url).stored()) == 2
 
@@ -155,7 +156,7 @@ async def test_a_name_that_leads_to_the_standby_for_a_while(make_journaled: Make
             with pytest.raises(TransientError):
                 await layer.get_thread(thread_id)
             proxy.lead_to(url)
-            async with asyncio.timeout(60):
+            async with patience():
                 await layer.flush()
             found = await layer.get_thread(thread_id)
             assert found is not None
@@ -173,7 +174,7 @@ async def test_where_there_is_room_for_one_connection_all_share_it(
     url = sa.make_url(migrated_postgres_url).set(username=role).render_as_string(hide_password=False)
     layer = make_journaled(url, metrics_address="off")
     threads = [str(uuid.uuid4()) for _ in range(10)]
-    async with asyncio.timeout(60):
+    async with patience():
         for turn in range(3):
             await asyncio.gather(*(_write(layer, thread_id, turn) for thread_id in threads))
             found = await asyncio.gather(*(layer.get_thread(thread_id) for thread_id in threads))

@@ -23,6 +23,7 @@ from forebay.errors import DatabaseError, TransientError
 
 # The database has no room for another connection: how long nobody asks for one, in seconds.
 _NO_ROOM = 1.0
+_TRIES_FOR_ROOM = 10  # within that time, where no connection exists that could be waited for
 
 
 @dataclass(slots=True, eq=False)
@@ -109,23 +110,36 @@ class Connections:
 
     async def _opened(self) -> Held:
         """Another one, in a place that is the caller's already."""
-        self._opening += 1
-        try:
-            connection = await self.endpoint.engine.connect()
-        except Exception as error:  # what goes wrong here is never a row's fault
+        for is_last in (*[False] * _TRIES_FOR_ROOM, True):
+            self._opening += 1
+            try:
+                connection = await self.endpoint.engine.connect()
+            except Exception as error:  # what goes wrong here is never a row's fault
+                known = translate(error, self.endpoint.location, sends_rows=False)
+            except BaseException:
+                self._opening -= 1
+                self._leave()
+                raise
+            else:
+                self._opening -= 1
+                self._invite()
+                return Held(connection, _driver_of(connection))
             self._opening -= 1
-            known = translate(error, self.endpoint.location, sends_rows=False)
             if known.sqlstate == error_codes.TOO_MANY and self.lent - self._opening > 1:
                 return await self._one_that_exists(known)
-            self._leave()
-            raise known from None
+            if known.sqlstate != error_codes.TOO_MANY or is_last:
+                self._leave()
+                raise known
+            await self._pause()
+        raise AssertionError("unreachable")
+
+    async def _pause(self) -> None:
+        """One that has just been ended may still have its place at the server."""
+        try:
+            await asyncio.sleep(_NO_ROOM / _TRIES_FOR_ROOM)
         except BaseException:
-            self._opening -= 1
             self._leave()
             raise
-        self._opening -= 1
-        self._invite()
-        return Held(connection, _driver_of(connection))
 
     async def _one_that_exists(self, shortage: DatabaseError) -> Held:
         """There is no room for another one at present; or another, when there is again."""
