@@ -199,3 +199,70 @@ async def test_watching_goes_on_until_interrupted(make_layer: MakeLayer, migrate
         if watching.returncode is None:
             watching.kill()
     assert (watching.returncode, errors) == (0, b"")
+
+
+async def test_the_address_that_the_log_names_is_taken_and_not_ready_has_its_reason(
+    make_layer: MakeLayer,
+) -> None:
+    settings = Settings(metrics_address="127.0.0.1:0", ready_grace=0, durability="memory", close_timeout=0.1)
+    layer = make_layer(UNREACHABLE, settings=settings)
+    await layer.create_step(a_step(new_id()))
+    await until(lambda: layer._engine.health.reason() is not None and layer.metrics_url is not None)
+    for url in (str(layer.metrics_url), f"{layer.metrics_url}/"):
+        result = await asyncio.to_thread(_run, "status", url)
+        assert result.exit_code == 3
+        assert "not ready: the database can't be reached: nobody listens" in result.output
+        assert "postgresql" not in result.output, "where it is, is not for who asks a probe"
+    found = json.loads((await asyncio.to_thread(_run, "status", "--json", str(layer.metrics_url))).output)
+    assert "nobody listens" in found[str(layer.metrics_url)]["reason"]
+
+
+_APPS = {
+    "forebay": """
+import chainlit as cl
+from forebay import ForebayDataLayer, Settings
+
+@cl.data_layer
+def layer():
+    return ForebayDataLayer({url!r}, settings=Settings(journal_dir={journals!r}, metrics_address="127.0.0.1:1"))
+""",
+    "chainlit": """
+import chainlit as cl
+from chainlit.data.sql_alchemy import SQLAlchemyDataLayer
+
+@cl.data_layer
+def layer():
+    return SQLAlchemyDataLayer({url!r})
+""",
+}
+
+
+@pytest.mark.parametrize("kind", _APPS)
+def test_each_command_takes_the_url_and_the_settings_from_the_app(kind: str, tmp_path: Path) -> None:
+    journals = tmp_path / "journals"
+    journals.mkdir()
+    url = f"sqlite{'+aiosqlite' if kind == 'chainlit' else ''}:///{tmp_path / 'chat.db'}"
+    app = tmp_path / "app.py"
+    app.write_text(_APPS[kind].format(url=url, journals=str(journals)))
+    settings = {"FOREBAY_JOURNAL_DIR": str(journals), "FOREBAY_METRICS_ADDRESS": "127.0.0.1:1"}
+
+    def forebay(*arguments: str) -> str:
+        # Processes of their own: loading an app changes Chainlit's configuration for good.
+        kept = {key: value for key, value in os.environ.items() if "DATABASE_URL" not in key}
+        done = subprocess.run(
+            [sys.executable, "-m", "forebay", *arguments, "--app", str(app)],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**kept, "COLUMNS": "300", **(settings if kind == "chainlit" else {})},
+            check=False,
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        return done.stdout + done.stderr
+
+    assert "created the table steps" in forebay("migrate")
+    assert "0 changes of 0 journals" in forebay("drain")
+    assert "no dead letters" in forebay("dead-letters", "list")
+    assert "127.0.0.1:1 can't be reached" in forebay("status")
+    assert str(tmp_path / "chat.db") in forebay("config")
+    assert ("still on SQLAlchemyDataLayer" in forebay("doctor")) is (kind == "chainlit")

@@ -46,7 +46,7 @@ class _Group(click.Group):
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(version("forebay"), prog_name="forebay")
+@click.version_option(version("forebay"), "-V", "--version", prog_name="forebay")
 @click.pass_context
 def main(context: click.Context) -> None:
     """The data layer for busy Chainlit deployments.

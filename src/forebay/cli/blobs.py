@@ -6,11 +6,13 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from forebay.cli import options, printing
+from forebay.cli.application import application_of
 from forebay.cli.move import move
 from forebay.errors import StorageError
 from forebay.primitives.visible import visible
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
     from forebay.attachments.access import Listed
     from forebay.attachments.orphans import Comparison, Orphans
-    from forebay.settings import Settings
+    from forebay.cli.application import Application
 
 _HOUR = 3600.0
 
@@ -34,7 +36,7 @@ def blobs() -> None:
 
     \b
     Example:
-      forebay blobs orphans --database-url postgresql://me@localhost/chat
+      forebay blobs orphans --app app.py
     """
 
 
@@ -43,6 +45,7 @@ blobs.add_command(move)
 
 @blobs.command()
 @options.database_url
+@options.app
 @click.option(
     "--older-than",
     type=click.FloatRange(min=0),
@@ -80,6 +83,7 @@ blobs.add_command(move)
 )
 def orphans(
     database_url: str | None,
+    app: Path | None,
     older_than: float,
     prefix: str,
     delete: bool,
@@ -101,7 +105,7 @@ def orphans(
       forebay blobs orphans --database-url sqlite:///chat.db --delete
     """
     wish = _Wish(older_than * _HOUR, prefix, delete, yes, every, forget_others, as_json)
-    asyncio.run(_run(database_url, wish))
+    asyncio.run(_run(database_url, app, wish))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,15 +119,13 @@ class _Wish:
     as_json: bool
 
 
-async def _run(url: str | None, wish: _Wish) -> None:
+async def _run(url: str | None, app: Path | None, wish: _Wish) -> None:
     from forebay.attachments.access import access
     from forebay.attachments.orphans import Orphans
-    from forebay.database.store import Store
-    from forebay.settings import Settings
 
-    settings = Settings()
-    client = _storage(settings)
-    store = Store(url, settings)
+    application = application_of(app, url)
+    settings, client = application.settings, _storage(application)
+    store = application.target.store()
     try:
         sut = Orphans(store, access(client), settings.journal_dir, wish.prefix)
         with printing.console(stderr=True).status("Comparing the storage with the rows"):
@@ -134,10 +136,12 @@ async def _run(url: str | None, wish: _Wish) -> None:
     _tell(comparison.orphans, deleted, as_json=wish.as_json)
 
 
-def _storage(settings: Settings) -> BaseStorageClient:
-    from forebay.attachments.providers import configured_storage
-
-    client = configured_storage(settings)
+def _storage(application: Application) -> BaseStorageClient:
+    client: BaseStorageClient | None = application.storage()
+    if client is None and not application.is_forebays:
+        raise StorageError(
+            "the app's SQLAlchemyDataLayer has no storage_provider: there is no storage to look into"
+        )
     if client is None:
         raise StorageError("FOREBAY_STORAGE=none: there is no storage to look into")
     return client

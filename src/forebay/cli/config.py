@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
-from forebay.cli import environment, printing
+from forebay.cli import environment, options, printing
+from forebay.cli.application import application_of
 
 if TYPE_CHECKING:
     from forebay.settings import Settings
@@ -26,7 +27,8 @@ class _Setting:
     source: str
 
 
-@click.command()
+@click.command(short_help="The settings in effect, and where each comes from.")
+@options.app
 @click.option(
     "--json",
     "as_json",
@@ -35,11 +37,11 @@ class _Setting:
     show_envvar=True,
     help='Print one JSON object: {"linger": {"variable": name, "value": value, "source": where from}, …}.',
 )
-def config(as_json: bool) -> None:
+def config(app: Path | None, as_json: bool) -> None:
     """Show the settings that an app started here would have, and where each comes from; secrets are hidden.
 
     A value comes from a variable of the environment, from Chainlit's .env file, or is the default. What an app's own
-    code passes to Settings(...) is not seen here.
+    code passes to Settings(...) is seen with --app.
 
     Exit codes: 0, shown; 1, a value is wrong, and named.
 
@@ -48,7 +50,7 @@ def config(as_json: bool) -> None:
       forebay config
       forebay config --json | jq .queue_max_bytes
     """
-    found = _found()
+    found = _found(app)
     if as_json:
         printing.say_json({name: asdict(setting) for name, setting in found.items()})
         return
@@ -60,14 +62,28 @@ def config(as_json: bool) -> None:
     printing.console().print(table)
 
 
-def _found() -> dict[str, _Setting]:
+def _found(app: Path | None) -> dict[str, _Setting]:
     from forebay.settings import Settings, variable_of
 
     added: dict[str, str] = click.get_current_context().obj
     settings = Settings()
-    return {
+    found = {
         name: _Setting(variable_of(name), _shown(settings, name), _source(name, added))
         for name in Settings.model_fields
+    }
+    return found if app is None else found | _of_app(app, settings)
+
+
+def _of_app(app: Path, settings: Settings) -> dict[str, _Setting]:
+    """What an app's data layer has otherwise."""
+    from forebay.settings import variable_of
+
+    application = application_of(app)
+    theirs = application.settings.model_copy(update={"database_url": application.target.url})
+    return {
+        name: _Setting(variable_of(name), _shown(theirs, name), str(app))
+        for name in type(settings).model_fields
+        if getattr(theirs, name) != getattr(settings, name)
     }
 
 

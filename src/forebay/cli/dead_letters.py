@@ -13,6 +13,7 @@ import orjson
 from rich.table import Table
 
 from forebay.cli import options, printing
+from forebay.cli.application import application_of
 
 if TYPE_CHECKING:
     from forebay.database.store import Store
@@ -33,7 +34,7 @@ def _chosen(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.argument("ids", nargs=-1, type=int, metavar="[ID]...")(command)
 
 
-@click.group("dead-letters")
+@click.group("dead-letters", short_help="Rows that the database refused.")
 def dead_letters() -> None:
     """Rows that the database refused: look at them, retry them, discard them.
 
@@ -43,16 +44,17 @@ def dead_letters() -> None:
 
 
 @dead_letters.command("list")
+@options.app
 @options.journal_dir
 @_as_json
-def list_(journal_dir: Path | None, as_json: bool) -> None:
+def list_(app: Path | None, journal_dir: Path | None, as_json: bool) -> None:
     """List the letters, the oldest first, without their content.
 
     \b
     Example:
       forebay dead-letters list --journal-dir /var/lib/chat/journals
     """
-    letters = _letters(journal_dir).find()
+    letters = _letters(journal_dir, app).find()
     if as_json:
         printing.say_json([_summary(letter) for letter in letters])
     elif not letters:
@@ -78,25 +80,32 @@ def _show_all(letters: Sequence[Letter]) -> None:
 
 @dead_letters.command()
 @click.argument("letter_id", type=int, metavar="ID")
+@options.app
 @options.journal_dir
-def show(letter_id: int, journal_dir: Path | None) -> None:
+def show(letter_id: int, app: Path | None, journal_dir: Path | None) -> None:
     """Print one letter with the refused values, as JSON.
 
     \b
     Example:
       forebay dead-letters show 7
     """
-    (letter,) = _find(_letters(journal_dir), [letter_id], every=False)
+    (letter,) = _find(_letters(journal_dir, app), [letter_id], every=False)
     printing.say_json({**_summary(letter), **_content(letter)}, indent=2)
 
 
 @dead_letters.command()
 @_chosen
 @options.database_url
+@options.app
 @options.journal_dir
 @_as_json
 def retry(
-    ids: tuple[int, ...], every: bool, database_url: str | None, journal_dir: Path | None, as_json: bool
+    ids: tuple[int, ...],
+    every: bool,
+    database_url: str | None,
+    app: Path | None,
+    journal_dir: Path | None,
+    as_json: bool,
 ) -> None:
     """Write letters to the database again, once what they were refused for is mended.
 
@@ -105,10 +114,10 @@ def retry(
 
     \b
     Example:
-      forebay dead-letters retry --all --database-url postgresql://me@localhost/chat
+      forebay dead-letters retry --all --app app.py
     """
-    letters = _letters(journal_dir)
-    done = asyncio.run(_retry(letters, _find(letters, ids, every=every), database_url))
+    letters = _letters(journal_dir, app)
+    done = asyncio.run(_retry(letters, _find(letters, ids, every=every), database_url, app))
     _tell(done, as_json=as_json)
     if done["refused"]:
         raise SystemExit(1)
@@ -117,16 +126,19 @@ def retry(
 @dead_letters.command()
 @_chosen
 @options.yes
+@options.app
 @options.journal_dir
 @_as_json
-def discard(ids: tuple[int, ...], every: bool, yes: bool, journal_dir: Path | None, as_json: bool) -> None:
+def discard(
+    ids: tuple[int, ...], every: bool, yes: bool, app: Path | None, journal_dir: Path | None, as_json: bool
+) -> None:
     """Forget letters for good, with the values in them. With --all it asks first.
 
     \b
     Example:
       forebay dead-letters discard 7 8
     """
-    letters = _letters(journal_dir)
+    letters = _letters(journal_dir, app)
     found = _find(letters, ids, every=every)
     if every and found:
         options.confirm(f"Forget {len(found)} letters for good?", yes=yes)
@@ -135,10 +147,10 @@ def discard(ids: tuple[int, ...], every: bool, yes: bool, journal_dir: Path | No
     _tell({"discarded": [letter.id for letter in found]}, as_json=as_json)
 
 
-def _letters(journal_dir: Path | None) -> DeadLetters:
+def _letters(journal_dir: Path | None, app: Path | None) -> DeadLetters:
     from forebay.journal.dead_letters import DeadLetters
 
-    folder = options.folder_of(journal_dir)
+    folder = options.folder_of(journal_dir, app)
     if not folder.is_dir():
         raise click.ClickException(f"there is no folder {folder}; name the journals' folder by --journal-dir")
     return DeadLetters(folder)
@@ -155,11 +167,10 @@ def _find(letters: DeadLetters, ids: Sequence[int], *, every: bool) -> list[Lett
     return found
 
 
-async def _retry(letters: DeadLetters, found: Sequence[Letter], url: str | None) -> dict[str, list[int]]:
-    from forebay.database.store import Store
-    from forebay.settings import Settings
-
-    store = Store(url, Settings())
+async def _retry(
+    letters: DeadLetters, found: Sequence[Letter], url: str | None, app: Path | None
+) -> dict[str, list[int]]:
+    store = application_of(app, url).target.store()
     done: dict[str, list[int]] = {"written": [], "thread_deleted": [], "refused": []}
     try:
         for letter in found:

@@ -15,17 +15,17 @@ import click
 from rich.text import Text
 
 from forebay.cli import options, printing
+from forebay.cli.application import application_of
 from forebay.errors import SettingsError
 
 if TYPE_CHECKING:
     from forebay.doctor import Finding
-    from forebay.doctor.database import Target
 
 _MARKS = {"ok": ("✓", "green"), "note": ("·", "dim"), "warning": ("!", "yellow"), "error": ("✗", "red")}
 _WARNED = 3
 
 
-@click.command()
+@click.command(short_help="What is wrong, and what to do.")
 @options.database_url
 @click.option(
     "--app",
@@ -98,29 +98,23 @@ async def _examine(url: str | None, app: Path | None, replicas: int, tell: Any) 
 
 
 async def _checks(url: str | None, app: Path | None, replicas: int) -> AsyncIterator[Finding]:
-    from forebay.doctor.database import Target, check_database
+    from forebay.doctor.database import check_database
     from forebay.doctor.disk import check_disk
-    from forebay.doctor.findings import error, ok
-    from forebay.doctor.surroundings import (
-        check_metrics,
-        check_secret,
-        check_storage,
-        configured_client,
-    )
-    from forebay.settings import Settings
+    from forebay.doctor.findings import error, note, ok
+    from forebay.doctor.surroundings import check_metrics, check_secret, check_storage
 
     try:
-        if app is not None:
-            target, storage = _of_app(app, url)
-        else:
-            settings = Settings()
-            target = Target(url or settings.database_url, settings)
-            storage = configured_client(settings)
+        application = application_of(app, url)
+        target, storage = application.target, application.storage()
     except SettingsError as wrong:
         yield error(
             "settings", str(wrong), "mend the variable that is named; `forebay config` shows them all"
         )
         return
+    if not application.is_forebays:
+        yield note(
+            "app", "it is still on SQLAlchemyDataLayer", "return a ForebayDataLayer with the same arguments"
+        )
     yield ok("settings", f"durability={target.settings.durability} writer={target.settings.writer}")
     async for finding in check_database(target, replicas):
         yield finding
@@ -130,31 +124,6 @@ async def _checks(url: str | None, app: Path | None, replicas: int) -> AsyncIter
         yield finding
     async for finding in check_metrics(target.settings):
         yield finding
-
-
-def _of_app(app: Path, url: str | None) -> tuple[Target, Any]:
-    """How the data layer that an app makes reaches its database, and its storage client."""
-    from chainlit.config import config, load_module
-
-    from forebay.doctor.database import Target
-    from forebay.layer.data_layer import ForebayDataLayer
-
-    try:
-        load_module(str(app))
-        layer = config.code.data_layer() if config.code.data_layer else None
-    except SettingsError:
-        raise
-    except Exception as failed:
-        raise click.ClickException(f"{app} can't be loaded ({type(failed).__name__}: {failed})") from None
-    if not isinstance(layer, ForebayDataLayer):
-        raise click.ClickException(
-            f"{app} makes no ForebayDataLayer; its @cl.data_layer must return one"
-            if layer is None
-            else f"{app} makes a {type(layer).__name__}, not a ForebayDataLayer"
-        )
-    arguments = layer.connect_args or {}
-    target = Target(url or layer.conninfo, layer.settings, arguments, layer.ssl_require)
-    return target, layer.storage_provider
 
 
 def _print(finding: Finding) -> None:

@@ -12,16 +12,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from forebay.cli import options, printing
+from forebay.cli.application import application_of
 from forebay.errors import told
 from forebay.primitives.visible import visible
 
 if TYPE_CHECKING:
+    from forebay.doctor.database import Target
     from forebay.pipeline.drain import Drain
 
 
-@click.command()
-@click.argument("folder", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
+@click.command(short_help="Write out the journals in a folder.")
+@click.argument("folder", metavar="[DIR]", required=False, type=click.Path(file_okay=False, path_type=Path))
 @options.database_url
+@options.app
 @click.option(
     "--watch",
     is_flag=True,
@@ -53,14 +56,17 @@ if TYPE_CHECKING:
     help="Print one JSON object at the end: journals, changes, written, dead_lettered, dropped, left, parked.",
 )
 def drain(
-    folder: Path,
+    folder: Path | None,
     database_url: str | None,
+    app: Path | None,
     watch: bool,
     timeout: float | None,
     any_database: bool,
     as_json: bool,
 ) -> None:
     """Write the journals in DIR to the database: what killed processes have left, each change once.
+
+    Without DIR, those in FOREBAY_JOURNAL_DIR, or in the folder of the app that --app names.
 
     A journal whose process lives is left to it. With --watch it is a daemon, for a sidecar or a service, and serves
     /metrics, /healthz and /readyz on FOREBAY_METRICS_ADDRESS. It ends on SIGTERM or Ctrl-C, when the processes it
@@ -70,15 +76,20 @@ def drain(
 
     \b
     Examples:
-      forebay drain /var/lib/chat/journals --database-url postgresql://me@localhost/chat
+      forebay drain --app app.py
+      forebay drain /var/lib/chat/journals
       forebay drain /var/lib/chat/journals --watch
     """
+    application = application_of(app, database_url)
+    folder = folder or application.settings.journal_dir
     if not folder.is_dir():
         if not watch:
             raise click.ClickException(f"there is no folder {folder}")
         folder.mkdir(mode=0o700, parents=True)  # the processes to watch have not started yet
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    done = asyncio.run(_run(folder, database_url, watch=watch, timeout=timeout, any_database=any_database))
+    done = asyncio.run(
+        _run(folder, application.target, watch=watch, timeout=timeout, any_database=any_database)
+    )
     if as_json:
         printing.say_json(done)
     elif not watch:
@@ -91,25 +102,33 @@ def _told(done: dict[str, Any]) -> str:
     lines = [f"{done['changes']} changes of {done['journals']} journals written out."]
     if done["dead_lettered"]:
         lines.append(f"{done['dead_lettered']} rows refused: see `forebay dead-letters list`.")
-    lines += [f"Left: {visible(path)}" for path in done["left"]]
+    lines += [f"Left: {visible(path)}: {_why_left(Path(path))}" for path in done["left"]]
     lines += [
         f"Parked: {visible(f'{journal_id}: {reason}')}" for journal_id, reason in done["parked"].items()
     ]
     return "\n".join(lines)
 
 
+def _why_left(path: Path) -> str:
+    from forebay.journal.ownership import is_owned, is_written_out
+
+    if path.suffix == ".damaged":
+        return "damaged; what could be read of it is in the database"
+    if is_owned(path) or is_written_out(path):
+        return "a process that lives has it, and writes it itself"
+    return "for another database, or it can't be read; the log above says which"
+
+
 async def _run(
-    folder: Path, url: str | None, *, watch: bool, timeout: float | None, any_database: bool
+    folder: Path, target: Target, *, watch: bool, timeout: float | None, any_database: bool
 ) -> dict[str, Any]:
-    from forebay.database.store import Store
     from forebay.pipeline.drain import Drain
-    from forebay.settings import Settings
     from forebay.telemetry.collector import Metrics
     from forebay.telemetry.health import Health
     from forebay.telemetry.listener import Listener
 
-    settings, metrics = Settings(), Metrics()
-    draining = Drain(folder, Store(url, settings), settings, metrics, any_database=any_database)
+    settings, metrics = target.settings, Metrics()
+    draining = Drain(folder, target.store(), settings, metrics, any_database=any_database)
     counts = draining.counts
     health = Health(
         lambda: draining.failure, lambda: counts.written.total() > 0, settings.ready_grace, time.monotonic

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING
 import click
 
 from forebay.cli import options, printing
+from forebay.cli.application import application_of
 from forebay.primitives.visible import visible
 
 if TYPE_CHECKING:
     from forebay.database.store import Store
 
 
-@click.command()
+@click.command(short_help="Bring a database to forebay's tables.")
 @options.database_url
+@options.app
 @click.option(
     "--dry-run",
     is_flag=True,
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     show_envvar=True,
     help='Print one JSON object, for a script: {"done": [lines]}, or {"sql": text} with --dry-run.',
 )
-def migrate(database_url: str | None, dry_run: bool, as_json: bool) -> None:
+def migrate(database_url: str | None, app: Path | None, dry_run: bool, as_json: bool) -> None:
     """Bring a database to forebay's tables, in place.
 
     It takes an empty database, or one that Chainlit's SQLAlchemyDataLayer has used since 2.0. Columns, indexes
@@ -40,12 +42,13 @@ def migrate(database_url: str | None, dry_run: bool, as_json: bool) -> None:
     does nothing. Large PostgreSQL tables stay writable meanwhile.
 
     \b
-    Example:
-      forebay migrate --database-url postgresql://me@localhost/chat --dry-run
+    Examples:
+      forebay migrate --app app.py --dry-run
+      FOREBAY_DATABASE_URL=postgresql://me:secret@localhost/chat forebay migrate
     """
     # On standard error, and on a terminal only: indexes of large tables take minutes.
     with printing.console(stderr=True).status("Looking at the tables" if dry_run else "Migrating the tables"):
-        result = asyncio.run(_run(database_url, dry_run=dry_run))
+        result = asyncio.run(_run(database_url, app, dry_run=dry_run))
     if as_json:
         printing.say_json({"sql": result} if dry_run else {"done": result})
     elif isinstance(result, str):
@@ -54,13 +57,13 @@ def migrate(database_url: str | None, dry_run: bool, as_json: bool) -> None:
         printing.say("\n".join(map(visible, result)) or "The tables are up to date.")
 
 
-async def _run(url: str | None, *, dry_run: bool) -> str | list[str]:
+async def _run(url: str | None, app: Path | None, *, dry_run: bool) -> str | list[str]:
     from forebay.database.store import Store
-    from forebay.settings import Settings
 
-    store = Store(url, Settings())
+    target = application_of(app, url).target
+    store = target.store()
     if dry_run and _would_make_a_file(store):
-        store = Store("sqlite://", Settings())  # what an empty database needs is the same
+        store = Store("sqlite://", target.settings)  # what an empty database needs is the same
     try:
         return await (store.migration_plan() if dry_run else store.migrate())
     finally:

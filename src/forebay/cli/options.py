@@ -18,7 +18,18 @@ database_url = click.option(
     envvar=["FOREBAY_DATABASE_URL", "DATABASE_URL"],
     show_envvar=True,
     metavar="URL",
-    help="The database: postgresql://user:password@host/name or sqlite:///path/to/file.",
+    help="The database: postgresql://user:password@host/name or sqlite:///path/to/file. Where it holds a password, set"
+    " the variable: other users of the machine see a command's options.",
+)
+
+app = click.option(
+    "--app",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    envvar="FOREBAY_APP",
+    show_envvar=True,
+    metavar="FILE",
+    help="A Chainlit app, as app.py: the URL and the settings are those of its data layer, also if that is still"
+    " Chainlit's SQLAlchemyDataLayer.",
 )
 
 
@@ -49,13 +60,13 @@ def journal_dir(command: _Command) -> _Command:
     return option(command)
 
 
-def folder_of(journal_dir: Path | None) -> Path:
-    """The folder that the option names, or the settings' default."""
+def folder_of(journal_dir: Path | None, app: Path | None = None) -> Path:
+    """The folder that the option names, or the app's, or the settings' default."""
     if journal_dir is not None:
         return journal_dir
-    from forebay.settings import Settings
+    from forebay.cli.application import settings_of
 
-    return Settings().journal_dir
+    return settings_of(app).journal_dir
 
 
 @contextmanager

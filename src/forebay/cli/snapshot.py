@@ -61,6 +61,13 @@ class Snapshot:
         found = self._quantile(name, share, before) if before is not None else None
         return self._quantile(name, share, None) if found is None else found
 
+    def mean(self, name: str, before: Snapshot | None = None) -> float | None:
+        """A histogram's mean of what came since the look before, if anything did; else of all. None for none."""
+        count, total = self.total(f"{name}_count") or 0.0, self.total(f"{name}_sum") or 0.0
+        if before is not None and count > (earlier := before.total(f"{name}_count") or 0.0):
+            return (total - (before.total(f"{name}_sum") or 0.0)) / (count - earlier)
+        return total / count if count else None
+
     def _quantile(self, name: str, share: float, before: Snapshot | None) -> float | None:
         buckets = self._buckets(name)
         if before is not None:

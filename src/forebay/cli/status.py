@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import click
@@ -15,7 +19,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from forebay.cli import environment, printing
+from forebay.cli import options, printing
+from forebay.cli.application import settings_of
 from forebay.cli.snapshot import Snapshot
 from forebay.errors import SettingsError
 
@@ -26,13 +31,15 @@ _WARN_AT, _ALARM_AT = 0.5, 0.9  # of the queue's or the journal's capacity
 
 @dataclass(frozen=True)
 class _Look:
-    """What came of asking one process: a snapshot, or why there is none."""
+    """What came of asking one process: a snapshot, or why there is none; and why it is not ready, if it is not."""
 
     snapshot: Snapshot | None
     reason: str | None
+    not_ready: str | None = None
 
 
-@click.command()
+@click.command(short_help="Running processes: do writes keep up, was anything lost?")
+@options.app
 @click.argument("addresses", metavar="[ADDRESS]...", nargs=-1)
 @click.option(
     "--watch", is_flag=True, envvar="FOREBAY_STATUS_WATCH", show_envvar=True, help="Go on, until Ctrl-C."
@@ -55,11 +62,12 @@ class _Look:
     show_envvar=True,
     help="Print one JSON object, by address, and end.",
 )
-def status(addresses: tuple[str, ...], watch: bool, interval: float, as_json: bool) -> None:
+def status(app: Path | None, addresses: tuple[str, ...], watch: bool, interval: float, as_json: bool) -> None:
     """Show how running processes fare: whether writes keep up, whether anything was lost.
 
-    An ADDRESS is a process's FOREBAY_METRICS_ADDRESS, as host:port, or the URL of its metrics; by default this
-    environment's. Rates are since the last look, so there are none without --watch; quantiles are upper bounds.
+    An ADDRESS is a process's FOREBAY_METRICS_ADDRESS, as host:port, or the URL that its log names; by default this
+    environment's. Rates and times are since the last look with --watch, else of all; means are exact, quantiles are
+    upper bounds.
 
     Exit codes: 0, all are ready; 3, one is not; 1, one can't be reached; 2, wrong usage.
 
@@ -69,7 +77,7 @@ def status(addresses: tuple[str, ...], watch: bool, interval: float, as_json: bo
       forebay status 10.0.0.4:9464 10.0.0.5:9464
       forebay status --json | jq '.[].queue_changes'
     """
-    urls = {address: _url(address) for address in addresses or (_default_address(),)}
+    urls = {address: _url(address) for address in addresses or (_default_address(app),)}
     if watch and not as_json:
         _watch(urls, interval)
         return
@@ -81,11 +89,8 @@ def status(addresses: tuple[str, ...], watch: bool, interval: float, as_json: bo
     raise SystemExit(_exit_code(looks))
 
 
-def _default_address() -> str:
-    from forebay.settings import Settings
-
-    environment.load()
-    address = Settings().metrics_address
+def _default_address(app: Path | None) -> str:
+    address = settings_of(app).metrics_address
     if address.strip().lower() == "off":
         raise SettingsError(
             "FOREBAY_METRICS_ADDRESS is off here; name a process's address, as in 127.0.0.1:9464"
@@ -95,7 +100,8 @@ def _default_address() -> str:
 
 def _url(address: str) -> str:
     if address.startswith(("http://", "https://")):
-        return address
+        parts = urllib.parse.urlsplit(address)
+        return address if parts.path not in ("", "/") else parts._replace(path="/metrics").geturl()
     from forebay.settings import parse_address
 
     try:
@@ -122,9 +128,24 @@ def _look(url: str) -> _Look:
     if not content_type.startswith("text/plain"):
         return _Look(None, f"answers {content_type or 'something else'}; that is not the metrics' port")
     try:
-        return _Look(Snapshot.parse(text, time.monotonic()), None)
+        snapshot = Snapshot.parse(text, time.monotonic())
     except ValueError as error:
         return _Look(None, str(error))
+    return _Look(snapshot, None, None if snapshot.total("ready") else _why_not(url))
+
+
+def _why_not(url: str) -> str:
+    """What its `/readyz` says, beside its metrics; one that is published by an app alone has none."""
+    probe = url.removesuffix("/metrics") + "/readyz"
+    try:
+        with urllib.request.urlopen(probe, timeout=_TIMEOUT):  # noqa: S310 - http or https, see _url
+            return "not ready"
+    except urllib.error.HTTPError as answer:
+        with contextlib.suppress(ValueError, KeyError, TypeError, OSError):
+            return f"not ready: {json.loads(answer.read())['reason']}"
+    except (OSError, ValueError):
+        pass
+    return "not ready"
 
 
 def _exit_code(looks: dict[str, _Look]) -> int:
@@ -161,20 +182,22 @@ def _view(looks: dict[str, _Look], before: dict[str, _Look]) -> RenderableType:
     for name, cell in _ROWS:
         if _is_worth_a_row(name, looks):
             table.add_row(Text(name, "dim"), *_cells(cell, looks, before))
-    unreachable = [
+    failing = [
         printing.cell(f"{address} {look.reason}", "red")
         for address, look in looks.items()
         if look.snapshot is None
     ]
-    return Group(table, *unreachable) if unreachable else table
+    failing += [
+        printing.cell(f"{address} is {look.not_ready}", "red")
+        for address, look in looks.items()
+        if look.not_ready
+    ]
+    return Group(table, *failing) if failing else table
 
 
 def _is_worth_a_row(name: str, looks: dict[str, _Look]) -> bool:
-    if name == "parked":
-        return any(look.snapshot and look.snapshot.total("parked_threads") for look in looks.values())
-    if name != "journal":
-        return True
-    return any(look.snapshot and look.snapshot.total("journal_capacity_bytes") for look in looks.values())
+    metric = _WHERE_THERE_IS_ONE.get(name)
+    return metric is None or any(look.snapshot and look.snapshot.total(metric) for look in looks.values())
 
 
 def _cells(cell: _Cell, looks: dict[str, _Look], before: dict[str, _Look]) -> Sequence[Text]:
@@ -186,7 +209,7 @@ def _cells(cell: _Cell, looks: dict[str, _Look], before: dict[str, _Look]) -> Se
 
 
 def _ready(now: Snapshot, _before: Snapshot | None) -> Text:
-    return Text("ready", "green") if now.total("ready") else Text("not ready: see its /readyz", "red")
+    return Text("ready", "green") if now.total("ready") else Text("not ready", "red")
 
 
 def _fill(bytes_name: str, capacity_name: str) -> _Cell:
@@ -227,9 +250,11 @@ def _flow(name: str) -> _Cell:
 def _quantiles(name: str) -> _Cell:
     def cell(now: Snapshot, before: Snapshot | None) -> Text:
         found = [now.quantile(name, share, before) for share in (0.5, 0.99)]
-        if None in found:
+        mean = now.mean(name, before)
+        if mean is None or None in found:
             return Text("-", "dim")
-        return Text(" / ".join(f"≤ {_seconds(value)}" for value in found if value is not None))
+        bounds = " / ".join(f"≤ {_seconds(value)}" for value in found if value is not None)
+        return Text(f"{_seconds(mean)}, {bounds}")
 
     return cell
 
@@ -260,6 +285,13 @@ def _versions(now: Snapshot, _before: Snapshot | None) -> Text:
     )
 
 
+# These rows stand where the process has what they are about: a journal, another one that writes.
+_WHERE_THERE_IS_ONE = {
+    "journal": "journal_capacity_bytes",
+    "handed over": "changes_handed_over_total",
+    "parked": "parked_threads",
+}
+
 _ROWS: tuple[tuple[str, _Cell], ...] = (
     ("state", _ready),
     ("queue", _fill("queue_bytes", "queue_capacity_bytes")),
@@ -269,13 +301,14 @@ _ROWS: tuple[tuple[str, _Cell], ...] = (
     ("accepted", _flow("changes_accepted_total")),
     ("coalesced", _flow("changes_coalesced_total")),
     ("written", _flow("rows_written_total")),
+    ("handed over", _flow("changes_handed_over_total")),
     ("not written", _losses),
     ("failed attempts", _retries),
-    ("write latency, p50 / p99", _quantiles("write_latency_seconds")),
-    ("flush, p50 / p99", _quantiles("flush_duration_seconds")),
-    ("journal sync, p50 / p99", _quantiles("journal_commit_duration_seconds")),
-    ("read, p50 / p99", _quantiles("read_duration_seconds")),
-    ("loop lag, p50 / p99", _quantiles("event_loop_lag_seconds")),
+    ("write latency: mean, p50 / p99", _quantiles("write_latency_seconds")),
+    ("flush: mean, p50 / p99", _quantiles("flush_duration_seconds")),
+    ("journal sync: mean, p50 / p99", _quantiles("journal_commit_duration_seconds")),
+    ("read: mean, p50 / p99", _quantiles("read_duration_seconds")),
+    ("loop lag: mean, p50 / p99", _quantiles("event_loop_lag_seconds")),
     ("runs", _versions),
 )
 
@@ -304,14 +337,17 @@ def _summary(look: _Look) -> dict[str, Any]:
         *("queue_changes", "queue_bytes", "queue_capacity_bytes", "queue_oldest_age_seconds"),
         *("journal_bytes", "journal_capacity_bytes", "journal_spilled_changes"),
         *("parked_threads", "parked_changes"),
-        *("changes_accepted_total", "changes_coalesced_total", "rows_written_total", "flush_retries_total"),
+        *("changes_accepted_total", "changes_coalesced_total", "rows_written_total"),
+        *("changes_handed_over_total", "flush_retries_total"),
     )
     return {
         "ready": bool(now.total("ready")),
+        "reason": look.not_ready,
         **{name: now.total(name) for name in names},
         "dead_lettered": now.by_label("changes_dead_lettered_total", "reason"),
         "dropped": now.by_label("changes_dropped_total", "reason"),
         "refused": now.by_label("changes_refused_total", "reason"),
+        "write_latency_mean_seconds": now.mean("write_latency_seconds"),
         "write_latency_p99_seconds": _finite(now.quantile("write_latency_seconds", 0.99)),
         "version": now.info("version"),
     }

@@ -57,10 +57,13 @@ _INSTEAD = {
 }
 
 
-def take_parameters(query: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def take_parameters(
+    query: dict[str, Any], *, with_password: bool = False
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """A URL's query -> what of it stays in the URL, and the driver's connect arguments.
 
-    Raises SettingsError, with the parameter's name, without its value, and with what to do.
+    `with_password`: the URL's query holds one, so that a parameter may be a part of it. Raises SettingsError, with the
+    parameter's name where it can be none, without its value, and with what to do.
     """
     left = {name: _once(name, value) for name, value in query.items() if name not in _WITHOUT_EFFECT}
     _refuse_unkept(left)
@@ -71,6 +74,12 @@ def take_parameters(query: dict[str, Any]) -> tuple[dict[str, Any], dict[str, An
     if settings:
         arguments["server_settings"] = settings
     unknown = sorted(left.keys() - _TO_SQLALCHEMY)
+    if unknown and (
+        with_password or not all(map(str.isidentifier, unknown))
+    ):  # it may be a part of a password
+        raise SettingsError(
+            "FOREBAY_DATABASE_URL: a parameter is unknown; in a password write & as %26, = as %3D"
+        )
     if unknown:
         raise SettingsError(
             f"FOREBAY_DATABASE_URL: unknown parameter {', '.join(unknown)}; leave it out, or mend its spelling"

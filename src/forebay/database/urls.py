@@ -77,7 +77,7 @@ def _parse(text: str | None) -> tuple[sa.URL, dict[str, Any]]:
     if driver is None:
         raise SettingsError(f"FOREBAY_DATABASE_URL: {url.drivername} is not supported; it takes {_STYLES}")
     url = url.set(drivername=driver)
-    return _with_parameters(url) if is_postgres(url) else (url, {})
+    return _with_parameters(url, with_password="password=" in text) if is_postgres(url) else (url, {})
 
 
 # libpq's list of hosts: SQLAlchemy takes them from the query.
@@ -108,8 +108,8 @@ def _refuse_stray(text: str) -> None:
         raise SettingsError(f"FOREBAY_DATABASE_URL has more than one @; {_ENCODE}")
 
 
-def _with_parameters(url: sa.URL) -> tuple[sa.URL, dict[str, Any]]:
-    query, arguments = take_parameters(_credentials_out(url))
+def _with_parameters(url: sa.URL, *, with_password: bool) -> tuple[sa.URL, dict[str, Any]]:
+    query, arguments = take_parameters(_credentials_out(url), with_password=with_password)
     given = {name: str(url.query[name]) for name in _CREDENTIALS if name in url.query}
     places = {_CREDENTIALS[name]: value for name, value in given.items()}
     return url.set(query=query, **places), arguments  # type: ignore[arg-type]

@@ -65,3 +65,15 @@ def test_a_quantile_is_of_what_came_since_the_look_before_if_anything_did() -> N
 def test_what_is_not_forebays_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         Snapshot.parse(text, 0.0)
+
+
+def test_a_mean_is_exact_and_of_what_came_since_the_look_before() -> None:
+    process = _Process()
+    assert process.look(1.0).mean("write_latency_seconds") is None
+    process.metrics.write_latency.observe(1.0)
+    before = process.look(2.0)
+    process.metrics.write_latency.observe(31.0)
+    now = process.look(3.0)
+    assert now.mean("write_latency_seconds") == 16.0
+    assert now.mean("write_latency_seconds", before) == 31.0
+    assert now.mean("write_latency_seconds", now) == 16.0, "nothing came since"

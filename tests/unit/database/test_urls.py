@@ -133,3 +133,20 @@ def test_the_servers_settings_of_an_argument_leave_the_urls_alone() -> None:
     assert merged(from_url, given)["server_settings"] == settings
     there = for_standby(url, from_url, given)
     assert (there["server_settings"], there["ssl"], "host" in there) == (settings, True, False)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u:top@hunter2@host/db",
+        "postgresql://u:a/hunter2@host:x/db",
+        "postgresql://u:1234:hunter2@host:5432:5/db",
+        "postgresql://host/db?user=u&password=a&hunter2=b",
+        "postgresql://host/db?user=u&password=&hunter2=b",
+        "postgresql://host/db?a b&hunter2[=c",
+    ],
+)
+def test_no_part_of_a_password_is_shown(url: str) -> None:
+    with pytest.raises(SettingsError) as raised:
+        parse_url(url)
+    assert "hunter2" not in str(raised.value)

@@ -1,0 +1,115 @@
+"""What a Chainlit app's own data layer says: the URL, the settings and the storage that commands take from it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from forebay.errors import ForebayError
+from forebay.primitives.visible import visible
+
+if TYPE_CHECKING:
+    from forebay.doctor.database import Target
+    from forebay.settings import Settings
+
+
+@dataclass(frozen=True)
+class Application:
+    """How a command reaches what an app reaches. `storage` makes its client; `is_forebays`: whether its layer is."""
+
+    target: Target
+    storage: Callable[[], Any]
+    is_forebays: bool = True
+
+    @property
+    def settings(self) -> Settings:
+        """The settings that its layer runs with, or the environment's."""
+        return self.target.settings
+
+
+def application_of(app: Path | None, url: str | None = None) -> Application:
+    """The app's in this file, or what the environment says; a URL that was given goes before either.
+
+    Raises ClickException for an app that can't be loaded, or whose data layer is neither forebay's nor Chainlit's
+    SQLAlchemyDataLayer.
+    """
+    from forebay.doctor.database import Target
+    from forebay.doctor.surroundings import configured_client
+    from forebay.settings import Settings
+
+    if app is not None:
+        return _of_app(app, url)
+    settings = Settings()
+    return Application(Target(url or settings.database_url, settings), lambda: configured_client(settings))
+
+
+def settings_of(app: Path | None) -> Settings:
+    """The settings alone."""
+    from forebay.settings import Settings
+
+    return Settings() if app is None else application_of(app).settings
+
+
+def _of_app(app: Path, url: str | None) -> Application:
+    from chainlit.data.sql_alchemy import SQLAlchemyDataLayer
+
+    from forebay.doctor.database import Target
+    from forebay.layer.data_layer import ForebayDataLayer
+    from forebay.settings import Settings
+
+    with _remembering(SQLAlchemyDataLayer) as given:
+        layer = _made_by(app)
+    if isinstance(layer, ForebayDataLayer):
+        arguments = layer.connect_args or {}
+        target = Target(url or layer.conninfo, layer.settings, arguments, layer.ssl_require)
+        return Application(target, lambda: layer.storage_provider)
+    if isinstance(layer, SQLAlchemyDataLayer):
+        said = given[layer]
+        # Its own way to demand TLS checks no certificate; forebay's, which is to take its place, does.
+        arguments = {} if said.get("ssl_require") else dict(said.get("connect_args") or {})
+        target = Target(url or said["conninfo"], Settings(), arguments, bool(said.get("ssl_require")))
+        return Application(target, lambda: layer.storage_provider, is_forebays=False)
+    raise click.ClickException(
+        f"{app} makes no data layer; its @cl.data_layer must return a ForebayDataLayer"
+        if layer is None
+        else f"{app} makes a {type(layer).__name__}, not a ForebayDataLayer"
+    )
+
+
+def _made_by(app: Path) -> Any:
+    """What the app's @cl.data_layer returns."""
+    from chainlit.config import config, load_module
+
+    try:
+        load_module(str(app))
+        return config.code.data_layer() if config.code.data_layer else None
+    except ForebayError:
+        raise
+    except Exception as failed:  # whatever an app raises when it is loaded
+        said = visible(f"{type(failed).__name__}: {failed}")
+        raise click.ClickException(f"{app} can't be loaded ({said})") from None
+
+
+@contextmanager
+def _remembering(kind: type) -> Iterator[dict[Any, dict[str, Any]]]:
+    """What each layer of this kind is made with, which it does not keep."""
+    given: dict[Any, dict[str, Any]] = {}
+    make = kind.__init__  # type: ignore[misc]
+
+    @functools.wraps(make)
+    def remember(self: Any, *arguments: Any, **named: Any) -> None:
+        given[self] = inspect.signature(make).bind(self, *arguments, **named).arguments
+        make(self, *arguments, **named)
+
+    kind.__init__ = remember  # type: ignore[misc]
+    try:
+        yield given
+    finally:
+        kind.__init__ = make  # type: ignore[misc]
