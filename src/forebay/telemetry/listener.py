@@ -1,6 +1,7 @@
 """The listener for operators: `/metrics`, `/healthz` and `/readyz`, beside the application and off its port.
 
-`/healthz` answers 200 while the process should live, `/readyz` while it should get traffic; else 503 and why.
+`/` is a page to look at. `/healthz` answers 200 while the process should live, `/readyz` while it should get traffic;
+else 503 and why.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from prometheus_client.exposition import choose_encoder
 
 from forebay.primitives import posix
 from forebay.settings import parse_address
+from forebay.telemetry.page import HEADERS, PAGE
 
 logger = logging.getLogger("forebay.server")
 
@@ -95,6 +97,7 @@ class Listener:
 
     def _application(self) -> web.Application:
         application = web.Application()
+        application.router.add_get("/", _page)
         application.router.add_get("/metrics", self._metrics)
         application.router.add_get("/healthz", self._probe(self._alive))
         application.router.add_get("/readyz", self._probe(self._ready))
@@ -115,6 +118,10 @@ class Listener:
             return web.json_response({"status": "failing", "reason": reason}, status=503)
 
         return answer
+
+
+async def _page(_request: web.Request) -> web.Response:
+    return web.Response(body=PAGE.encode(), headers=HEADERS)
 
 
 def exposition(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
