@@ -36,6 +36,9 @@ class Standby(PostgresServer):
         self._superuser = primary._superuser
 
     def _fill(self) -> None:
+        # A standby that has lost its connection for a moment must still find what it has not replayed.
+        self._primary.execute("ALTER SYSTEM SET wal_keep_size = '1GB'")
+        self._primary.execute("SELECT pg_reload_conf()")
         primary = f"host=127.0.0.1 port={self._primary.port} user={self._superuser}"
         self._run(
             "pg_basebackup",
