@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -43,14 +43,14 @@ def own_standby(primary: PostgresServer) -> Iterator[Standby]:
 
 
 @pytest.fixture
-async def url(primary: PostgresServer) -> AsyncIterator[str]:
+async def url(primary: PostgresServer) -> str:
     """A migrated database of the primary's."""
     url = primary.create_database()
     store = Store(url, Settings())
     await store.migrate()
     await store.close()
     # It goes with the server: a standby replays nothing behind a DROP DATABASE while a session of its own is in there.
-    yield url
+    return url
 
 
 @pytest.fixture(autouse=True)
