@@ -12,6 +12,17 @@ from forebay.database.translation import translated
 from forebay.model.schema import steps, threads, users
 
 
+def activity() -> sa.ColumnElement[str]:
+    """When a thread was last used: its newest step, also where another layer has written it."""
+    newest = sa.select(sa.func.max(steps.c.createdAt)).where(steps.c.threadId == threads.c.id)
+    return sa.func.coalesce(threads.c.updatedAt, newest.scalar_subquery(), threads.c.createdAt)
+
+
+def is_of(identifier: str) -> sa.ColumnElement[bool]:
+    """Whether a thread is this person's."""
+    return threads.c.userId.in_(sa.select(users.c.id).where(users.c.identifier == identifier))
+
+
 @dataclass(frozen=True)
 class Outdated:
     """Threads before a time (`before`: ISO 8601, UTC): by their newest step (`activity`) or since when they are there.
@@ -26,14 +37,10 @@ class Outdated:
     keep_favorites: bool = False
 
     def _condition(self) -> sa.ColumnElement[bool]:
-        newest = sa.select(sa.func.max(steps.c.createdAt)).where(steps.c.threadId == threads.c.id)
-        moment: sa.ColumnElement[str] = threads.c.createdAt
-        if self.by == "activity":
-            moment = sa.func.coalesce(threads.c.updatedAt, newest.scalar_subquery(), threads.c.createdAt)
+        moment = activity() if self.by == "activity" else threads.c.createdAt
         conditions: list[sa.ColumnElement[bool]] = [moment < self.before]
         if self.identifier is not None:
-            owner = sa.select(users.c.id).where(users.c.identifier == self.identifier)
-            conditions.append(threads.c.userId.in_(owner))
+            conditions.append(is_of(self.identifier))
         if self.without_owner:
             conditions.append(threads.c.userId.is_(None))
         if self.keep_favorites:

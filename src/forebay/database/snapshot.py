@@ -10,6 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from forebay.database.outdated import activity, is_of
 from forebay.database.store import Store
 from forebay.database.translation import translated
 from forebay.model.schema import elements, feedbacks, steps, threads, users
@@ -33,14 +34,11 @@ class Chosen:
         """As SQL."""
         conditions: list[sa.ColumnElement[bool]] = [sa.true()]
         if self.identifier is not None:
-            owner = sa.select(users.c.id).where(users.c.identifier == self.identifier)
-            conditions.append(threads.c.userId.in_(owner))
+            conditions.append(is_of(self.identifier))
         if self.thread_ids:
             conditions.append(threads.c.id.in_(self.thread_ids))
         if self.since is not None:
-            newest = sa.select(sa.func.max(steps.c.createdAt)).where(steps.c.threadId == threads.c.id)
-            active = sa.func.coalesce(threads.c.updatedAt, newest.scalar_subquery(), threads.c.createdAt)
-            conditions.append(active >= self.since)
+            conditions.append(activity() >= self.since)
         return sa.and_(*conditions)
 
 

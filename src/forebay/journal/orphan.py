@@ -17,7 +17,6 @@ from forebay.journal.shared_progress import Progress
 from forebay.model import changes
 from forebay.model.changes import Change
 from forebay.primitives import posix
-from forebay.primitives.posix import sync_folder
 
 logger = logging.getLogger("forebay.journal")
 
@@ -82,7 +81,7 @@ class Orphan:
         """Keep a damaged file where it is not adopted again. Raises OSError, and goes on holding it."""
         aside = self.path.with_suffix(".damaged")
         self.path.rename(aside)
-        sync_folder(aside.parent)
+        posix.sync_folder(aside.parent)
         self.release()
         return aside
 
