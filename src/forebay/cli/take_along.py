@@ -187,23 +187,13 @@ def bring(file: Path, database_url: str | None, folder: Path | None, dry_run: bo
 async def _bring(url: str | None, file: Path, folder: Path | None) -> Brought:
     from forebay.database.store import Store
     from forebay.settings import Settings
-    from forebay.transfer import lines
     from forebay.transfer.bring import Bringer
 
     access: Access | None = _access(Settings()) if folder is not None else None
     store = Store(url, Settings())
     try:
-        await store.prepare()
-        total = sum(lines.verify(file).values())
-        done = 0
         with options.bar("rows") as advance:
-
-            def more(rows: int) -> None:
-                nonlocal done
-                done += rows
-                advance(done, total)
-
-            return await Bringer(store, access, folder).bring(file, more)
+            return await Bringer(store, access, folder).bring(file, advance)
     finally:
         await store.close()
 

@@ -31,7 +31,7 @@ _BATCH_BYTES = 4 * 1024 * 1024
 _USERS_AT_ONCE = 500
 _NAMESPACE = uuid.UUID("5d9d2f0b-2f3c-4b57-9a55-6f1d6e0f4b1e")
 
-Progress = Callable[[int], None]
+Progress = Callable[[int, int], None]
 
 
 @dataclass
@@ -58,8 +58,15 @@ class Bringer:
         self.brought = Brought()
 
     async def bring(self, path: Path, progress: Progress) -> Brought:
-        """Write all; `progress` gets how many rows more. Raises DamagedExport before anything is written."""
-        await threads.run(lambda: lines.verify(path))
+        """Write all; `progress` gets the rows done, and how many there are. Raises DamagedExport before it writes."""
+        total = sum((await threads.run(lambda: lines.verify(path))).values())
+        done = 0
+
+        def more(count: int) -> None:
+            nonlocal done
+            done += count
+            progress(done, total)
+
         await self._store.prepare()
         people: list[dict[str, Any]] = []
         for table, row in lines.rows(path):
@@ -68,15 +75,15 @@ class Bringer:
                 continue
             if people:
                 await self._bring_people(people)
-                progress(len(people))
+                more(len(people))
                 people = []
             await self._take(table, row)
             if len(self._queued) >= _BATCH_ROWS or self._size >= _BATCH_BYTES:
-                progress(await self._write())
+                more(await self._write())
         if people:
             await self._bring_people(people)
-            progress(len(people))
-        progress(await self._write())
+            more(len(people))
+        more(await self._write())
         return self.brought
 
     async def _bring_people(self, people: Sequence[Mapping[str, Any]]) -> None:
