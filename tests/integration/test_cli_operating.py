@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from chainlit.element import Text
 from click.testing import CliRunner, Result
 
-from forebay import Settings
+from forebay import LocalStorageClient, Settings
 from forebay.cli import main
 from forebay.settings import variable_of
 from tests.integration.conftest import MakeLayer
@@ -224,45 +225,95 @@ from forebay import ForebayDataLayer, Settings
 
 @cl.data_layer
 def layer():
-    return ForebayDataLayer({url!r}, settings=Settings(journal_dir={journals!r}, metrics_address="127.0.0.1:1"))
+    settings = Settings(journal_dir={journals!r}, metrics_address="127.0.0.1:1", storage_dir={contents!r})
+    return ForebayDataLayer({url!r}, settings=settings)
 """,
     "chainlit": """
 import chainlit as cl
 from chainlit.data.sql_alchemy import SQLAlchemyDataLayer
+from forebay import LocalStorageClient
 
 @cl.data_layer
 def layer():
-    return SQLAlchemyDataLayer({url!r})
+    return SQLAlchemyDataLayer({url!r}, storage_provider=LocalStorageClient({contents!r}))
 """,
 }
 
 
-@pytest.mark.parametrize("kind", _APPS)
-def test_each_command_takes_the_url_and_the_settings_from_the_app(kind: str, tmp_path: Path) -> None:
-    journals = tmp_path / "journals"
-    journals.mkdir()
-    url = f"sqlite{'+aiosqlite' if kind == 'chainlit' else ''}:///{tmp_path / 'chat.db'}"
-    app = tmp_path / "app.py"
-    app.write_text(_APPS[kind].format(url=url, journals=str(journals)))
-    settings = {"FOREBAY_JOURNAL_DIR": str(journals), "FOREBAY_METRICS_ADDRESS": "127.0.0.1:1"}
+class _App:
+    """A Chainlit app of the kind in a folder, and the commands that are told of it alone."""
 
-    def forebay(*arguments: str) -> str:
-        # Processes of their own: loading an app changes Chainlit's configuration for good.
+    def __init__(self, kind: str, folder: Path) -> None:
+        self.folder = folder
+        self.url = f"sqlite:///{folder / 'chat.db'}"
+        journals = folder / "journals"
+        journals.mkdir()
+        driver = "sqlite+aiosqlite" if kind == "chainlit" else "sqlite"
+        self._file = folder / "app.py"
+        given = self.url.replace("sqlite", driver, 1)
+        contents = str(folder / "contents")
+        self._file.write_text(_APPS[kind].format(url=given, journals=str(journals), contents=contents))
+        # Settings that the app's code gives are not in the environment; Chainlit's layer has none to give.
+        settings = {"FOREBAY_JOURNAL_DIR": str(journals), "FOREBAY_METRICS_ADDRESS": "127.0.0.1:1"}
         kept = {key: value for key, value in os.environ.items() if "DATABASE_URL" not in key}
+        self._environment = {**kept, "COLUMNS": "300", **(settings if kind == "chainlit" else {})}
+
+    def forebay(self, *arguments: str) -> str:
+        """What it says, in a process of its own: loading an app changes Chainlit's configuration for good."""
         done = subprocess.run(
-            [sys.executable, "-m", "forebay", *arguments, "--app", str(app)],
+            [sys.executable, "-m", "forebay", *arguments, "--app", str(self._file)],
             capture_output=True,
             text=True,
-            cwd=tmp_path,
-            env={**kept, "COLUMNS": "300", **(settings if kind == "chainlit" else {})},
+            cwd=self.folder,
+            env=self._environment,
             check=False,
         )
         assert "Traceback" not in done.stderr, done.stderr
         return done.stdout + done.stderr
 
+
+@pytest.mark.parametrize("kind", _APPS)
+def test_each_command_takes_the_url_and_the_settings_from_the_app(kind: str, tmp_path: Path) -> None:
+    forebay = _App(kind, tmp_path).forebay
     assert "created the table steps" in forebay("migrate")
     assert "0 changes of 0 journals" in forebay("drain")
     assert "no dead letters" in forebay("dead-letters", "list")
     assert "127.0.0.1:1 can't be reached" in forebay("status")
     assert str(tmp_path / "chat.db") in forebay("config")
     assert ("still on SQLAlchemyDataLayer" in forebay("doctor")) is (kind == "chainlit")
+
+
+@pytest.mark.parametrize("kind", _APPS)
+async def test_chats_are_taken_brought_and_purged_of_the_app(
+    kind: str, make_layer: MakeLayer, tmp_path: Path
+) -> None:
+    """Its database and its storage: nothing else says which they are."""
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "others").mkdir()
+    theirs, others = _App(kind, tmp_path / "theirs"), _App(kind, tmp_path / "others")
+    file, files = tmp_path / "chats.jsonl", tmp_path / "files"
+    layer = make_layer(
+        theirs.url,
+        storage_provider=LocalStorageClient(theirs.folder / "contents"),
+        settings=Settings(auto_migrate=True, journal_dir=tmp_path / "journals"),
+    )
+    thread_id = await a_thread(layer)
+    await layer.create_step(a_step(thread_id, createdAt="2020-01-01T00:00:00Z"))
+    await layer.create_element(Text(thread_id=thread_id, for_id=thread_id, name="n", content="a content"))
+    await layer.flush()
+
+    def contents(app: _App) -> list[bytes]:
+        found = [path.read_bytes() for path in (app.folder / "contents").rglob("*") if path.is_file()]
+        return [content for content in found if content == b"a content"]
+
+    exported = await asyncio.to_thread(theirs.forebay, "export", str(file), "--files", str(files))
+    assert "files: 1" in exported
+    assert "created the table steps" in await asyncio.to_thread(others.forebay, "migrate")
+    brought = await asyncio.to_thread(others.forebay, "import", str(file), "--files", str(files))
+    assert "files: 1" in brought
+    assert contents(others) == [b"a content"]
+    purged = await asyncio.to_thread(others.forebay, "purge", "--older-than", "1h", "--yes")
+    assert "1 chats were deleted" in purged
+    assert contents(others) == []
+    assert contents(theirs) == [b"a content"]
+    assert await layer.get_thread(thread_id) is not None

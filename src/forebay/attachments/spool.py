@@ -8,6 +8,7 @@ process is gone, another one moves its entries into its own folder and goes on w
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import logging
@@ -23,6 +24,7 @@ from typing import Any
 
 from forebay.attachments.folder import FolderSync, copy, link_or_copy, replace, sync_file
 from forebay.primitives import posix
+from forebay.primitives.planted import distrusted
 
 logger = logging.getLogger("forebay.secured")
 
@@ -95,6 +97,7 @@ class Secured:
         self._folder: Path | None = None
         self._lock: Any = None
         self._numbers = itertools.count()
+        self._left_alone: set[Path] = set()
         self._sync_names: Callable[[], None] = lambda: None
 
     @property
@@ -103,6 +106,8 @@ class Secured:
         if self._folder is None:
             try:
                 self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+                if (reason := distrusted(self._root)) is not None:
+                    raise OSError(errno.EPERM, reason)
                 while (
                     self._lock is None
                 ):  # an adopter may be quicker, and take it for one that is left behind
@@ -160,9 +165,11 @@ class Secured:
     def adopt(self) -> list[Entry]:
         """Take what processes that are gone have left: their entries, now in this folder. It may take long."""
         moved: list[Entry] = []
-        if not self._root.is_dir():
+        if not self._root.is_dir() or self._is_planted(self._root):
             return moved
         for lock_path in sorted(self._root.glob(f"*{_LOCK}")):
+            if self._is_planted(lock_path.with_suffix("")):
+                continue
             lock = _take(lock_path)
             if lock is None:
                 continue
@@ -170,6 +177,17 @@ class Secured:
                 moved += self._move(lock_path.with_suffix(""))
                 lock_path.unlink(missing_ok=True)
         return sorted(moved, key=lambda entry: entry.path.name)
+
+    def _is_planted(self, path: Path) -> bool:
+        """Whether another user may have put it there: its rows would be written as people's. Told once."""
+        try:
+            reason = distrusted(path)
+        except FileNotFoundError:  # another process has adopted it meanwhile, or it never began
+            return False
+        if reason is not None and path not in self._left_alone:
+            self._left_alone.add(path)
+            logger.error("uploads left alone path=%s reason=%s", path, reason)
+        return reason is not None
 
     def _move(self, folder: Path) -> Iterator[Entry]:
         if not folder.is_dir():  # another process has adopted it meanwhile, or it never began

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from forebay.errors import ForebayError
+from forebay.errors import ForebayError, StorageError
 from forebay.primitives.visible import visible
 
 if TYPE_CHECKING:
+    from chainlit.data.storage_clients.base import BaseStorageClient
+
     from forebay.doctor.database import Target
     from forebay.settings import Settings
 
@@ -32,6 +34,16 @@ class Application:
     def settings(self) -> Settings:
         """The settings that its layer runs with, or the environment's."""
         return self.target.settings
+
+    def client(self, whatfor: str) -> BaseStorageClient:
+        """The storage's client, `whatfor` is said where there is none. Raises StorageError then."""
+        client: BaseStorageClient | None = self.storage()
+        if client is None:
+            why = "FOREBAY_STORAGE=none"
+            if not self.is_forebays:
+                why = "the app's SQLAlchemyDataLayer has no storage_provider"
+            raise StorageError(f"{why}: there is no storage {whatfor}")
+        return client
 
 
 def application_of(app: Path | None, url: str | None = None) -> Application:

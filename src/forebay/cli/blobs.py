@@ -18,11 +18,8 @@ from forebay.errors import StorageError
 from forebay.primitives.visible import visible
 
 if TYPE_CHECKING:
-    from chainlit.data.storage_clients.base import BaseStorageClient
-
     from forebay.attachments.access import Listed
     from forebay.attachments.orphans import Comparison, Orphans
-    from forebay.cli.application import Application
 
 _HOUR = 3600.0
 
@@ -124,7 +121,7 @@ async def _run(url: str | None, app: Path | None, wish: _Wish) -> None:
     from forebay.attachments.orphans import Orphans
 
     application = application_of(app, url)
-    settings, client = application.settings, _storage(application)
+    settings, client = application.settings, application.client("to look into")
     store = application.target.store()
     try:
         sut = Orphans(store, access(client), settings.journal_dir, wish.prefix)
@@ -134,17 +131,6 @@ async def _run(url: str | None, app: Path | None, wish: _Wish) -> None:
     finally:
         await store.close()
     _tell(comparison.orphans, deleted, as_json=wish.as_json)
-
-
-def _storage(application: Application) -> BaseStorageClient:
-    client: BaseStorageClient | None = application.storage()
-    if client is None and not application.is_forebays:
-        raise StorageError(
-            "the app's SQLAlchemyDataLayer has no storage_provider: there is no storage to look into"
-        )
-    if client is None:
-        raise StorageError("FOREBAY_STORAGE=none: there is no storage to look into")
-    return client
 
 
 async def _delete(sut: Orphans, comparison: Comparison, wish: _Wish) -> int:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.progress import Progress
 
 from forebay.cli import options, printing
+from forebay.cli.application import application_of
 from forebay.errors import SettingsError
 from forebay.primitives.visible import visible
 
 if TYPE_CHECKING:
     from forebay.attachments.mover import Mover, Plan, Tally
+    from forebay.cli.application import Application
     from forebay.database.store import Store
-    from forebay.settings import Settings
 
 
 @click.command()
 @options.database_url
+@options.app
 @click.option(
     "--dry-run",
     is_flag=True,
@@ -38,7 +41,9 @@ if TYPE_CHECKING:
     show_envvar=True,
     help='Print one JSON object, for a script: {"moved", "already_there", "left": [{"key", "why"}], …}.',
 )
-def move(database_url: str | None, dry_run: bool, keep: bool, yes: bool, as_json: bool) -> None:
+def move(
+    database_url: str | None, app: Path | None, dry_run: bool, keep: bool, yes: bool, as_json: bool
+) -> None:
     """Bring contents from FOREBAY_FORMER_STORAGE into the storage that is in use.
 
     Each content that a row names is stored, read back, compared, and then deleted in the former storage. Run it when
@@ -48,10 +53,11 @@ def move(database_url: str | None, dry_run: bool, keep: bool, yes: bool, as_json
     Exit codes: 0, nothing is left to be moved; 1, some contents stayed, and are named.
 
     \b
-    Example:
+    Examples:
       FOREBAY_STORAGE=s3 FOREBAY_FORMER_STORAGE=folder forebay blobs move --dry-run
+      FOREBAY_FORMER_STORAGE=folder forebay blobs move --app app.py
     """
-    if not asyncio.run(_run(database_url, _Wish(dry_run, keep, yes, as_json))):
+    if not asyncio.run(_run(application_of(app, database_url), _Wish(dry_run, keep, yes, as_json))):
         raise click.exceptions.Exit(1)
 
 
@@ -63,25 +69,21 @@ class _Wish:
     as_json: bool
 
 
-async def _run(url: str | None, wish: _Wish) -> bool:
-    from forebay.database.store import Store
-    from forebay.settings import Settings
-
-    settings = Settings()
-    store = Store(url, settings)
+async def _run(application: Application, wish: _Wish) -> bool:
+    store = application.target.store()
     try:
-        return await _move(_mover(store, settings, wish), wish)
+        return await _move(_mover(store, application, wish), wish)
     finally:
         await store.close()
 
 
-def _mover(store: Store, settings: Settings, wish: _Wish) -> Mover:
+def _mover(store: Store, application: Application, wish: _Wish) -> Mover:
     from forebay.attachments.access import access
     from forebay.attachments.mover import Mover
-    from forebay.attachments.providers import configured_storage, former_storage
+    from forebay.attachments.providers import former_storage
 
-    current = configured_storage(settings)
-    former = former_storage(settings, current)
+    current = application.storage()
+    former = former_storage(application.settings, current)
     if current is None or former is None:
         raise SettingsError("FOREBAY_FORMER_STORAGE is not set: it names the storage to move from")
     return Mover(store, access(current), access(former), keep=wish.keep)

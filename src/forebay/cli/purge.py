@@ -6,11 +6,17 @@ import asyncio
 import re
 from datetime import timedelta
 from functools import partial
-from typing import Literal, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
 
 from forebay.cli import options, printing
+from forebay.cli.application import application_of
+
+if TYPE_CHECKING:
+    from forebay.cli.application import Application
+    from forebay.layer.data_layer import ForebayDataLayer
 
 _UNITS = {"h": "hours", "d": "days", "w": "weeks"}
 _AGE = re.compile(r"(\d{1,5})([hdw])")
@@ -31,6 +37,7 @@ class _Age(click.ParamType[timedelta]):
 
 @click.command()
 @options.database_url
+@options.app
 @click.option(
     "--older-than",
     type=_Age(),
@@ -84,6 +91,7 @@ class _Age(click.ParamType[timedelta]):
 )
 def purge(
     database_url: str | None,
+    app: Path | None,
     older_than: timedelta,
     by: Literal["activity", "created"],
     user: str | None,
@@ -96,16 +104,17 @@ def purge(
     """Delete chats that nobody has used for a while, with their steps, feedback, elements and contents.
 
     They are deleted as by their owner, a few at a time, while the application goes on; a run that was ended goes on
-    with the next. The storage is the one that the application uses when it passes none. It asks before it deletes, or
-    takes --yes. One job at night is enough: not one in each replica.
+    with the next. With --app the storage is the app's own, else the one that the variables name. It asks before it
+    deletes, or takes --yes. One job at night is enough: not one in each replica.
 
     \b
     Examples:
-      forebay purge --older-than 90d --dry-run --database-url postgresql://me@localhost/chat
+      forebay purge --older-than 90d --dry-run --app app.py
       forebay purge --older-than 52w --keep-favorites --yes
     """
+    application = application_of(app, database_url)
     count = asyncio.run(
-        _run(database_url, older_than, by, user, without_owner, keep_favorites, dry_run=dry_run, yes=yes)
+        _run(application, older_than, by, user, without_owner, keep_favorites, dry_run=dry_run, yes=yes)
     )
     if as_json:
         printing.say_json({"threads": count, "deleted": not dry_run})
@@ -114,7 +123,7 @@ def purge(
 
 
 async def _run(
-    url: str | None,
+    application: Application,
     older_than: timedelta,
     by: Literal["activity", "created"],
     user: str | None,
@@ -124,11 +133,7 @@ async def _run(
     dry_run: bool,
     yes: bool,
 ) -> int:
-    from forebay.layer.data_layer import ForebayDataLayer
-    from forebay.settings import Settings
-
-    settings = Settings(durability="commit", metrics_address="off", read_url=None)
-    layer = ForebayDataLayer(cast("str", url), settings=settings)  # it says what to set where there is none
+    layer = _layer(application)
     chosen = partial(
         layer.purge, older_than, by=by, user=user, without_owner=without_owner, keep_favorites=keep_favorites
     )
@@ -141,3 +146,21 @@ async def _run(
             return await chosen(progress=lambda done: advance(done, count))
     finally:
         await layer.close()
+
+
+def _layer(application: Application) -> ForebayDataLayer:
+    """A layer beside the app's: nothing is read late, nothing is scraped, and a delete returns when it is done."""
+    from forebay.layer.data_layer import ForebayDataLayer
+
+    target, client = application.target, application.storage()
+    changed: dict[str, Any] = {"durability": "commit", "writer": "embedded"}
+    changed |= {"metrics_address": "off", "read_url": None}
+    if client is None:
+        changed["storage"] = "none"
+    return ForebayDataLayer(
+        cast("str", target.url),  # it says what to set where there is none
+        dict(target.connect_args),
+        target.ssl_require,
+        client,
+        settings=application.settings.model_copy(update=changed),
+    )

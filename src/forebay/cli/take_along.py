@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from forebay.cli import options, printing
-from forebay.errors import StorageError
+from forebay.cli.application import application_of
 from forebay.primitives.visible import visible
 
 if TYPE_CHECKING:
     from forebay.attachments.access import Access
+    from forebay.cli.application import Application
     from forebay.database.snapshot import Chosen
     from forebay.transfer.bring import Brought
     from forebay.transfer.take import Contents, Taken
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 @click.command("export")
 @click.argument("file", type=click.Path(dir_okay=False, allow_dash=True, path_type=Path))
 @options.database_url
+@options.app
 @click.option(
     "--user", metavar="LOGIN", envvar="FOREBAY_EXPORT_USER", show_envvar=True, help="One person's chats."
 )
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
 def export(
     file: Path,
     database_url: str | None,
+    app: Path | None,
     user: str | None,
     thread_ids: tuple[str, ...],
     since: datetime | None,
@@ -80,13 +83,15 @@ def export(
 
     \b
     Examples:
-      forebay export chats.jsonl --database-url sqlite:///chat.db
+      forebay export chats.jsonl --app app.py
       forebay export - --user ada --files ada/ | gzip > ada.jsonl.gz
     """
     from forebay.database.snapshot import Chosen
 
     moment = since.replace(tzinfo=UTC).strftime("%Y-%m-%dT%H:%M:%S") if since is not None else None
-    taken = asyncio.run(_take(database_url, file, Chosen(user, _spelled(thread_ids), moment), folder))
+    taken = asyncio.run(
+        _take(application_of(app, database_url), file, Chosen(user, _spelled(thread_ids), moment), folder)
+    )
     report = {"rows": taken.rows, "files": taken.files, "missing": taken.missing}
     _tell(report, as_json=as_json, err=str(file) == "-")
     if taken.missing:
@@ -99,13 +104,11 @@ def _spelled(thread_ids: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(as_uuid(key) or key for key in thread_ids)
 
 
-async def _take(url: str | None, file: Path, chosen: Chosen, folder: Path | None) -> Taken:
-    from forebay.database.store import Store
-    from forebay.settings import Settings
+async def _take(application: Application, file: Path, chosen: Chosen, folder: Path | None) -> Taken:
     from forebay.transfer.take import Contents, take
 
-    contents: Contents | None = Contents(_access(Settings()), folder) if folder is not None else None
-    store = Store(url, Settings())
+    contents: Contents | None = Contents(_access(application), folder) if folder is not None else None
+    store = application.target.store()
     try:
         with _output(file) as into, options.bar("chats") as advance:
             return await take(store, into, chosen, contents=contents, progress=advance)
@@ -133,6 +136,7 @@ def _output(file: Path) -> Iterator[BinaryIO]:
 @click.command("import")
 @click.argument("file", type=click.Path(dir_okay=False, exists=True, path_type=Path))
 @options.database_url
+@options.app
 @click.option(
     "--files",
     "folder",
@@ -156,7 +160,9 @@ def _output(file: Path) -> Iterator[BinaryIO]:
     show_envvar=True,
     help='Say what was done as one JSON object: {"rows": {kind: number}, "deleted": …, "refused": …, "files": number}.',
 )
-def bring(file: Path, database_url: str | None, folder: Path | None, dry_run: bool, as_json: bool) -> None:
+def bring(
+    file: Path, database_url: str | None, app: Path | None, folder: Path | None, dry_run: bool, as_json: bool
+) -> None:
     """Bring what `forebay export` has written into a database.
 
     The file is read whole before anything is written: one that was cut or changed is refused. What the database has
@@ -165,14 +171,14 @@ def bring(file: Path, database_url: str | None, folder: Path | None, dry_run: bo
 
     \b
     Example:
-      forebay import chats.jsonl --database-url postgresql://me@localhost/chat
+      forebay import chats.jsonl --app app.py
     """
     from forebay.transfer import lines
 
     if dry_run:
         _tell({"rows": lines.verify(file)}, as_json=as_json)
         return
-    brought = asyncio.run(_bring(database_url, file, folder))
+    brought = asyncio.run(_bring(application_of(app, database_url), file, folder))
     report = {
         "rows": dict(brought.rows),
         "deleted": dict(brought.deleted),
@@ -184,13 +190,11 @@ def bring(file: Path, database_url: str | None, folder: Path | None, dry_run: bo
         raise SystemExit(1)
 
 
-async def _bring(url: str | None, file: Path, folder: Path | None) -> Brought:
-    from forebay.database.store import Store
-    from forebay.settings import Settings
+async def _bring(application: Application, file: Path, folder: Path | None) -> Brought:
     from forebay.transfer.bring import Bringer
 
-    access: Access | None = _access(Settings()) if folder is not None else None
-    store = Store(url, Settings())
+    access: Access | None = _access(application) if folder is not None else None
+    store = application.target.store()
     try:
         with options.bar("rows") as advance:
             return await Bringer(store, access, folder).bring(file, advance)
@@ -198,14 +202,10 @@ async def _bring(url: str | None, file: Path, folder: Path | None) -> Brought:
         await store.close()
 
 
-def _access(settings: Any) -> Access:
+def _access(application: Application) -> Access:
     from forebay.attachments.access import access
-    from forebay.attachments.providers import configured_storage
 
-    client = configured_storage(settings)
-    if client is None:
-        raise StorageError("FOREBAY_STORAGE=none: there is no storage that --files could be of")
-    return access(client)
+    return access(application.client("that --files could be of"))
 
 
 def _tell(report: Mapping[str, Any], *, as_json: bool, err: bool = False) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from forebay.journal.shared_progress import Progress
 from forebay.model import changes
 from forebay.model.changes import Change
 from forebay.primitives import posix
+from forebay.primitives.planted import distrusted
 
 logger = logging.getLogger("forebay.journal")
 
@@ -186,7 +186,7 @@ _left_alone: set[Path] = set()  # told once
 
 def _is_for(path: Path, location: str | None, database_id: str | None) -> bool:
     """Whether the journal can be read by this release and is for the database."""
-    planted = _distrust(path)
+    planted = distrusted(path)
     if planted is not None:
         if path not in _left_alone:
             _left_alone.add(path)
@@ -198,25 +198,6 @@ def _is_for(path: Path, location: str | None, database_id: str | None) -> bool:
         remedy = f"`forebay drain {path.parent}` with its database's URL, or with --any-database into yours"
         logger.error("journal left alone path=%s reason=%s", path, f"{reason}; {remedy}")
     return reason is None
-
-
-def _distrust(path: Path) -> str | None:
-    """Why somebody else may have put a journal there, whose changes would be written as people's; None: nobody could.
-
-    It has to be this user's. Another's is believed where it is the folder's owner's, or root's, and nobody else can
-    write into the folder: so an administrator drains what an app's user has left.
-    """
-    journal, folder, me = path.lstat(), path.parent.stat(), posix.user()
-    if stat.S_ISLNK(journal.st_mode):
-        return "it is a symbolic link, so somebody has put it there; look at it, and remove it"
-    if journal.st_mode & stat.S_IWOTH:
-        return "everybody may write into it; look at it, then `chmod -R go-w` it"
-    owners = {me} if folder.st_mode & (stat.S_IWGRP | stat.S_IWOTH) else {me, folder.st_uid, 0}
-    if journal.st_uid not in owners:
-        return (
-            "another user has put it there; look at it, and if it is yours, `chown -R` it to the app's user"
-        )
-    return None
 
 
 def _strangeness(path: Path, location: str | None, database_id: str | None) -> str | None:

@@ -182,3 +182,36 @@ def test_a_lock_that_is_removed_meanwhile_is_not_held(
 
     monkeypatch.setattr(posix, "lock", unlink_first)
     assert spool._take(path) is None
+
+
+@pytest.mark.parametrize("what", ["one process's folder", "the folder of all"])
+def test_what_another_user_has_planted_is_left_alone(
+    mine: Secured,
+    process: Callable[[], Secured],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    what: str,
+) -> None:
+    """Its rows would be written as people's, and its content be given to them. Nor is anything put into it."""
+    planted = _enter(mine).path.parent
+    mine.close()
+    if what == "the folder of all":
+        planted = planted.parent
+    planted.parent.chmod(0o770)
+    really = Path.lstat
+
+    def lstat(self: Path) -> os.stat_result:
+        found = really(self)
+        other = os.geteuid() + 1
+        return os.stat_result((*found[:4], other, *found[5:])) if self == planted else found
+
+    monkeypatch.setattr(Path, "lstat", lstat)
+    after = process()
+    for _ in range(2):
+        assert after.adopt() == []
+    (said,) = [line for line in caplog.messages if "uploads left alone" in line]
+    assert str(planted) in said
+    own = _enter(after).path
+    assert own.is_relative_to(tmp_path / "uploads") is (what != "the folder of all")
+    after.remove(own)

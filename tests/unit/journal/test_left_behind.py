@@ -18,6 +18,7 @@ from forebay.journal.orphan import Orphan, adopt, let_go
 from forebay.journal.ownership import JOURNAL, OWNER, PROGRESS, lock
 from forebay.journal.shared_progress import Progress
 from forebay.model import changes
+from forebay.primitives import posix
 
 
 async def _leave(folder: Path, count: int = 5, *, external: bool = False) -> Path:
@@ -218,3 +219,79 @@ async def test_a_lock_that_was_removed_is_none(tmp_path: Path, monkeypatch: pyte
     assert file is not None
     assert os.path.samestat(os.fstat(file.fileno()), path.stat())
     file.close()
+
+
+# ---- who has put it there
+
+
+def _belongs_to(monkeypatch: pytest.MonkeyPatch, path: Path, user: int) -> None:
+    """Another user's; for this, the tests would have to be root's."""
+    really = Path.lstat
+
+    def lstat(self: Path) -> os.stat_result:
+        found = really(self)
+        return os.stat_result((*found[:4], user, *found[5:])) if self == path else found
+
+    monkeypatch.setattr(Path, "lstat", lstat)
+
+
+def _reasons(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if "journal left alone" in record.getMessage()]
+
+
+async def test_a_journal_that_another_user_has_planted_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its changes would be written as people's. This user's own, beside it, is adopted."""
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    folder.chmod(0o1777)
+    planted = await _leave(folder)
+    own = await _leave(folder)
+    _belongs_to(monkeypatch, planted, os.geteuid() + 1)
+    journals = Journals(folder, lambda: 0.0)
+    for _ in range(2):
+        orphan = journals.adopt(None, None)
+        assert orphan is not None
+        assert orphan.path == own
+        assert journals.adopt(None, None, owned=True) is None, "nor for who follows, nor into any database"
+        orphan.release()
+    assert planted.is_dir()
+    (said,) = _reasons(caplog)
+    assert str(planted) in said
+    assert "chown" in said
+
+
+@pytest.mark.parametrize(("shared", "is_believed"), [(False, True), (True, False)])
+@pytest.mark.parametrize("whose", ["the folder's owner's", "root's"])
+async def test_an_administrator_drains_what_an_apps_user_has_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, whose: str, shared: bool, is_believed: bool
+) -> None:
+    """The folder's owner could change everything in it anyway, while nobody else can."""
+    path = await _leave(tmp_path)
+    tmp_path.chmod(0o770 if shared else 0o755)
+    owner = tmp_path.stat().st_uid if whose == "the folder's owner's" else 0
+    monkeypatch.setattr(posix, "user", lambda: max(owner, os.geteuid()) + 1)
+    _belongs_to(monkeypatch, path, owner)
+    orphan = adopt(tmp_path)
+    assert (orphan is not None) is is_believed
+    if orphan is not None:
+        orphan.release()
+
+
+async def test_a_journal_that_everybody_may_write_into_or_a_link_is_left_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    folder = tmp_path / "journals"
+    linked = folder / (await _leave(elsewhere)).name
+    open_to_all = await _leave(folder)
+    linked.symlink_to(elsewhere / linked.name, target_is_directory=True)
+    open_to_all.chmod(0o777)
+    assert adopt(folder, None) is None
+    assert len(_reasons(caplog)) == 2
+    open_to_all.chmod(0o700)
+    orphan = adopt(folder, None)
+    assert orphan is not None
+    assert orphan.path == open_to_all
+    orphan.release()
