@@ -10,7 +10,7 @@ VERSION = $(shell $(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTEST_ARGS ?= -n 2
 # What `make lowest` and `make wheel` run; `make test` runs everything.
-TESTS ?= tests/unit tests/docs
+TESTS ?= tests/unit tests/docs tests/typing
 
 .DEFAULT_GOAL := help
 

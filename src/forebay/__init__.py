@@ -60,19 +60,20 @@ __all__ = [
     "lifespan",
 ]
 
+if not TYPE_CHECKING:  # a type checker knows which names there are, and which not
 
-def __getattr__(name: str) -> Any:
-    """What needs Chainlit is imported when asked for: importing it takes seconds and writes into its root."""
-    if name == "ForebayDataLayer":
-        from forebay.layer.data_layer import ForebayDataLayer
+    def __getattr__(name: str) -> Any:
+        """What needs Chainlit is imported when asked for: importing it takes seconds and writes into its root."""
+        if name == "ForebayDataLayer":
+            from forebay.layer.data_layer import ForebayDataLayer
 
-        return ForebayDataLayer
-    if name == "lifespan":
-        from forebay.layer.lifespan import lifespan
+            return ForebayDataLayer
+        if name == "lifespan":
+            from forebay.layer.lifespan import lifespan
 
-        return lifespan
-    if name == "LocalStorageClient":
-        from forebay.attachments.folder import LocalStorageClient
+            return lifespan
+        if name == "LocalStorageClient":
+            from forebay.attachments.folder import LocalStorageClient
 
-        return LocalStorageClient
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            return LocalStorageClient
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import AliasChoices, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -37,7 +37,7 @@ def _default_storage_dir() -> Path:
 class Settings(BaseSettings):
     """What an operator can set. Sizes are in bytes, times in seconds."""
 
-    model_config = SettingsConfigDict(
+    model_config: ClassVar[SettingsConfigDict] = SettingsConfigDict(
         env_prefix="FOREBAY_", frozen=True, extra="forbid", populate_by_name=True
     )
 
@@ -220,11 +220,13 @@ class Settings(BaseSettings):
             raise ValueError("FOREBAY_WRITER=external needs FOREBAY_DURABILITY=journal")
         return self
 
-    def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise SettingsError(_explain(error)) from None
+    if not TYPE_CHECKING:  # a type checker knows the fields, as of any model, and each one's type
+
+        def __init__(self, **values: Any) -> None:
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                raise SettingsError(_explain(error)) from None
 
 
 def parse_address(text: str) -> tuple[str, int] | None:
@@ -245,7 +247,7 @@ def parse_address(text: str) -> tuple[str, int] | None:
 class ChainlitVariables(BaseSettings):
     """Chainlit's own variables that matter here, by the names that it gives them."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="ignore")
+    model_config: ClassVar[SettingsConfigDict] = SettingsConfigDict(frozen=True, extra="ignore")
 
     bucket_name: str | None = None
     app_aws_region: str | None = None

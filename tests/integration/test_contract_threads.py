@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from chainlit.types import Feedback, Pagination, ThreadDict, ThreadFilter
@@ -15,7 +16,7 @@ from tests.integration.contract import new_id
 
 
 async def _names(
-    chat: Chat, user_id: str, first: int = 20, cursor: str | None = None, **filters: object
+    chat: Chat, user_id: str, first: int = 20, cursor: str | None = None, **filters: Any
 ) -> list[str]:
     page = await chat.layer.list_threads(
         Pagination(first=first, cursor=cursor),

@@ -18,6 +18,7 @@ from chainlit.types import Feedback, Pagination, ThreadFilter
 from chainlit.user import User
 
 from forebay import ForebayDataLayer, LayerClosed, Settings, WrongLoop
+from forebay.settings import Durability
 from tests.integration.conftest import MakeLayer
 from tests.integration.contract import (
     a_step,
@@ -88,7 +89,7 @@ def a_loop_that_lives() -> Iterator[Callable[[Work], Any]]:
 
 @pytest.mark.parametrize("durability", DURABILITIES)
 async def test_writes_of_a_thread_are_taken_in_their_place(
-    make_layer: MakeLayer, emptied_url: str, durability: str
+    make_layer: MakeLayer, emptied_url: str, durability: Durability
 ) -> None:
     layer = make_layer(emptied_url, settings=Settings(durability=durability))
     thread_id = await a_thread(layer)
@@ -108,7 +109,7 @@ async def test_writes_of_a_thread_are_taken_in_their_place(
 
 @pytest.mark.parametrize("durability", DURABILITIES)
 async def test_what_nobody_waits_for_is_stored_though_its_loop_has_ended(
-    make_layer: MakeLayer, emptied_url: str, durability: str
+    make_layer: MakeLayer, emptied_url: str, durability: Durability
 ) -> None:
     layer = make_layer(emptied_url, settings=Settings(durability=durability))
     thread_id = await a_thread(layer)
@@ -221,7 +222,7 @@ async def test_many_loops_at_once_lose_nothing(layer: ForebayDataLayer) -> None:
 
 
 @pytest.mark.parametrize("durability", DURABILITIES)
-def test_who_uses_it_first_does_not_own_it(migrated_url: str, durability: str) -> None:
+def test_who_uses_it_first_does_not_own_it(migrated_url: str, durability: Durability) -> None:
     layer = ForebayDataLayer(migrated_url, settings=Settings(durability=durability))
     thread_id = new_id()
 
@@ -312,7 +313,7 @@ def test_threads_go_on_where_the_main_threads_loop_has_ended(migrated_url: str) 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.parametrize("durability", ["journal", "memory"])
 def test_a_batch_that_was_on_its_way_when_its_loop_ended_is_written_by_the_next(
-    migrated_url: str, durability: str, caplog: pytest.LogCaptureFixture
+    migrated_url: str, durability: Durability, caplog: pytest.LogCaptureFixture
 ) -> None:
     layer = ForebayDataLayer(migrated_url, settings=Settings(durability=durability, linger=0.0))
     thread_id = new_id()

@@ -107,7 +107,7 @@ def test_a_wrong_value_is_refused_with_the_name_of_its_variable(
     monkeypatch.delenv(variable_of(field))
     assert f"'{_WRONG[field]}'" not in str(refused.value)
     with pytest.raises(SettingsError, match=variable_of(field)):
-        Settings(**{field: _WRONG[field]})
+        Settings(**dict[str, Any]({field: _WRONG[field]}))
 
 
 def test_two_wrong_values_are_both_named() -> None:
@@ -117,7 +117,7 @@ def test_two_wrong_values_are_both_named() -> None:
 
 def test_an_unknown_keyword_is_refused() -> None:
     with pytest.raises(SettingsError, match="lingre: there is no such setting"):
-        Settings(lingre=1)
+        Settings(lingre=1)  # type: ignore[call-arg]
 
 
 def test_the_url_falls_back_to_chainlits_variable(monkeypatch: pytest.MonkeyPatch) -> None:

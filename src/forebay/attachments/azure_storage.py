@@ -29,10 +29,10 @@ class AzureStorageClient(AzureBlobStorageClient):
 
         self._identity = DefaultAzureCredential()
         self.container_name, self.storage_account, self.storage_key = container_name, storage_account, ""
-        self.service_client = BlobServiceClient(
+        self.service_client: Any = BlobServiceClient(
             f"https://{storage_account}.blob.core.windows.net", credential=self._identity
         )
-        self.container_client = self.service_client.get_container_client(container_name)
+        self.container_client: Any = self.service_client.get_container_client(container_name)
 
     async def get_read_url(self, object_key: str) -> str:
         """A signed URL, whatever is in the key."""

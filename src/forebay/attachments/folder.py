@@ -60,7 +60,7 @@ class LocalStorageClient(BaseStorageClient):
     def __init__(
         self, folder: str | Path | None = None, *, expires: int = storage_expiry_time, base_url: str = ""
     ) -> None:
-        self.folder = Path(folder) if folder is not None else Settings().storage_dir
+        self.folder: Path = Path(folder) if folder is not None else Settings().storage_dir
         self._expires = expires
         self._base_url = base_url.rstrip("/")
         self._root: str | None = None

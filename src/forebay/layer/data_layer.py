@@ -23,7 +23,7 @@ from chainlit.step import StepDict
 from chainlit.types import Feedback, PageInfo, PaginatedResponse, Pagination, ThreadDict, ThreadFilter
 from chainlit.user import PersistedUser, User
 from prometheus_client import CollectorRegistry
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from forebay.attachments.access import access
 from forebay.attachments.blobs import Blobs
@@ -153,10 +153,12 @@ class ForebayDataLayer(BaseDataLayer):
         registry: CollectorRegistry | None = None,
     ) -> None:
         limit_repeats()
-        self.settings = settings if settings is not None else Settings()
+        self.settings: Settings = settings if settings is not None else Settings()
         self.user_thread_limit = user_thread_limit
         self.show_logger = show_logger
-        self.conninfo, self.connect_args, self.ssl_require = conninfo, connect_args, ssl_require
+        self.conninfo: str = conninfo
+        self.connect_args: dict[str, Any] | None = connect_args
+        self.ssl_require: bool = ssl_require
         self._store = Store(conninfo, self.settings, connect_args=connect_args, ssl_require=ssl_require)
         self._metrics = Metrics(registry)
         self._engine = Pipeline(self.settings, self._store, self._metrics)
@@ -192,7 +194,7 @@ class ForebayDataLayer(BaseDataLayer):
             self._engine.on_start.append(self._uploads.start)
             self._collector = Collector(self._engine, self._statements, self._blobs, self._uploads)
         self._owners: OrderedDict[str, str] = OrderedDict()
-        self.async_session = sessions(self.engine, self._settle_all)
+        self.async_session: async_sessionmaker[AsyncSession] = sessions(self.engine, self._settle_all)
 
     @classmethod
     def from_env(

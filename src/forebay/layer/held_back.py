@@ -34,6 +34,8 @@ class Room:
 
 
 class _Account:
+    """What one session has taken of the room, in bytes."""
+
     __slots__ = ("size",)
 
     def __init__(self) -> None:
