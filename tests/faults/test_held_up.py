@@ -17,6 +17,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from chainlit.types import Feedback
 
 from forebay import ForebayDataLayer
 from forebay.database.store import Store
@@ -25,7 +26,7 @@ from forebay.pipeline.drain import Drain
 from forebay.telemetry.collector import Metrics
 from tests.faults.conftest import MakeLayer
 from tests.faults.load import Audit, audited, repeated, versioned
-from tests.integration.contract import accounted_for, rows, until
+from tests.integration.contract import accounted_for, rows, stored_step, until
 from tests.support.patience import PATIENCE
 
 _SLOW = (
@@ -226,6 +227,24 @@ async def test_what_names_no_thread_does_not_overtake_its_row(
         assert not deleting.done()
     await asyncio.wait_for(deleting, PATIENCE)
     assert not {step, child} & (await _outputs(audit, locked)).keys()
+    await _done(layer)
+
+
+async def test_a_feedback_that_names_no_thread_waits_with_its_step(
+    migrated_postgres_url: str, make_journaled: MakeLayer
+) -> None:
+    layer = make_journaled(migrated_postgres_url)
+    locked, step = _new(), _new()
+    await _begun(layer, locked)
+    async with _held(migrated_postgres_url, locked):
+        await layer.create_step(versioned(step, locked, 1))
+        await _is_parked(layer)
+        await _readers_are_told(layer, locked)
+        with pytest.raises(ThreadHeldUp):
+            await layer.get_step(step)
+        rated = await layer.upsert_feedback(Feedback(forId=step, threadId="", value=1))
+    await asyncio.wait_for(layer.flush(), PATIENCE)
+    assert (await stored_step(layer, step))["feedback"]["id"] == rated
     await _done(layer)
 
 

@@ -639,10 +639,14 @@ def _no_linger(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal, "_LINGER", 0.0)
 
 
+def _model(url: str, durability: Durability) -> type[EngineModel]:
+    template = Path(url.removeprefix("sqlite:///"))
+    return type("Model", (EngineModel,), {"durability": durability, "template": template})
+
+
 @pytest.mark.parametrize("durability", ["memory", "journal", "commit"])
 def test_the_engine_does_what_a_dictionary_does(migrated_sqlite_url: str, durability: Durability) -> None:
-    template = Path(migrated_sqlite_url.removeprefix("sqlite:///"))
-    machine = type("Model", (EngineModel,), {"durability": durability, "template": template})
+    machine = _model(migrated_sqlite_url, durability)
     # An example is a hundred times as long as that of another property.
     examples = hypothesis_settings().max_examples
     run_state_machine_as_test(
@@ -651,6 +655,31 @@ def test_the_engine_does_what_a_dictionary_does(migrated_sqlite_url: str, durabi
             max_examples=examples // 6 if examples <= 100 else examples, stateful_step_count=40
         ),
     )
+
+
+# What the model has found once: the rules in their order.
+_Rule = tuple[str, dict[str, Any]]
+FOUND: dict[str, list[_Rule]] = {
+    "the thread of what is parked is known only afterwards": [
+        ("a_thread_is_held_up", {"key": "t1"}),
+        ("delete_step", {"key": "t1-s0"}),
+        ("write_step", {"key": "t1-s0", "name": "a", "size": 0}),
+        ("read_thread", {"key": "t1"}),
+        ("read_thread", {"key": "t1"}),
+        ("database_works", {}),
+    ],
+}
+
+
+@pytest.mark.parametrize("durability", ["memory", "journal", "commit"])
+@pytest.mark.parametrize("found", FOUND)
+def test_what_was_found_once(migrated_sqlite_url: str, found: str, durability: Durability) -> None:
+    machine = _model(migrated_sqlite_url, durability)()
+    try:
+        for name, arguments in FOUND[found]:
+            getattr(machine, name)(**arguments)
+    finally:
+        machine.teardown()
 
 
 # ---- what is left out above

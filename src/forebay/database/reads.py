@@ -18,6 +18,9 @@ class Reader(Protocol):
     async def settle(self, thread_id: str | None) -> None:
         """Return when what was written to this thread (None: to any) can be read. Raises TransientError."""
 
+    async def settle_step(self, step_id: str) -> None:
+        """Return when what was written to any thread can be read, and this step. Raises TransientError."""
+
     async def read(self, statement: Statement, **parameters: Any) -> Any:
         """The statement's document. Raises a DatabaseError."""
 
@@ -98,7 +101,7 @@ class Reads:
         key = self._spell(step_id)
         if key is None:
             return None
-        await self._reader.settle(None)
+        await self._reader.settle_step(key)
         found: Document | None = await self._reader.read(self._statements.step, id=key)
         return found
 

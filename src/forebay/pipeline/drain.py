@@ -138,9 +138,9 @@ class Drain:
             while self._followed:
                 for followed in list(self._followed.values()):
                     await self._advance(followed)
-        for thread_id in list(self._lanes.open):
+        for lane in list(self._lanes.open.values()):
             with contextlib.suppress(ThreadHeldUp):  # it stays for another time, in a journal of its own
-                await self._lanes.settle(thread_id)
+                await lane.settle()
 
     async def _watch(self, stop: asyncio.Event) -> None:
         looked = worked = 0.0
@@ -176,7 +176,7 @@ class Drain:
         if journal.progress is not None:
             journal.progress.applied = replay.read_seq
             journal.progress.failing = False
-            journal.progress.park(self._lanes.open)
+            journal.progress.park(self._lanes.threads)
         logger.info("journal adopted journal=%s owned=%s", journal.id, is_owned)
 
     async def _advance(self, followed: _Followed) -> bool:
@@ -281,7 +281,7 @@ class Drain:
     def _tell_what_is_parked(self) -> None:
         for followed in self._followed.values():
             if followed.journal.progress is not None:
-                followed.journal.progress.park(self._lanes.open)
+                followed.journal.progress.park(self._lanes.threads)
 
     async def _keep_letter(self, change: Change, error: RowError) -> None:
         await asyncio.to_thread(self._letters.keep, self._store.label, change, error, self._store.database_id)

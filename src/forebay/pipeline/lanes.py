@@ -76,10 +76,14 @@ class Database(Applies, Protocol):
 
 
 class Lane:
-    """One thread's changes, from the one on that was held up. `changes` and `size`, in bytes: those not yet written."""
+    """One thread's changes, from the one on that was held up. `changes` and `size`, in bytes: those not yet written.
 
-    def __init__(self, key: str, log: Log, observer: Observer) -> None:
+    `key` is the thread, or stands for it while nobody can say which it is; `thread_id` is it as soon as a change does.
+    """
+
+    def __init__(self, key: str, thread_id: str | None, log: Log, observer: Observer) -> None:
         self.key = key
+        self.thread_id = thread_id
         self.log = log
         self.size = 0
         self.failure: DatabaseError | None = None
@@ -185,7 +189,7 @@ class Lanes:
 
     `make_log` makes a new one's log; `max_bytes`: with so much parked, what else is written to a thread that is held
     up is refused. `on_size` is told by how many bytes what is parked grows and shrinks, `on_change` when one begins,
-    and when it has ended.
+    when its thread is known, and when it has ended.
     """
 
     def __init__(
@@ -202,7 +206,7 @@ class Lanes:
         on_size: Callable[[int], None] = lambda _bytes: None,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
-        self.open: dict[str, Lane] = {}  # by thread
+        self.open: dict[str, Lane] = {}  # by key
         self.size = 0
         self.is_full = False
         self._make_log = make_log
@@ -218,6 +222,7 @@ class Lanes:
         self._rows: dict[
             tuple[str, str], str
         ] = {}  # the lane of a row that is parked, or that one of them names
+        self._threads: dict[str, str] = {}  # the lane of a thread
         self._replays: dict[str, Replay] = {}
         self._turn = asyncio.Semaphore()
 
@@ -230,6 +235,11 @@ class Lanes:
         return len(self.open) < MOST_LANES
 
     @property
+    def threads(self) -> set[str]:
+        """The threads that are held up, as far as they are known."""
+        return {lane.thread_id for lane in self.open.values() if lane.thread_id is not None}
+
+    @property
     def changes(self) -> int:
         """How many changes are parked."""
         return sum(lane.changes for lane in self.open.values())
@@ -237,12 +247,15 @@ class Lanes:
     def key_of(self, change: Change) -> str | None:
         """The lane that the change has to go into, or nothing.
 
-        A row that is in a lane stays there. Of a change that does not say its thread, so does what names it.
+        A row that is in a lane stays there. A change that does not say its thread goes where is what names it, or what
+        it hangs on.
         """
         key = self._rows.get((change.table, change.key))
-        if key is None and change.thread_id is None:
-            key = self._rows.get(("", change.key))
-        return key if key is not None else change.thread_id if change.thread_id in self.open else None
+        if key is not None:
+            return key
+        if change.thread_id is not None:
+            return self._threads.get(change.thread_id)
+        return self._rows.get(("", change.key)) or self._rows.get(("steps", _step_of(change)))
 
     def refuses(self, change: Change) -> bool:
         """Whether a change is of a thread that is held up, and there is no room for what waits so."""
@@ -258,23 +271,34 @@ class Lanes:
         if key is None and error is None:
             return False
         if key is None:  # of a row that is nowhere yet, nobody can say whose it is
-            key = await self._store.thread_of(first) or f"{first.table}/{first.key}"
-        lane = self.open.get(key)
-        if lane is None:
-            lane = await self._begin(key, error)
+            thread_id = await self._store.thread_of(first)
+            key = self._threads.get(thread_id or "", thread_id) or f"{first.table}/{first.key}"
+            lane = self.open.get(key) or await self._begin(key, thread_id, error)
+        else:
+            lane = self.open[key]
         await lane.append(ops)
         self._grow(sum(op.change.size for op in ops))
-        for op in ops:
-            for row in _rows_of(op.change):
-                self._rows.setdefault(row, key)
+        is_news = self._note(lane, [op.change for op in ops]) or lane.task is None
         if lane.task is None:
             self._start(lane)
+        if is_news:
             self._on_change()
         return True
 
-    async def _begin(self, key: str, error: DatabaseError | None) -> Lane:
+    def _note(self, lane: Lane, changes: Sequence[Change]) -> bool:
+        """What these change, and what they hang on, waits in this lane from now on. True if they tell its thread."""
+        before = lane.thread_id
+        for change in changes:
+            lane.thread_id = lane.thread_id or change.thread_id
+            for row in _rows_of(change):
+                self._rows.setdefault(row, lane.key)
+        if lane.thread_id is not None:
+            self._threads.setdefault(lane.thread_id, lane.key)
+        return lane.thread_id != before
+
+    async def _begin(self, key: str, thread_id: str | None, error: DatabaseError | None) -> Lane:
         log = await asyncio.to_thread(self._make_log)
-        lane = self.open[key] = Lane(key, log, self._observer)
+        lane = self.open[key] = Lane(key, thread_id, log, self._observer)
         reason = _reason_of(error)
         self._counts.parkings[reason] += 1
         logger.warning("thread held up lane=%s threads=%d reason=%s", log.id, len(self.open), error or reason)
@@ -325,6 +349,7 @@ class Lanes:
     async def _end(self, lane: Lane) -> None:
         del self.open[lane.key], self._replays[lane.key]
         self._rows = {row: key for row, key in self._rows.items() if key != lane.key}
+        self._threads = {each.thread_id: key for key, each in self.open.items() if each.thread_id is not None}
         self._on_change()
         logger.warning("thread goes on lane=%s changes=%d", lane.log.id, lane.last_seq)
         if isinstance(lane.log, SideJournal):
@@ -336,8 +361,13 @@ class Lanes:
 
     async def settle(self, thread_id: str) -> None:
         """Return when what is parked of the thread is written. Raises ThreadHeldUp while it can't be."""
-        if (lane := self.open.get(thread_id)) is not None:
+        for lane in [lane for lane in self.open.values() if lane.thread_id == thread_id]:
             await lane.settle()
+
+    async def settle_step(self, step_id: str) -> None:
+        """The same of one step."""
+        if (key := self._rows.get(("steps", step_id))) is not None:
+            await self.open[key].settle()
 
     async def written(self) -> None:
         """Return when everything that is parked now is written, however long that takes."""
@@ -399,6 +429,11 @@ class _InTurn:
     async def position(self, journal_id: str) -> Position:
         """See `batch_writer.Applies`."""
         return await self._store.position(journal_id)
+
+
+def _step_of(change: Change) -> str:
+    """The step that a feedback is on, which is where its thread is said if it says none."""
+    return "" if isinstance(change, Delete) or change.table != "feedbacks" else change.row["forId"]
 
 
 def _rows_of(change: Change) -> list[tuple[str, str]]:

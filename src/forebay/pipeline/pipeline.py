@@ -434,6 +434,11 @@ class Pipeline:
         if thread_id is not None and (self.lanes.open or self._external):
             await self._pass_lanes(thread_id)
 
+    async def settle_step(self, step_id: str) -> None:
+        """As `settle`, for who reads one step and does not know its thread."""
+        await self.settle(None)
+        await self.lanes.settle_step(step_id)
+
     async def _pass_lanes(self, thread_id: str) -> None:
         progress = self.journal.progress if self.journal is not None else None
         if progress is not None and progress.is_parked(thread_id):
