@@ -36,7 +36,7 @@ GENERATORS: dict[str, Callable[[str], str]] = {
 def pages() -> Iterator[Path]:
     """Every page of the documentation, and the files beside it that GitHub shows."""
     yield from sorted(ROOT.glob("*.md"))
-    for folder in ("docs", "deploy"):
+    for folder in ("docs", "deploy", "examples"):
         yield from sorted((ROOT / folder).rglob("*.md"))
 
 
