@@ -20,7 +20,7 @@ from forebay import ForebayDataLayer, Settings
 from forebay.database.checkpoint import Checkpoint, Position
 from forebay.database.sql.batch_parameters import Documents, documents
 from forebay.database.sql.sqlite import SQLITE_FUNCTIONS
-from forebay.database.sql.statement import Statement
+from forebay.database.sql.statement import BOOKMARKS, Statement
 from forebay.database.sql.statements import Statements
 from forebay.database.store import Store
 from forebay.model import changes, schema
@@ -236,6 +236,21 @@ async def test_a_read_on_postgresql_uses_its_indexes(
     plan = await explain_postgres(statement(statements_for(full_postgres_url)), parameters)
     assert plan.scanned == set(), plan
     assert plan.indexes >= indexes, plan
+
+
+@each_read
+async def test_a_read_on_a_standby_uses_its_indexes(
+    explain_postgres: Explain, full_postgres_url: str, read: str
+) -> None:
+    statement, parameters, indexes = READS[read]
+    asked = statement(statements_for(full_postgres_url)).on_standby
+    if asked is None:
+        assert read == "get_user"  # which decides over a login
+        return
+    marks = json.dumps([{"journal_id": str(number), "seq": 1, "token": 1} for number in range(3)])
+    plan = await explain_postgres(asked, {**parameters, BOOKMARKS: marks})
+    assert plan.scanned == set(), plan
+    assert plan.indexes >= {*indexes, "forebay_checkpoints_pkey"}, plan
 
 
 async def test_favorites_on_postgresql_have_an_index_of_their_own(

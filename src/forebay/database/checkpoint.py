@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from forebay.errors import ForebayError
 
+TOKEN_BITS = 62  # a BIGINT's, and none is 0
+
 
 class Position(NamedTuple):
     """Everything up to `seq` is in the database. `token` is drawn anew by each statement that moves it there.

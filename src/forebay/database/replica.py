@@ -1,84 +1,78 @@
 """A standby of the PostgreSQL server, which answers reads for as long as it has what this process wrote.
 
-After each commit the primary says how long its log (WAL) is. The standby is asked how far it has replayed it, and
-only then, in another statement, for the rows: a statement sees what was there when it began. The answer is kept
-with the connection, since a URL may lead each connection to another standby.
+The read itself asks for the checkpoints of this process, in its own snapshot: so it is right whichever server answers,
+one that lags, was restored, has gone ways of its own or is another cluster. What it does not have, the primary answers.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import contextvars
 import logging
+import secrets
 import time
+import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
-import anyio
-
-from forebay.database.connections.drivers import Driver
+from forebay.database import error_codes
+from forebay.database.bookmarks import Bookmarks
+from forebay.database.checkpoint import TOKEN_BITS, Checkpoint, CheckpointMoved, Position
 from forebay.database.connections.endpoint import Endpoint
 from forebay.database.connections.pool import Connections
-from forebay.database.sql.statement import Statement
+from forebay.database.sql.statement import BOOKMARKS, Statement
 from forebay.database.translation import translated
 from forebay.errors import DatabaseError, RowError, StatementError, TransientError
+from forebay.model.changes import Change
 
 logger = logging.getLogger("forebay.replica")
 
-# Where the log ends, with what is not yet on the disk: with synchronous_commit=off that includes commits.
-# Behind a record that ends with its page, PostgreSQL tells the place behind the next page's header (24 bytes; 40 at the
-# start of a segment), which a standby reaches only with the next record.
-WRITTEN = Statement(
-    "SELECT place - CASE WHEN place % segment = 40 THEN 40 WHEN place % page = 24 THEN 24 ELSE 0 END FROM ("
-    "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint AS place,"
-    " current_setting('wal_block_size')::bigint AS page,"
-    " pg_size_bytes(current_setting('wal_segment_size')) AS segment) AS log",
-    (),
-)
-# After a promotion PostgreSQL goes on telling the last position that it has replayed.
-_REPLAYED = Statement(
-    "SELECT CASE WHEN pg_is_in_recovery() THEN pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0')::bigint END",
-    (),
-)
-_TRUSTED = 1.0  # seconds; a standby that was promoted, or hangs, is noticed by then
 _RETRY = 5.0  # seconds in which a standby that failed is left alone
 _REMINDER = 30.0  # seconds
 # The primary is there to answer instead, so there is less patience than with it. Seconds.
-_CHECK_TIMEOUT = 2.0
+_CONNECT_TIMEOUT = 2.0  # also for whoever looks whether a standby that failed is back
 _READ_TIMEOUT = 10.0
-_SEEN = "forebay_replayed"
+# A standby that was behind for so long may wait for what is nowhere any more. Seconds.
+_DOUBT = 10.0
 
 
-class _Seen(NamedTuple):
-    position: int
-    at: float
+class Primary(Protocol):
+    """What is needed of the primary. See `store`."""
+
+    async def apply(
+        self, changes: Sequence[Change], checkpoint: Checkpoint | None = None, *, apart: bool = False
+    ) -> object:
+        """Write them. Raises CheckpointMoved, or a DatabaseError."""
+
+    async def position(self, journal_id: str) -> Position:
+        """Where a journal stands. Raises a DatabaseError."""
 
 
 class Replica:
-    """A standby. `reads` counts by outcome; `ask_primary` tells how long the primary's log is."""
+    """A standby. `reads` counts by outcome; `bookmarks` says what it must have."""
 
     def __init__(
         self,
         endpoint: Endpoint,
         statement_timeout: float,
-        ask_primary: Callable[[], Awaitable[int]],
+        bookmarks: Bookmarks,
+        primary: Primary,
         most_connections: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.engine = endpoint.engine
         self.location = endpoint.location
-        self._connections = Connections(endpoint, most_connections, _CHECK_TIMEOUT)
         self.reads: Counter[str] = Counter()
+        self._connections = Connections(endpoint, most_connections, _CONNECT_TIMEOUT)
         self._read_timeout = min(statement_timeout, _READ_TIMEOUT)
-        self._ask_primary = ask_primary
+        self._bookmarks = bookmarks
+        self._primary = primary
         self._clock = clock
-        self._asking = anyio.Lock()
-        self._used = False
-        # The commits of this process are numbered; up to `_known` they are within `_position` bytes of the log.
-        # The first stands for what a process before this one wrote.
-        self._commits = 1
-        self._known = 0
-        self._position = 0
+        self._mark = uuid.uuid4().hex, Position()  # a checkpoint of no journal, and where it stands
+        self._marking: asyncio.Task[None] | None = None
+        self._behind_since: float | None = None
         self._failing_since: float | None = None
         self._reminded = 0.0
         self._retry_at = 0.0
@@ -86,80 +80,94 @@ class Replica:
     def __repr__(self) -> str:
         return f"<Replica {self.location} {'failing' if self._failing_since is not None else 'working'}>"
 
-    # ---- what the primary has
-
-    async def committed(self, driver: Driver) -> None:
-        """Something was committed on this connection of the primary's: ask it how long the log is."""
-        self._commits += 1
-        if not self._used:
-            return
-        commit = self._commits
-        # It is committed, whatever comes now; where there is no answer, the next read asks.
-        with contextlib.suppress(DatabaseError), translated(self.location, sends_rows=False):
-            self._learn(commit, (await driver.fetch(WRITTEN, {}))[0][0])
-
-    def committed_elsewhere(self) -> None:
-        """Something was committed, or may have been, on a connection that can't be asked."""
-        self._commits += 1
-
-    def _learn(self, commit: int, position: int) -> None:
-        self._known = max(self._known, commit)
-        self._position = max(self._position, position)
-
-    async def _position_to_reach(self) -> int:
-        if self._known < self._commits:
-            async with self._asking:
-                commit = self._commits
-                if self._known < commit:
-                    self._learn(commit, await self._ask_primary())
-        return self._position
-
     # ---- reading
 
     async def fetch(self, statement: Statement, parameters: Mapping[str, Any]) -> list[Any] | None:
         """The statement's rows, or None where the primary must be asked."""
-        self._used = True
         if not self._may_try():
             self.reads["failed"] += 1
             return None
-        try:
-            position = await self._position_to_reach()
-        except DatabaseError:  # the primary will say it to the caller
-            self.reads["behind"] += 1
+        if not self._bookmarks.complete:
+            self._behind()
             return None
         try:
-            rows = await self._fetch(statement, parameters, position)
+            rows = await self._fetch(statement, {**parameters, BOOKMARKS: self._bookmarks.encoded()})
         except (RowError, StatementError):  # it is about this read, and the primary will say the same
             self.reads["failed"] += 1
             return None
         except DatabaseError as error:
             self.reads["failed"] += 1
-            self._fail(error)
+            if not error_codes.is_passing(error):  # as what a standby ends, to go on replaying
+                self._fail(error)
             return None
-        self.reads["behind" if rows is None else "replica"] += 1
         self._recovered()
+        if rows is None:
+            self._behind()
+            return None
+        self.reads["replica"] += 1
+        self._behind_since = None
         return rows
 
-    async def _fetch(
-        self, statement: Statement, parameters: Mapping[str, Any], position: int
-    ) -> list[Any] | None:
-        with translated(self.location), anyio.fail_after(_CHECK_TIMEOUT) as scope:
-            async with self._connections.held(_CHECK_TIMEOUT + self._read_timeout) as held:
-                if not await self._has_replayed(held.driver, position):
-                    return None
-                scope.deadline = anyio.current_time() + self._read_timeout
-                return await held.driver.fetch(statement, parameters)
-        raise AssertionError("unreachable")
+    async def _fetch(self, statement: Statement, parameters: Mapping[str, Any]) -> list[Any] | None:
+        """The rows; None where it has not all of the bookmarks. Raises a DatabaseError."""
+        assert statement.on_standby is not None
+        limit = self._read_timeout if self._failing_since is None else _CONNECT_TIMEOUT
+        with translated(self.location):
+            async with (
+                asyncio.timeout(_CONNECT_TIMEOUT) as scope,
+                self._connections.held(_CONNECT_TIMEOUT + limit) as held,
+            ):
+                scope.reschedule(None)  # it is held for so long only
+                rows = await held.driver.fetch(statement.on_standby, parameters)
+        has_all = rows[0][-1]
+        if has_all is None:
+            self._connections.endpoint.fitness.condemn()  # its name may lead elsewhere by now
+            raise TransientError("the server of FOREBAY_READ_URL is no standby; it must name one")
+        return [tuple(row)[:-1] for row in rows] if has_all else None
 
-    async def _has_replayed(self, driver: Driver, position: int) -> bool:
-        seen: _Seen | None = driver.info.get(_SEEN)
-        if seen is None or seen.position < position or self._clock() - seen.at > _TRUSTED:
-            at = self._clock()
-            replayed = (await driver.fetch(_REPLAYED, {}))[0][0]
-            if replayed is None:
-                raise TransientError("the server of FOREBAY_READ_URL is no standby; it must name one")
-            seen = driver.info[_SEEN] = _Seen(replayed, at)
-        return seen.position >= position
+    # ---- marks
+
+    def _behind(self) -> None:
+        """The primary answers; where no checkpoint tells from when on the standby may, there is to be one."""
+        self.reads["behind"] += 1
+        now = self._clock()
+        if self._behind_since is None:
+            self._behind_since = now
+        if self._bookmarks.lack_one or now - self._behind_since >= _DOUBT:
+            self._behind_since = now
+            self._mark_soon()
+
+    def _mark_soon(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._marking is None or self._marking.done() or self._marking.get_loop() is not loop:
+            # An empty context: the reader's would keep its Chainlit session alive.
+            self._marking = loop.create_task(
+                self._mark_if_needed(), name="forebay-mark", context=contextvars.Context()
+            )
+
+    async def _mark_if_needed(self) -> None:
+        with contextlib.suppress(DatabaseError):  # a later read has it tried again
+            if self._bookmarks.lack_one or await self._are_gone():
+                await self._move_mark()
+
+    async def _are_gone(self) -> bool:
+        """Whether even the primary does not stand where it did: no standby will."""
+        for journal_id, position in self._bookmarks.positions.items():
+            if (await self._primary.position(journal_id)).seq < position.seq:
+                return True
+        return False
+
+    async def _move_mark(self) -> None:
+        for _ in range(2):
+            journal_id, before = self._mark
+            step = Checkpoint(journal_id, before, Position(before.seq + 1, secrets.randbits(TOKEN_BITS) + 1))
+            try:
+                await self._primary.apply([], step, apart=True)
+            except CheckpointMoved:  # an answer was lost, or the database has gone back
+                self._mark = uuid.uuid4().hex, Position()
+            else:
+                self._mark = journal_id, step.after
+                return
 
     # ---- failing
 
@@ -191,8 +199,12 @@ class Replica:
 
     async def close(self) -> None:
         """Close every connection."""
+        if self._marking is not None:
+            self._marking.cancel()
+            await asyncio.wait([self._marking])
         await self._connections.close()
 
     def forget_connections(self) -> None:
         """Drop connections whose event loop is gone; they can't be closed any more."""
+        self._marking = None
         self._connections = self._connections.renewed()

@@ -24,12 +24,13 @@ import orjson
 import sqlalchemy as sa
 
 from forebay.database import error_codes, migrations
+from forebay.database.bookmarks import Bookmarks
 from forebay.database.checkpoint import Checkpoint, CheckpointMoved, Position
 from forebay.database.connections.drivers import Driver
 from forebay.database.connections.endpoint import Endpoint, for_standby, merged, patience_of
 from forebay.database.connections.pool import Connections, Held, forget
 from forebay.database.connections.sqlite_file import BUSY_TIMEOUT_MS, is_held, open_file
-from forebay.database.replica import WRITTEN, Replica
+from forebay.database.replica import Replica
 from forebay.database.sql.batch_parameters import Documents, documents
 from forebay.database.sql.claims import claim_parameters, is_claim, named_owners, owned_by, users_parameter
 from forebay.database.sql.dialect import MOVED, SEEN
@@ -101,6 +102,7 @@ class Store:
         endpoint = Endpoint(self.url, arguments_here, settings, settings.pool_size)
         self.engine = endpoint.engine
         self._connections = self._share(Connections(endpoint, settings.pool_size, patience_of(settings)))
+        self._bookmarks = Bookmarks()
         self.replica = self._create_replica(settings.read_url, arguments)
         self.statements = statements_of(self.engine.dialect)
         self.statements.compile_writes()
@@ -127,12 +129,8 @@ class Store:
             raise SettingsError("FOREBAY_READ_URL: only a PostgreSQL database has a standby; unset it")
         most = self._settings.pool_size - 1
         endpoint = Endpoint(url, for_standby(url, from_url, connect_args), self._settings, most)
-        return Replica(endpoint, self._settings.statement_timeout, self._log_position, most)
-
-    async def _log_position(self) -> int:
-        with translated(self.location, sends_rows=False):
-            return int((await self._connections.fetch(WRITTEN, {}, self._settings.statement_timeout))[0][0])
-        raise AssertionError("unreachable")
+        self._bookmarks.watch(self.engine)
+        return Replica(endpoint, self._settings.statement_timeout, self._bookmarks, self, most)
 
     async def prepare(self) -> None:
         """Make sure once that the tables are forebay's, migrating them if the settings say so.
@@ -223,16 +221,11 @@ class Store:
     async def read(self, statement: Statement, **parameters: Any) -> Any:
         """Run a statement that returns one JSON document, and parse it. None when there is no row."""
         await self.prepare()
-        if self.replica is not None and not self._needs_primary(statement):
+        if self.replica is not None and statement.on_standby is not None:
             rows = await self.replica.fetch(statement, parameters)
             if rows is not None:
                 return await _document(statement, rows)
         return await self._one_document(statement, parameters)
-
-    def _needs_primary(self, statement: Statement) -> bool:
-        """What decides over a login, over objects to delete, or over what a journal has still to write."""
-        known = self.statements
-        return any(statement is one for one in (known.user, known.garbage, known.contents, known.position))
 
     async def write(self, statement: Statement, **parameters: Any) -> Any:
         """Run one statement in a transaction of its own; its JSON document, as in `read`."""
@@ -257,10 +250,12 @@ class Store:
         return await _document(statement, rows)
 
     async def _write(self, driver: Driver, statement: Statement, parameters: Mapping[str, Any]) -> list[Any]:
-        async with self._committing(driver):
+        try:
             if self._postgres:  # a single statement is a transaction; SQLite's driver would leave one open
                 return await driver.fetch(statement, parameters)
             return await self._write_once_free(driver, statement, parameters)
+        finally:  # after an error it may have been committed all the same
+            self._bookmarks.committed_unmarked()
 
     async def _write_once_free(
         self, driver: Driver, statement: Statement, parameters: Mapping[str, Any]
@@ -287,16 +282,15 @@ class Store:
         await self.prepare()
         limit = self._settings.statement_timeout
         with translated(self.location, own_statement=True):
-            async with (
-                self._shared(),
-                self._connections.held(limit, own_statement=True) as held,
-                self._committing(held.driver),
-                held.connection.begin(),
-            ):
-                result = await held.connection.execute(sa.text(query), dict(parameters))
-                if result.returns_rows:
-                    return [dict(row) for row in result.mappings()]
-                return result.rowcount
+            async with self._shared(), self._connections.held(limit, own_statement=True) as held:
+                try:
+                    async with held.connection.begin():
+                        result = await held.connection.execute(sa.text(query), dict(parameters))
+                        if result.returns_rows:
+                            return [dict(row) for row in result.mappings()]
+                        return result.rowcount
+                finally:
+                    self._bookmarks.own_ended(held.driver.info)
 
     async def apply(
         self,
@@ -324,11 +318,10 @@ class Store:
                 asyncio.timeout(self._time_limit(share)),
                 self._shared(),
                 self._apart() if apart else self._writing() as driver,
-                self._committing(driver),
             ):
                 for _ in range(_LOOKS):
                     try:
-                        return await self._apply_once(driver, changes, checkpoint, late=late)
+                        return await self._apply_noted(driver, changes, checkpoint, late=late)
                     except asyncpg.InvalidTextRepresentationError as error:
                         if MOVED not in str(error):
                             raise
@@ -342,6 +335,20 @@ class Store:
     def _time_limit(self, share: float) -> float:
         whole = self._settings.statement_timeout
         return min(whole, max(_LEAST_TIME, whole * share))
+
+    async def _apply_noted(
+        self, driver: Driver, changes: Sequence[Change], checkpoint: Checkpoint | None, *, late: bool
+    ) -> frozenset[str | LeftOut]:
+        """As `_apply_once`; a standby must have it before it answers a read."""
+        if checkpoint is None:
+            try:
+                return await self._apply_once(driver, changes, checkpoint, late=late)
+            finally:
+                self._bookmarks.committed_unmarked()
+        self._bookmarks.begin(checkpoint)
+        found = await self._apply_once(driver, changes, checkpoint, late=late)
+        self._bookmarks.committed(checkpoint)
+        return found
 
     async def _apply_once(
         self, driver: Driver, changes: Sequence[Change], checkpoint: Checkpoint | None, *, late: bool
@@ -542,10 +549,10 @@ class Store:
 
     async def close(self) -> None:
         """Close every connection."""
-        await self._drop_writer()
-        await self._connections.close()
         if self.replica is not None:
             await self.replica.close()
+        await self._drop_writer()
+        await self._connections.close()
 
     def forget_connections(self) -> None:
         """Drop connections whose event loop is gone; PostgreSQL's can't be closed any more."""
@@ -561,21 +568,13 @@ class Store:
         if self.replica is not None:
             self.replica.forget_connections()
 
-    def committed_elsewhere(self) -> None:
-        """Another process has written what this one accepted."""
-        if self.replica is not None:
-            self.replica.committed_elsewhere()
+    def handed_over(self, journal_id: str, seq: int) -> None:
+        """Another process has written this one's journal up to `seq`."""
+        self._bookmarks.reached(journal_id, seq)
 
-    @asynccontextmanager
-    async def _committing(self, driver: Driver) -> AsyncIterator[None]:
-        """Around what commits: a replica must have it before it answers a read."""
-        try:
-            yield
-        except BaseException:
-            self.committed_elsewhere()  # it may have been committed all the same
-            raise
-        if self.replica is not None:
-            await self.replica.committed(driver)
+    def committed_elsewhere(self) -> None:
+        """Another process has written something else that this one accepted."""
+        self._bookmarks.committed_unmarked()
 
     @asynccontextmanager
     async def _shared(self) -> AsyncIterator[None]:

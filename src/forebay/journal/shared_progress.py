@@ -85,6 +85,11 @@ class Progress:
             fresh.rename(self._names)
         self._set(_PARKED, self._get(_PARKED) + 1)
 
+    @property
+    def has_news(self) -> bool:
+        """Whether other threads are parked than when `is_parked` was asked last: what was may be written."""
+        return self._size >= _SIZE and self._get(_PARKED) != self._seen
+
     def is_parked(self, thread_id: str) -> bool:
         """Whether what was written to the thread waits, though `applied` has passed it."""
         number = self._get(_PARKED) if self._size >= _SIZE else 0

@@ -6,10 +6,8 @@ import secrets
 import uuid
 from typing import Protocol
 
-from forebay.database.checkpoint import Checkpoint, Position
+from forebay.database.checkpoint import TOKEN_BITS, Checkpoint, Position
 from forebay.model.changes import Change
-
-_TOKEN_BITS = 62  # a BIGINT's, and none is 0
 
 
 class Source(Protocol):
@@ -38,7 +36,7 @@ class Cursor:
     def step(self, last_seq: int) -> Checkpoint:
         """The next step, to `last_seq`, or, with 0, of a part that leaves `seq` where it is."""
         # The system's randomness: two copies of a virtual machine would draw the same otherwise.
-        after = self._tried = Position(last_seq or self.at.seq, secrets.randbits(_TOKEN_BITS) + 1)
+        after = self._tried = Position(last_seq or self.at.seq, secrets.randbits(TOKEN_BITS) + 1)
         return Checkpoint(self.journal_id, self.at, after)
 
     def reached(self, position: Position) -> None:

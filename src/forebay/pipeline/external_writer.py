@@ -88,7 +88,7 @@ class Handover:
         if applied_seq >= journal.durable_seq and journal.is_quiet:
             applied_seq = self._inbox.accepted_seq  # what is not on the disk was refused to its caller
         if applied_seq > self._inbox.applied_seq:
-            self._owner.store.committed_elsewhere()
+            self._owner.store.handed_over(journal.id, journal.progress.applied)
             self._inbox.hand_over(applied_seq)
             self._owner.batch_settled()
         self._note_age()

@@ -441,8 +441,11 @@ class Pipeline:
 
     async def _pass_lanes(self, thread_id: str) -> None:
         progress = self.journal.progress if self.journal is not None else None
-        if progress is not None and progress.is_parked(thread_id):
-            raise ThreadHeldUp("`forebay drain` can't write this thread at present, others it can")
+        if progress is not None:
+            if progress.has_news:
+                self.store.committed_elsewhere()
+            if progress.is_parked(thread_id):
+                raise ThreadHeldUp("`forebay drain` can't write this thread at present, others it can")
         await self.lanes.settle(thread_id)
 
     async def _wait_for_recovery(self) -> None:

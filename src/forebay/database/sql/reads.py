@@ -60,7 +60,7 @@ class Reads(Compiler):
         head = sa.select(self._sql.result(document).label("doc"), *nothing).where(threads.c.id == key)
         tail = sa.select(sa.null().label("doc"), *values).where(steps.c.threadId == key)
         inner = Inner("steps", "threadId", tuple(columns), ("metadata", "feedback"), _SELDOM_IN_STEPS)
-        return self._compile(sa.union_all(head, tail), inner)
+        return self._compile_read(sa.union_all(head, tail), inner)
 
     def _seldom(self, values: Mapping[str, Expression]) -> Expression:
         """One column for those of a step that are hardly ever set; null where none is."""
@@ -73,12 +73,14 @@ class Reads(Compiler):
         author = self._sql.object(
             {"userIdentifier": _identifier(threads), "userId": self._sql.plain(threads.c.userId)}
         )
-        return self._compile(sa.select(self._sql.result(author)).where(threads.c.id == id_parameter("id")))
+        return self._compile_read(
+            sa.select(self._sql.result(author)).where(threads.c.id == id_parameter("id"))
+        )
 
     @cached_property
     def step(self) -> Statement:
         """A step by `id`, with its newest feedback."""
-        return self._compile(
+        return self._compile_read(
             sa.select(self._sql.result(self._step_document())).where(steps.c.id == id_parameter("id"))
         )
 
@@ -86,7 +88,7 @@ class Reads(Compiler):
     def element(self) -> Statement:
         """An element by `id` and `thread_id`."""
         mine = (elements.c.id == id_parameter("id")) & (elements.c.threadId == id_parameter("thread_id"))
-        return self._compile(sa.select(self._sql.result(self._document(elements))).where(mine))
+        return self._compile_read(sa.select(self._sql.result(self._document(elements))).where(mine))
 
     def thread_of(self, table: str) -> Statement:
         """The `threadId` of a step, element or feedback by `id`."""
@@ -105,7 +107,7 @@ class Reads(Compiler):
             .where(chosen)
             .order_by(steps.c.createdAt.desc(), steps.c.id.desc())
         )
-        return self._compile(sa.select(self._sql.result(self._sql.array(found, newest_first=True))))
+        return self._compile_read(sa.select(self._sql.result(self._sql.array(found, newest_first=True))))
 
     def _page(self, *, after: bool, search: bool, feedback: bool, with_steps: bool) -> Statement:
         """A page of a user's (`user_id`) threads, newest activity first, at most `first` of them.
@@ -149,7 +151,7 @@ class Reads(Compiler):
             .select_from(threads.join(chosen, chosen.c.id == threads.c.id))
             .order_by(chosen.c.activity.desc(), threads.c.id.desc())
         )
-        return self._compile(sa.select(self._sql.result(self._sql.array(found, newest_first=True))))
+        return self._compile_read(sa.select(self._sql.result(self._sql.array(found, newest_first=True))))
 
     def _behind_cursor(self, activity: Expression, key: Expression) -> Expression:
         thread = threads.alias("at")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
@@ -14,7 +14,7 @@ from forebay.database.sql.dialect import Expression, Sql
 from forebay.database.sql.postgres import PostgresSql
 from forebay.database.sql.sqlite import SqliteSql
 from forebay.model.ordering import in_order
-from forebay.model.schema import NOTES, SENT_AT, WRITTEN_AT, threads
+from forebay.model.schema import NOTES, SENT_AT, WRITTEN_AT, checkpoints, threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,20 @@ class Inner:
 
 
 SELDOM = "seldom"
+BOOKMARKS = "bookmarks"
+
+# A standby's rows, if it has all of the bookmarks: one statement sees one snapshot. Each row ends with whether it has;
+# null where the server is no standby, which may have gone ways of its own. A row of nulls stands for none.
+_ON_STANDBY = f"""
+SELECT doc.*, held.has_all FROM (
+ SELECT CASE WHEN pg_is_in_recovery() THEN NOT EXISTS (
+  SELECT FROM json_to_recordset($%(number)d::json) AS mark(journal_id text, seq bigint, token bigint) WHERE (
+   SELECT stands.applied_seq > mark.seq
+    OR (stands.applied_seq = mark.seq AND coalesce(stands.token, 0) = mark.token)
+   FROM {checkpoints.name} AS stands WHERE stands.journal_id = mark.journal_id
+  ) IS NOT TRUE) END AS has_all OFFSET 0
+) AS held LEFT JOIN LATERAL (SELECT * FROM (%(sql)s) AS found WHERE held.has_all OFFSET 0) AS doc ON true
+"""  # noqa: S608 - the statements are forebay's own, what comes from outside is in parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +74,14 @@ class Statement:
     """SQL in the driver's own form, and the order of its parameters.
 
     Its first row's first column is a JSON document. `inner` tells what is in further rows, where that column is null.
+    `on_standby`: how a standby is asked, with the parameter BOOKMARKS; None for what only the primary may answer.
     """
 
     sql: str
     names: tuple[str, ...]
     constants: Mapping[str, Any] = field(default_factory=dict)
     inner: Inner | None = None
+    on_standby: Statement | None = None
 
     def document(self, rows: Sequence[Sequence[Any]]) -> Any:
         """What it returned, parsed; None for nothing."""
@@ -97,6 +113,17 @@ class Compiler:
         assert isinstance(compiled, sa.sql.compiler.SQLCompiler)
         constants = {name: value for name, value in compiled.params.items() if value is not None}
         return Statement(compiled.string, tuple(compiled.positiontup or ()), constants, inner)
+
+    def _compile_read(self, statement: sa.sql.ClauseElement, inner: Inner | None = None) -> Statement:
+        """A read that a standby may answer too; only PostgreSQL has one."""
+        read = self._compile(statement, inner)
+        if self._dialect.name != "postgresql":
+            return read
+        names = (*read.names, BOOKMARKS)
+        on_standby = Statement(
+            _ON_STANDBY % {"number": len(names), "sql": read.sql}, names, read.constants, inner
+        )
+        return replace(read, on_standby=on_standby)
 
     def _document(self, table: sa.Table) -> Expression:
         return self._sql.object(self._values(table))
