@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import anyio
 
@@ -26,9 +26,9 @@ from forebay.database.checkpoint import Checkpoint, CheckpointMoved, Position
 from forebay.database.store import LeftOut
 from forebay.errors import DatabaseError, JournalError, RowError, TransientError
 from forebay.journal.dead_letters import Unfit
-from forebay.model.changes import Change, Upsert, moment_of
+from forebay.model.changes import Change, Upsert
 from forebay.pipeline.cursor import Cursor
-from forebay.pipeline.queue import Batch, Op
+from forebay.pipeline.queue import Batch, Op, batch_of
 from forebay.primitives.backoff import Backoff
 from forebay.telemetry.counters import Counts
 
@@ -485,29 +485,6 @@ class Writer:
             logger.warning("writes resumed after=%.1fs", self._clock() - self._failing_since)
         self.failure = None
         self._backoff.reset()
-
-
-def batch_of(
-    records: Sequence[tuple[int, Change]],
-    now: float,
-    counts: Counts,
-    tickets: Mapping[int, Any] | None = None,
-) -> Batch:
-    """What was read from a journal, as a batch; each change is counted as accepted.
-
-    `tickets`: who waits for which, in a lane: its changes this process has accepted, and counted, before, and they may
-    come from several journals, so that their moments tell their order.
-    """
-    batch = Batch(now)
-    if tickets is not None:
-        for seq, change in sorted(records, key=lambda record: moment_of(record[1])):
-            batch.add(seq, change, tickets.get(seq), counts)
-        batch.last_seq = records[-1][0]
-        return batch
-    for seq, change in records:
-        counts.accepted[change.table] += 1
-        batch.add(seq, change, None, counts)
-    return batch
 
 
 @dataclass(slots=True)

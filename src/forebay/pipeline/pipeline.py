@@ -49,7 +49,8 @@ from forebay.pipeline.batch_writer import Writer
 from forebay.pipeline.crossing import Arrivals, Call
 from forebay.pipeline.cursor import Cursor
 from forebay.pipeline.external_writer import Handover
-from forebay.pipeline.lanes import Lanes, Log, MemoryLog
+from forebay.pipeline.lane import Log, MemoryLog
+from forebay.pipeline.lanes import Lanes
 from forebay.pipeline.queue import Batch, Inbox, Op, Waiting
 from forebay.pipeline.recovery import Recovery
 from forebay.pipeline.write_loop import Worker

@@ -8,12 +8,12 @@ other, so "has my change been written?" is `applied_seq >= seq`.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from forebay.errors import QueueFull
-from forebay.model.changes import Change, Delete, Upsert, fold
+from forebay.model.changes import Change, Delete, Upsert, fold, moment_of
 from forebay.telemetry.counters import Counts
 
 _MANY_THREADS = 10_000
@@ -88,6 +88,29 @@ class Batch:
         # A checkpoint says that all up to it is in, so only the second half may set it.
         for ops, last_seq in ((self.ops[:middle], 0), (self.ops[middle:], self.last_seq)):
             yield Batch(self.oldest, ops, last_seq, sum(op.change.size for op in ops), self.threads)
+
+
+def batch_of(
+    records: Sequence[tuple[int, Change]],
+    now: float,
+    counts: Counts,
+    tickets: Mapping[int, Any] | None = None,
+) -> Batch:
+    """What was read from a journal, as a batch; each change is counted as accepted.
+
+    `tickets`: who waits for which, in a lane: its changes this process has accepted, and counted, before, and they may
+    come from several journals, so that their moments tell their order.
+    """
+    batch = Batch(now)
+    if tickets is not None:
+        for seq, change in sorted(records, key=lambda record: moment_of(record[1])):
+            batch.add(seq, change, tickets.get(seq), counts)
+        batch.last_seq = records[-1][0]
+        return batch
+    for seq, change in records:
+        counts.accepted[change.table] += 1
+        batch.add(seq, change, None, counts)
+    return batch
 
 
 @dataclass(slots=True, eq=False)

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 from forebay.database.checkpoint import Position
 from forebay.journal.orphan import Orphan, Record
-from forebay.pipeline.batch_writer import Writer, batch_of
+from forebay.pipeline.batch_writer import Writer
 from forebay.pipeline.cursor import Cursor
-from forebay.pipeline.queue import Batch
+from forebay.pipeline.queue import Batch, batch_of
 from forebay.telemetry.counters import Counts
 
 
