@@ -12,6 +12,7 @@ back, as one does that took over from a primary which it lagged behind, it is gi
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -23,13 +24,15 @@ import anyio
 
 from forebay.database import error_codes
 from forebay.database.checkpoint import Checkpoint, CheckpointMoved, Position
-from forebay.database.store import LeftOut
+from forebay.database.store import LeftOut, Store
 from forebay.errors import DatabaseError, JournalError, RowError, TransientError
-from forebay.journal.dead_letters import Unfit
-from forebay.model.changes import Change, Upsert
+from forebay.journal.dead_letters import DeadLetters, Unfit
+from forebay.model.changes import Change, Delete, Upsert
 from forebay.pipeline.cursor import Cursor
 from forebay.pipeline.queue import Batch, Op, batch_of
+from forebay.pipeline.tombstones import Tombstones
 from forebay.primitives.backoff import Backoff
+from forebay.telemetry.collector import Metrics
 from forebay.telemetry.counters import Counts
 
 logger = logging.getLogger("forebay.writer")
@@ -61,31 +64,14 @@ class Applies(Protocol):
         *,
         late: bool = False,
         share: float = 1.0,
-        apart: bool = False,
     ) -> frozenset[str | LeftOut]:
         """Write changes in order, all or none; the ids of the deleted threads, and the rows that are left out.
 
-        `share`: of the time limit, which part it may take; `apart`: beside the writer.
+        `share`: of the time limit, which part it may take.
         """
 
     async def position(self, journal_id: str) -> Position:
         """Where a journal stands."""
-
-
-class Observer(Protocol):
-    """Who is told how it goes."""
-
-    def batch_written(self, batch: Batch, seconds: float) -> None:
-        """An attempt succeeded."""
-
-    def batch_failed(self, error: DatabaseError) -> None:
-        """An attempt failed and will be repeated."""
-
-    def op_settled(self, op: Op, error: DatabaseError | None) -> None:
-        """A row is written, or given up with an error."""
-
-    def threads_deleted(self, thread_ids: frozenset[str]) -> None:
-        """These threads had been deleted, so their rows were left out."""
 
 
 class Parking(Protocol):
@@ -112,24 +98,36 @@ class Parking(Protocol):
 Keep = Callable[[Change, RowError], Awaitable[None]]
 
 
+def keep_in(letters: DeadLetters, store: Store) -> Keep:
+    """Keeps what a database refuses among the dead letters."""
+
+    async def keep(change: Change, error: RowError) -> None:
+        await asyncio.to_thread(letters.keep, store.label, change, error, store.database_id)
+
+    return keep
+
+
 class Writer:
     """Writes batches, one at a time. `failure` is why it can't at present, None while it works.
 
     `keep` stores a refused change and raises JournalError where it can't; `keep_is_vital`: then the change
-    must not be let go. `pending` tells the log how much waits. `is_aside`: it writes what waits by itself, so that
-    its trouble is not the process's. `lanes`, set afterwards: where what is held up goes; without, it is tried on.
+    must not be let go. `pending` tells the log how much waits. `on_failure` is called with the error of each attempt
+    that will be repeated, and with None when one is answered again. `lanes`, set afterwards: where what is held up
+    goes; without, it is tried on.
     """
 
     def __init__(
         self,
         store: Applies,
-        observer: Observer,
         counts: Counts,
+        metrics: Metrics,
+        tombstones: Tombstones,
         clock: Callable[[], float],
         *,
         keep: Keep,
         keep_is_vital: bool = False,
         pending: Callable[[], int],
+        on_failure: Callable[[DatabaseError | None], None],
         backoff: Backoff | None = None,
         pause: float = PAUSE,
         is_aside: bool = False,
@@ -137,23 +135,48 @@ class Writer:
         self.failure: DatabaseError | JournalError | None = None
         self.lanes: Parking | None = None
         self._store = store
-        self._observer = observer
         self._counts = counts
+        self._metrics = metrics
+        self._tombstones = tombstones
         self._clock = clock
         self._keep = keep
         self._keep_is_vital = keep_is_vital
         self._pending = pending
+        self._on_failure = on_failure
         self._backoff = backoff or Backoff()
         self._pause = pause
         self._is_aside = is_aside
         self._failures = 0
-        self.attempted_at = 0.0  # when the present attempt began, on the clock
+        self._attempted_at = 0.0  # when the present attempt began, on the clock
         self._refusals = _Refusals()
         self._failing_since = 0.0
         self._reminded = 0.0
 
     def __repr__(self) -> str:
         return f"<Writer {'failing' if self.failure else 'working'}>"
+
+    def aside(
+        self,
+        store: Applies,
+        *,
+        pending: Callable[[], int],
+        on_failure: Callable[[DatabaseError | None], None],
+        backoff: Backoff,
+    ) -> Writer:
+        """A writer of what waits by itself: its trouble is not the process's, so neither log nor counts tell it."""
+        return Writer(
+            store,
+            self._counts,
+            self._metrics,
+            self._tombstones,
+            self._clock,
+            keep=self._keep,
+            keep_is_vital=self._keep_is_vital,
+            pending=pending,
+            on_failure=on_failure,
+            backoff=backoff,
+            is_aside=True,
+        )
 
     async def write(
         self, batch: Batch, cursor: Cursor | None = None, *, late: Callable[[], bool] = lambda: False
@@ -267,13 +290,15 @@ class Writer:
                 self._counts.dropped[reason] += 1
             else:
                 self._counts.written[op.change.table] += 1
-            self._observer.op_settled(op, None)
+            if isinstance(op.change, Delete) and op.change.table == "threads":
+                self._tombstones.add((op.change.key,))
+            if op.tickets:
+                op.settle(None)
 
     def _left_out(self, batch: Batch, gone: frozenset[str | LeftOut]) -> dict[int, str]:
         """Why which of the batch's rows were not written, by their place."""
         dead = frozenset(one for one in gone if isinstance(one, str))
-        if dead:
-            self._observer.threads_deleted(dead)
+        self._tombstones.add(dead)
         reasons = {one.place: one.reason for one in gone if isinstance(one, LeftOut)}
         if not reasons:  # threads alone stand for all of their rows
             dropped = (isinstance(op.change, Upsert) and op.change.thread_id in dead for op in batch.ops)
@@ -386,7 +411,7 @@ class Writer:
         else:
             self._counts.dead_lettered[op.change.table, reason] += 1
             logger.error("row refused table=%s reason=%s", op.change.table, error)
-        self._observer.op_settled(op, error)
+        op.settle(error)
 
     async def _apply(self, task: _Task, part: Batch) -> frozenset[str | LeftOut]:
         """Try until the database answers yes, or no to a row.
@@ -402,7 +427,9 @@ class Writer:
             started = self._clock()
             changes = [op.change for op in part.ops]
             dead = await self._store.apply(changes, step, late=task.late(), share=share)
-            self._observer.batch_written(part, self._clock() - started)
+            now = self._clock()
+            if part.ops or not self._is_aside:
+                self._metrics.batch_written(len(part.ops), part.size, now - started, now - part.oldest)
             return dead
 
         try:
@@ -427,7 +454,7 @@ class Writer:
         """Repeat an attempt for as long as there is no answer. Raises RowError, and _HeldUp if it `may_go_round`."""
         quiet = _Quiet(self._clock)
         while True:
-            self.attempted_at = self._clock()
+            self._attempted_at = self._clock()
             try:
                 answer = await attempt()
             except (RowError, CheckpointMoved):
@@ -462,9 +489,10 @@ class Writer:
         self.failure = error
         self._failures += 1
         self._note_retry(error)
-        self._observer.batch_failed(error if isinstance(error, DatabaseError) else TransientError(str(error)))
+        self._on_failure(error if isinstance(error, DatabaseError) else TransientError(str(error)))
         if self._is_aside:
             return
+        self._metrics.flush_duration.observe(now - self._attempted_at, "failed")
         if begins or now - self._reminded >= _REMINDER:
             self._reminded = now
             logger.error(
@@ -485,6 +513,7 @@ class Writer:
             logger.warning("writes resumed after=%.1fs", self._clock() - self._failing_since)
         self.failure = None
         self._backoff.reset()
+        self._on_failure(None)
 
 
 @dataclass(slots=True)

@@ -15,16 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from forebay.database.store import Store
-from forebay.errors import DatabaseError, JournalError, LayerClosed, RowError, ThreadHeldUp
+from forebay.errors import DatabaseError, JournalError, LayerClosed, ThreadHeldUp
 from forebay.journal.dead_letters import DeadLetters
 from forebay.journal.journals import Journals
 from forebay.journal.orphan import Orphan, journal_paths, let_go
 from forebay.journal.side_journal import SideJournal
-from forebay.model.changes import Change
-from forebay.pipeline.batch_writer import Writer
+from forebay.pipeline.batch_writer import Writer, keep_in
 from forebay.pipeline.lanes import Lanes
-from forebay.pipeline.queue import Batch, Op
+from forebay.pipeline.queue import Batch
 from forebay.pipeline.replay import Replay, begin
+from forebay.pipeline.tombstones import Tombstones
 from forebay.settings import Settings
 from forebay.telemetry.collector import Metrics
 from forebay.telemetry.counters import Counts
@@ -84,27 +84,25 @@ class Drain:
         self._store = store
         self._batch_bytes = settings.batch_max_bytes
         self._location = None if any_database else store.label
-        self._letters = DeadLetters(folder)
         self._clock = clock
-        self._metrics = metrics
         self._followed: dict[str, _Followed] = {}
         self._writer = Writer(
             store,
-            self,
             self.counts,
+            metrics,
+            Tombstones(self.counts),
             clock,
-            keep=self._keep_letter,
+            keep=keep_in(DeadLetters(folder), store),
             keep_is_vital=True,
             pending=lambda: self.pending,
+            on_failure=lambda error: self._tell_owners(failing=error is not None),
         )
         self._lanes = self._writer.lanes = Lanes(
             self._new_log,
             store,
-            self,
+            self._writer,
             self.counts,
             clock,
-            keep=self._keep_letter,
-            keep_is_vital=True,
             max_bytes=settings.journal_max_bytes // 4,
             on_change=self._tell_what_is_parked,
         )
@@ -254,25 +252,6 @@ class Drain:
     def _in_flight(self) -> list[Batch]:
         return [followed.replay.batch for followed in self._followed.values() if followed.replay.batch]
 
-    # ---- what the writer tells
-
-    def batch_written(self, batch: Batch, seconds: float) -> None:
-        """See `batch_writer.Observer`."""
-        age = self._clock() - batch.oldest
-        self._metrics.batch_written(len(batch.ops), batch.size, seconds, age)
-        self._tell_owners(failing=False)
-
-    def batch_failed(self, error: DatabaseError) -> None:
-        """See `batch_writer.Observer`."""
-        self._metrics.flush_duration.observe(self._clock() - self._writer.attempted_at, "failed")
-        self._tell_owners(failing=True)
-
-    def op_settled(self, op: Op, error: DatabaseError | None) -> None:
-        """See `batch_writer.Observer`."""
-
-    def threads_deleted(self, thread_ids: frozenset[str]) -> None:
-        """See `batch_writer.Observer`."""
-
     def _tell_owners(self, *, failing: bool) -> None:
         for followed in self._followed.values():
             if followed.journal.progress is not None:
@@ -282,9 +261,6 @@ class Drain:
         for followed in self._followed.values():
             if followed.journal.progress is not None:
                 followed.journal.progress.park(self._lanes.threads)
-
-    async def _keep_letter(self, change: Change, error: RowError) -> None:
-        await asyncio.to_thread(self._letters.keep, self._store.label, change, error, self._store.database_id)
 
     async def close(self) -> None:
         """Disconnect."""

@@ -12,8 +12,7 @@ from forebay.journal.orphan import Record
 from forebay.model.changes import Change
 from forebay.pipeline import replay
 from forebay.pipeline.barrier import Waiters
-from forebay.pipeline.batch_writer import Observer
-from forebay.pipeline.queue import Batch, Op
+from forebay.pipeline.queue import Op
 
 
 class Log(replay.Log, Protocol):
@@ -51,7 +50,7 @@ class Lane:
     `key` is the thread, or stands for it while nobody can say which it is; `thread_id` is it as soon as a change does.
     """
 
-    def __init__(self, key: str, thread_id: str | None, log: Log, observer: Observer) -> None:
+    def __init__(self, key: str, thread_id: str | None, log: Log) -> None:
         self.key = key
         self.thread_id = thread_id
         self.log = log
@@ -60,7 +59,6 @@ class Lane:
         self.last_seq = 0
         self.tickets: dict[int, tuple[Any, ...]] = {}  # who waits for a change, by its number
         self.task: asyncio.Task[None] | None = None
-        self._observer = observer
         self._passed_seq = 0
         self._sizes: dict[int, int] = {}
         self.rebind()
@@ -118,6 +116,12 @@ class Lane:
         """A future that is done when all that is in it now is written."""
         return self._flushes.add(self.last_seq, loop)
 
+    def note(self, failure: DatabaseError | None) -> None:
+        """Why it can't be written at present, for which its readers fail, and nobody else's; or None: it can."""
+        self.failure = failure
+        if failure is not None:
+            self._readers.fail(_held_up(failure))
+
     async def settle(self) -> None:
         """Return when all that is in it now is written. Raises ThreadHeldUp when it is not at the next try."""
         if self.failure is not None:
@@ -130,28 +134,6 @@ class Lane:
         self._readers.fail(error)
         self._flushes.fail(error)
         return [ticket for tickets in self.tickets.values() for ticket in tickets]
-
-    # ---- what its writer tells
-
-    def batch_written(self, batch: Batch, seconds: float) -> None:
-        """See `batch_writer.Observer`."""
-        if batch.ops:
-            self._observer.batch_written(batch, seconds)
-
-    def batch_failed(self, error: DatabaseError) -> None:
-        """Its own readers are told, and nobody else's. See `batch_writer.Observer`."""
-        self.failure = error
-        self._readers.fail(_held_up(error))
-
-    def op_settled(self, op: Op, error: DatabaseError | None) -> None:
-        """See `batch_writer.Observer`."""
-        self.failure = None
-        tickets = tuple(ticket for together in op.tickets for ticket in together)
-        self._observer.op_settled(Op(op.change, tickets), error)
-
-    def threads_deleted(self, thread_ids: frozenset[str]) -> None:
-        """See `batch_writer.Observer`."""
-        self._observer.threads_deleted(thread_ids)
 
 
 def _held_up(error: DatabaseError) -> ThreadHeldUp:

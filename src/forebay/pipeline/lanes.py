@@ -20,7 +20,7 @@ from forebay.errors import DatabaseError, JournalError
 from forebay.journal.orphan import let_go
 from forebay.journal.side_journal import SideJournal
 from forebay.model.changes import Change, Delete
-from forebay.pipeline.batch_writer import Applies, Keep, Observer, Writer
+from forebay.pipeline.batch_writer import Applies, Writer
 from forebay.pipeline.lane import Lane, Log
 from forebay.pipeline.queue import Op
 from forebay.pipeline.replay import Replay
@@ -40,12 +40,23 @@ _NAMES = ("parentId", "forId")  # what a row hangs on
 class Database(Applies, Protocol):
     """What lanes need of a store."""
 
+    async def apply(
+        self,
+        changes: Sequence[Change],
+        checkpoint: Checkpoint | None,
+        *,
+        late: bool = False,
+        share: float = 1.0,
+        apart: bool = False,
+    ) -> frozenset[str | LeftOut]:
+        """See `batch_writer.Applies`; `apart`: beside the writer."""
+
     async def thread_of(self, change: Change) -> str | None:
         """The thread of a row that is there. Raises a DatabaseError."""
 
 
 class Lanes:
-    """The lanes of a process.
+    """The lanes of a process, beside its `writer`.
 
     `make_log` makes a new one's log; `max_bytes`: with so much parked, what else is written to a thread that is held
     up is refused. `on_size` is told by how many bytes what is parked grows and shrinks, `on_change` when one begins,
@@ -56,12 +67,10 @@ class Lanes:
         self,
         make_log: Callable[[], Log],
         store: Database,
-        observer: Observer,
+        writer: Writer,
         counts: Counts,
         clock: Callable[[], float],
         *,
-        keep: Keep,
-        keep_is_vital: bool,
         max_bytes: int,
         on_size: Callable[[int], None] = lambda _bytes: None,
         on_change: Callable[[], None] = lambda: None,
@@ -71,11 +80,9 @@ class Lanes:
         self.is_full = False
         self._make_log = make_log
         self._store = store
-        self._observer = observer
+        self._writer = writer
         self._counts = counts
         self._clock = clock
-        self._keep = keep
-        self._keep_is_vital = keep_is_vital
         self._max_bytes = max_bytes
         self._on_size = on_size
         self._on_change = on_change
@@ -158,20 +165,15 @@ class Lanes:
 
     async def _begin(self, key: str, thread_id: str | None, error: DatabaseError | None) -> Lane:
         log = await asyncio.to_thread(self._make_log)
-        lane = self.open[key] = Lane(key, thread_id, log, self._observer)
+        lane = self.open[key] = Lane(key, thread_id, log)
         reason = _reason_of(error)
         self._counts.parkings[reason] += 1
         logger.warning("thread held up lane=%s threads=%d reason=%s", log.id, len(self.open), error or reason)
-        writer = Writer(
+        writer = self._writer.aside(
             _InTurn(self._store, self),
-            lane,
-            self._counts,
-            self._clock,
-            keep=self._keep,
-            keep_is_vital=self._keep_is_vital,
             pending=lambda: lane.changes,
+            on_failure=lane.note,
             backoff=Backoff(*(_LOCK_BACKOFF if reason == "lock" else _SLOW_BACKOFF)),
-            is_aside=True,
         )
         self._replays[key] = Replay(log, Position(), writer, self._counts, self._clock, tickets=lane.tickets)
         return lane
@@ -200,11 +202,14 @@ class Lanes:
     async def _advance(self, lane: Lane, replaying: Replay) -> int:
         while True:
             try:
-                return await replaying.advance(_BATCH_BYTES, late=lambda: True)
+                written = await replaying.advance(_BATCH_BYTES, late=lambda: True)
             except JournalError as error:
-                lane.batch_failed(DatabaseError(str(error)))
+                lane.note(DatabaseError(str(error)))
                 logger.error("lane not read lane=%s reason=%s", lane.log.id, error)
                 await asyncio.sleep(_SLOW_BACKOFF[0])
+            else:
+                lane.note(None)
+                return written
 
     async def _end(self, lane: Lane) -> None:
         del self.open[lane.key], self._replays[lane.key]
@@ -265,7 +270,7 @@ class Lanes:
 class _InTurn:
     """The store as a lane has it."""
 
-    def __init__(self, store: Applies, lanes: Lanes) -> None:
+    def __init__(self, store: Database, lanes: Lanes) -> None:
         self._store = store
         self._lanes = lanes
 
@@ -276,12 +281,11 @@ class _InTurn:
         *,
         late: bool = False,
         share: float = 1.0,
-        apart: bool = True,
     ) -> frozenset[str | LeftOut]:
         """See `batch_writer.Applies`."""
 
         async def attempt() -> frozenset[str | LeftOut]:
-            return await self._store.apply(changes, checkpoint, late=late, share=share, apart=apart)
+            return await self._store.apply(changes, checkpoint, late=late, share=share, apart=True)
 
         found: frozenset[str | LeftOut] = await self._lanes.turn(attempt)
         return found

@@ -14,9 +14,9 @@ import threading
 import time
 import uuid
 import weakref
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 from threading import get_ident
 from typing import Any
@@ -32,7 +32,6 @@ from forebay.errors import (
     LayerClosed,
     LayerForked,
     QueueFull,
-    RowError,
     SettingsError,
     ThreadHeldUp,
     TransientError,
@@ -42,17 +41,17 @@ from forebay.journal.dead_letters import DeadLetters
 from forebay.journal.journal import Journal, check_folder
 from forebay.journal.orphan import Record
 from forebay.journal.side_journal import SideJournal
-from forebay.model.changes import OVERHEAD_BYTES, Change, Delete
-from forebay.model.schema import THREAD_MADE_AT
+from forebay.model.changes import OVERHEAD_BYTES, Change
 from forebay.pipeline.barrier import Waiters
-from forebay.pipeline.batch_writer import Writer
+from forebay.pipeline.batch_writer import Writer, keep_in
 from forebay.pipeline.crossing import Arrivals, Call
 from forebay.pipeline.cursor import Cursor
 from forebay.pipeline.external_writer import Handover
 from forebay.pipeline.lane import Log, MemoryLog
 from forebay.pipeline.lanes import Lanes
-from forebay.pipeline.queue import Batch, Inbox, Op, Waiting
+from forebay.pipeline.queue import Inbox, Waiting
 from forebay.pipeline.recovery import Recovery
+from forebay.pipeline.tombstones import Tombstones
 from forebay.pipeline.write_loop import Worker
 from forebay.primitives import posix
 from forebay.primitives.awaitables import NOTHING, Deferred
@@ -67,7 +66,6 @@ logger = logging.getLogger("forebay.engine")
 
 # Handlers go on for a moment after SIGTERM; when nothing was written for this long, they are done. Seconds.
 _QUIET_SPELL = 0.1
-_TOMBSTONES = 100_000
 # How long the first reads wait for what a process before this one has left in its journal: a process's, not a
 # read's, or a long journal would hold each of them up. Seconds.
 _RECOVERY_PATIENCE = 5.0
@@ -110,7 +108,6 @@ class Pipeline:
             linger=settings.linger,
             counts=self.counts,
         )
-        self.letters = DeadLetters(settings.journal_dir)
         # What is in memory alone ends with the process; there is nothing to keep it for.
         self._journals = settings.durability == "journal" and not store.in_memory
         if self._journals and not posix.has_journals():
@@ -119,14 +116,17 @@ class Pipeline:
                 " set memory (a crash loses what is queued) or commit (each write waits for the database)"
             )
         self._external = self._journals and settings.writer == "external"
+        self._tombstones = Tombstones(self.counts)
         self.writer = Writer(
             store,
-            self,
             self.counts,
+            metrics,
+            self._tombstones,
             clock,
-            keep=self._keep_letter,
+            keep=keep_in(DeadLetters(settings.journal_dir), store),
             keep_is_vital=self._journals,
             pending=lambda: self.inbox.pending,
+            on_failure=self._fail_readers,
         )
         self.lanes = self.writer.lanes = self._make_lanes(clock)
         self.recovery = self._make_recovery(clock)
@@ -158,8 +158,7 @@ class Pipeline:
         self._readers = Waiters()
         self._flushes = Waiters()
         self._commits = Waiters()  # for what this machine's disk has not taken
-        self._spilled_tickets: dict[int, Any] = {}
-        self._tombstones: OrderedDict[str, None] = OrderedDict()
+        self._spilled_tickets: dict[int, tuple[Any, ...]] = {}
         _pipelines.add(self)
         metrics.observe(
             self.counts,
@@ -202,11 +201,9 @@ class Pipeline:
         return Lanes(
             make_log,
             self.store,
-            self,
+            self.writer,
             self.counts,
             clock,
-            keep=self._keep_letter,
-            keep_is_vital=on_disk,
             max_bytes=whole // 4,
             on_size=(lambda _bytes: None) if on_disk else self.inbox.hold,
         )
@@ -236,7 +233,7 @@ class Pipeline:
         a row that the database refuses.
         """
         self._ensure_running()
-        if self._is_dead(change):
+        if self._tombstones.drops(change):
             return False
         await self._take(change, committed=committed)
         return True
@@ -252,21 +249,21 @@ class Pipeline:
         except ForebayError as error:
             self.refuse(error)
             raise
-        return NOTHING if self._is_dead(change) else self._take(change, committed=committed)
+        return NOTHING if self._tombstones.drops(change) else self._take(change, committed=committed)
 
     def _take(self, change: Change, *, committed: bool) -> Awaitable[None]:
         if not committed and self.settings.durability != "commit":
             return self._enter(change)
         ticket = quiet_future(self._ensure_running())
-        entered = self._enter(change, ticket, now=committed)
+        entered = self._enter(change, (ticket,), now=committed)
         return Deferred(partial(_both, entered, ticket))
 
-    def _enter(self, change: Change, ticket: Any = None, *, now: bool = False) -> Awaitable[None]:
+    def _enter(self, change: Change, tickets: tuple[Any, ...] = (), *, now: bool = False) -> Awaitable[None]:
         """Queue a change, at once; to be awaited until it is as durable as the settings say, but for `commit`."""
         started = self._clock()
-        taken, durable = self._accept(change, started, ticket)
+        taken, durable = self._accept(change, started, tickets)
         if not taken:
-            waiting = self._stand(change, ticket)
+            waiting = self._stand(change, tickets)
             return Deferred(partial(self._enter_late, waiting, started, now=now))
         self._entered(change, started, now=now)
         return durable if durable is not None else NOTHING
@@ -282,19 +279,19 @@ class Pipeline:
         self._metrics.enqueue_duration.observe(self._clock() - started)
         self._notify(now=now)
 
-    def _accept(self, change: Change, now: float, ticket: Any) -> tuple[bool, _Durable]:
+    def _accept(self, change: Change, now: float, tickets: tuple[Any, ...]) -> tuple[bool, _Durable]:
         """Take a change, if there is room: whether it is taken, and the future of its being durable."""
         if self.lanes.is_full and self.lanes.refuses(change):
             error = QueueFull("the database holds its thread up, and no more that waits for it is kept")
             raise self._refusal(change, error, "thread_held_up")
         journal = (self.journal or self._own_journal()) if self._journals else None
         if not self._external:
-            seq = self.inbox.offer(change, now, ticket)
+            seq = self.inbox.offer(change, now, tickets)
             if seq is not None:
                 return True, self._journaled(seq, change)
         if journal is None or self.inbox.waiting or not self._has_room(change):
             return False, None
-        return True, self._spilled(self.inbox.spill(change), change, ticket)
+        return True, self._spilled(self.inbox.spill(change), change, tickets)
 
     def _journaled(self, seq: int, change: Change) -> _Durable:
         """Put a change that is queued on the disk; where that has no room or stalls, the database makes it last."""
@@ -314,13 +311,13 @@ class Pipeline:
             self._commits.join(seq, waiter)
         self._reached()
 
-    def _spilled(self, seq: int, change: Change, ticket: Any) -> _Durable:
+    def _spilled(self, seq: int, change: Change, tickets: tuple[Any, ...]) -> _Durable:
         """Keep a change in the journal alone, until `refill` or until another process has written it."""
         assert self.journal is not None
         if not self._external:
             self.counts.spilled += 1
-        if ticket is not None:
-            self._spilled_tickets[seq] = ticket
+        if tickets:
+            self._spilled_tickets[seq] = tickets
         return self.journal.append(seq, change)
 
     def _lose(self, seq: int) -> None:
@@ -357,28 +354,10 @@ class Pipeline:
             self.cursor = Cursor(self.journal.id, source=_Pages(self.journal, self.went_back))
         return self.journal
 
-    def _is_dead(self, change: Change) -> bool:
-        """Whether its thread was deleted and must stay so; it is counted then. A delete is carried out again."""
-        thread_id = change.thread_id
-        if thread_id is None or thread_id not in self._tombstones or isinstance(change, Delete):
-            return False
-        if THREAD_MADE_AT in change.row:  # perhaps anew, which the database knows
-            del self._tombstones[thread_id]
-            return False
-        self.counts.accepted[change.table] += 1
-        self.counts.dropped["deleted_thread"] += 1
-        return True
-
-    def _bury(self, thread_id: str) -> None:
-        self._tombstones[thread_id] = None
-        self._tombstones.move_to_end(thread_id)
-        if len(self._tombstones) > _TOMBSTONES:
-            self._tombstones.popitem(last=False)
-
-    def _stand(self, change: Change, ticket: Any) -> Waiting:
+    def _stand(self, change: Change, tickets: tuple[Any, ...]) -> Waiting:
         """Take a place at the door of a full queue. Raises QueueFull where too many stand there."""
         try:
-            return self.inbox.wait(change, ticket, self._ensure_running().create_future())
+            return self.inbox.wait(change, tickets, self._ensure_running().create_future())
         except QueueFull as error:
             raise self._refusal(change, error) from None
 
@@ -492,32 +471,10 @@ class Pipeline:
         if self.lanes.open:
             await self.lanes.written()
 
-    # ---- what the writer tells
-
-    def batch_written(self, batch: Batch, seconds: float) -> None:
-        """See `batch_writer.Observer`."""
-        age = self._clock() - batch.oldest
-        self._metrics.batch_written(len(batch.ops), batch.size, seconds, age)
-
-    def batch_failed(self, error: DatabaseError) -> None:
-        """Readers fail at once; `flush` goes on waiting. See `batch_writer.Observer`."""
-        self._metrics.flush_duration.observe(self._clock() - self.writer.attempted_at, "failed")
-        self._readers.fail(_unreadable(error))
-
-    def op_settled(self, op: Op, error: DatabaseError | None) -> None:
-        """See `batch_writer.Observer`."""
-        if error is None and isinstance(op.change, Delete) and op.change.table == "threads":
-            self._bury(op.change.key)
-        for ticket in op.tickets:
-            settle(ticket, error)
-
-    def threads_deleted(self, thread_ids: Iterable[str]) -> None:
-        """Another process has deleted them. See `batch_writer.Observer`."""
-        for thread_id in thread_ids:
-            self._bury(thread_id)
-
-    async def _keep_letter(self, change: Change, error: RowError) -> None:
-        await asyncio.to_thread(self.letters.keep, self.store.label, change, error, self.store.database_id)
+    def _fail_readers(self, error: ForebayError | None) -> None:
+        """Readers fail at once when the writer does; `flush` goes on waiting."""
+        if error is not None:
+            self._readers.fail(_unreadable(error))
 
     # ---- what the worker tells
 
@@ -536,7 +493,7 @@ class Pipeline:
             assert waiting.seq is not None
             durable: _Durable = None
             if waiting.spilled:
-                durable = self._spilled(waiting.seq, waiting.change, waiting.ticket)
+                durable = self._spilled(waiting.seq, waiting.change, waiting.tickets)
             else:
                 durable = self._journaled(waiting.seq, waiting.change)
             # A future as the result of a future: what the caller waits for next.
@@ -550,7 +507,7 @@ class Pipeline:
 
     def handover_failed(self, error: TransientError) -> None:
         """See `external_writer.Owner`."""
-        self._readers.fail(_unreadable(error))
+        self._fail_readers(error)
 
     def _reached(self) -> None:
         applied_seq = self.inbox.applied_seq
@@ -561,7 +518,8 @@ class Pipeline:
             self.journal.written(applied_seq)
         if self._external:
             for seq in [seq for seq in self._spilled_tickets if seq <= applied_seq]:
-                settle(self._spilled_tickets.pop(seq), None)
+                for ticket in self._spilled_tickets.pop(seq):
+                    settle(ticket, None)
 
     async def look_back(self) -> None:
         """See `write_loop.Owner`. Whoever has lost its connection may meet another server behind the same name."""
@@ -585,7 +543,7 @@ class Pipeline:
         records = await self.writer.until_answered(partial(self.journal.read, self.inbox.queued_seq, room))
         for seq, change in records:
             self._lose_unreadable(seq - 1)
-            self.inbox.refill(seq, change, self._clock(), self._spilled_tickets.pop(seq, None))
+            self.inbox.refill(seq, change, self._clock(), self._spilled_tickets.pop(seq, ()))
         if not records:
             self._lose_unreadable(durable_seq)
             self.inbox.queued_seq = max(self.inbox.queued_seq, durable_seq)
@@ -874,7 +832,8 @@ class Pipeline:
         self._readers.fail(closed)
         self._flushes.fail(closed)
         self._commits.fail(closed)
-        for future in (*self.inbox.abandon(), *self._spilled_tickets.values(), *parked):
+        spilled = chain.from_iterable(self._spilled_tickets.values())
+        for future in (*self.inbox.abandon(), *spilled, *parked):
             fail(future, closed)
 
 

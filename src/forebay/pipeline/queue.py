@@ -14,6 +14,7 @@ from typing import Any
 
 from forebay.errors import QueueFull
 from forebay.model.changes import Change, Delete, Upsert, fold, moment_of
+from forebay.primitives.futures import settle
 from forebay.telemetry.counters import Counts
 
 _MANY_THREADS = 10_000
@@ -21,13 +22,18 @@ _MANY_THREADS = 10_000
 
 @dataclass(slots=True)
 class Op:
-    """What a batch does to one row: a change, and who waits for it. `tickets` are the engine's own.
+    """What a batch does to one row: a change, and the futures of who waits for it, `tickets`.
 
     Hardly anybody waits for a row, and the garbage collector goes through every list there is.
     """
 
     change: Change
     tickets: tuple[Any, ...] = ()
+
+    def settle(self, error: Exception | None) -> None:
+        """It is written, or given up with an error: whoever waits for it is told."""
+        for ticket in self.tickets:
+            settle(ticket, error)
 
 
 @dataclass(slots=True)
@@ -47,12 +53,12 @@ class Batch:
     def __repr__(self) -> str:
         return f"<Batch {len(self.ops)} rows, {self.size} bytes, up to {self.last_seq}>"
 
-    def add(self, seq: int, change: Change, ticket: Any, counts: Counts) -> int:
+    def add(self, seq: int, change: Change, tickets: tuple[Any, ...], counts: Counts) -> int:
         """Take a change in; returns by how many bytes the batch grew."""
         before = self.size
         op = self._fold(change, counts) if isinstance(change, Upsert) else self._end_run(change)
-        if ticket is not None:
-            op.tickets += (ticket,)
+        if tickets:
+            op.tickets += tickets
         self.last_seq = seq
         self.threads.add(change.thread_id)
         return self.size - before
@@ -94,7 +100,7 @@ def batch_of(
     records: Sequence[tuple[int, Change]],
     now: float,
     counts: Counts,
-    tickets: Mapping[int, Any] | None = None,
+    tickets: Mapping[int, tuple[Any, ...]] | None = None,
 ) -> Batch:
     """What was read from a journal, as a batch; each change is counted as accepted.
 
@@ -104,12 +110,12 @@ def batch_of(
     batch = Batch(now)
     if tickets is not None:
         for seq, change in sorted(records, key=lambda record: moment_of(record[1])):
-            batch.add(seq, change, tickets.get(seq), counts)
+            batch.add(seq, change, tickets.get(seq, ()), counts)
         batch.last_seq = records[-1][0]
         return batch
     for seq, change in records:
         counts.accepted[change.table] += 1
-        batch.add(seq, change, None, counts)
+        batch.add(seq, change, (), counts)
     return batch
 
 
@@ -118,7 +124,7 @@ class Waiting:
     """A change at the door of a full queue. `seq` is set when it is let in, `spilled` when only elsewhere."""
 
     change: Change
-    ticket: Any
+    tickets: tuple[Any, ...]
     token: Any
     seq: int | None = None
     spilled: bool = False
@@ -173,11 +179,11 @@ class Inbox:
         batches = (self._in_flight, *self._sealed, self._open)
         return next((batch.oldest for batch in batches if batch is not None), self.oldest_elsewhere)
 
-    def offer(self, change: Change, now: float, ticket: Any = None) -> int | None:
+    def offer(self, change: Change, now: float, tickets: tuple[Any, ...] = ()) -> int | None:
         """Take a change: its `seq`, or None when the queue is full and it must `wait`."""
         if self._waiting or self.spilled or not self._fits(change):
             return None
-        return self._accept(change, now, ticket)
+        return self._accept(change, now, tickets)
 
     def spill(self, change: Change) -> int:
         """Take a change whose content stays elsewhere until `refill` brings it; its `seq`."""
@@ -192,10 +198,10 @@ class Inbox:
         """Whether there is room again for what was spilled."""
         return self.spilled > 0 and self.size <= self.max_bytes // 2
 
-    def refill(self, seq: int, change: Change, now: float, ticket: Any = None) -> None:
+    def refill(self, seq: int, change: Change, now: float, tickets: tuple[Any, ...] = ()) -> None:
         """Queue a spilled change, in the order of `seq`."""
         self.spilled -= 1
-        self._queue(seq, change, now, ticket)
+        self._queue(seq, change, now, tickets)
 
     def lose(self, seq: int) -> None:
         """A spilled change could not be kept; its caller has been told."""
@@ -236,13 +242,13 @@ class Inbox:
             self._last_seq.clear()
             self._lost.clear()
 
-    def wait(self, change: Change, ticket: Any, token: Any) -> Waiting:
+    def wait(self, change: Change, tickets: tuple[Any, ...], token: Any) -> Waiting:
         """Stand at the door behind those who came before; `admit` lets in. Raises QueueFull at its limit."""
         if self.waiting_size + change.size > self.max_bytes and self._waiting:
             raise QueueFull(
                 "the queue and its waiting room are full; the database is too slow or unreachable"
             )
-        waiting = Waiting(change, ticket, token)
+        waiting = Waiting(change, tickets, token)
         self._waiting.append(waiting)
         self.waiting_size += change.size
         return waiting
@@ -264,7 +270,7 @@ class Inbox:
         while self._waiting:
             waiting = self._waiting[0]
             if not (spill_only or self.spilled) and self._fits(waiting.change):
-                waiting.seq = self._accept(waiting.change, now, waiting.ticket)
+                waiting.seq = self._accept(waiting.change, now, waiting.tickets)
             elif may_spill(waiting.change):
                 waiting.seq, waiting.spilled = self.spill(waiting.change), True
             else:
@@ -331,23 +337,23 @@ class Inbox:
         batches = (*self._sealed, *filter(None, (self._open, self._in_flight)))
         tickets = [ticket for batch in batches for op in batch.ops for ticket in op.tickets]
         for waiting in self._waiting:
-            tickets += filter(None, (waiting.token, waiting.ticket))
+            tickets += filter(None, (waiting.token, *waiting.tickets))
         return tickets
 
     def _fits(self, change: Change) -> bool:
         return self.size == 0 or self.size + change.size <= self.max_bytes
 
-    def _accept(self, change: Change, now: float, ticket: Any) -> int:
+    def _accept(self, change: Change, now: float, tickets: tuple[Any, ...]) -> int:
         self.accepted_seq += 1
         self.counts.accepted[change.table] += 1
         self._last_seq[change.thread_id] = self.accepted_seq
-        self._queue(self.accepted_seq, change, now, ticket)
+        self._queue(self.accepted_seq, change, now, tickets)
         return self.accepted_seq
 
-    def _queue(self, seq: int, change: Change, now: float, ticket: Any) -> None:
+    def _queue(self, seq: int, change: Change, now: float, tickets: tuple[Any, ...]) -> None:
         if self._open is None:
             self._open = Batch(now)
-        self.size += self._open.add(seq, change, ticket, self.counts)
+        self.size += self._open.add(seq, change, tickets, self.counts)
         self.queued_seq = seq
         if len(self._open.ops) >= self._batch_max_rows or self._open.size >= self._batch_max_bytes:
             self._seal()

@@ -46,7 +46,7 @@ class Replay:
         writer: Writer,
         counts: Counts,
         clock: Callable[[], float],
-        tickets: Mapping[int, Any] | None = None,
+        tickets: Mapping[int, tuple[Any, ...]] | None = None,
     ) -> None:
         self.journal = journal
         self.read_seq = position.seq

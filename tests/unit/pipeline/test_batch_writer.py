@@ -18,8 +18,10 @@ from forebay.model.changes import Change, Delete, Upsert
 from forebay.pipeline.batch_writer import Writer
 from forebay.pipeline.cursor import Cursor
 from forebay.pipeline.queue import Batch, Inbox, Op
+from forebay.pipeline.tombstones import Tombstones
 from forebay.pipeline.write_loop import Worker
 from forebay.primitives.backoff import Backoff
+from forebay.telemetry.collector import Metrics
 from forebay.telemetry.counters import Counts
 from tests.support.patience import patience
 
@@ -58,7 +60,6 @@ class FakeStore:
         *,
         late: bool = False,
         share: float = 1.0,
-        apart: bool = False,
     ) -> frozenset[str | LeftOut]:
         self.late.append(late)
         self.shares.append(share)
@@ -99,10 +100,7 @@ class FakeObserver:
     """Notes what it is told."""
 
     cursor: Cursor = field(default_factory=lambda: Cursor("own"))
-    written: list[int] = field(default_factory=list)
     settled: int = 0
-    deleted: set[str] = field(default_factory=set)
-    ops: dict[str, Any] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     refills: list[Callable[[], None]] = field(default_factory=list)
 
@@ -112,20 +110,12 @@ class FakeObserver:
     async def refill(self) -> None:
         self.refills.pop(0)()
 
-    def batch_written(self, batch: Batch, seconds: float) -> None:
-        self.written.append(len(batch.ops))
-
     def batch_settled(self) -> None:
         self.settled += 1
 
-    def threads_deleted(self, thread_ids: frozenset[str]) -> None:
-        self.deleted |= thread_ids
-
-    def op_settled(self, op: Op, error: DatabaseError | None) -> None:
-        self.ops[op.change.key] = error
-
-    def batch_failed(self, error: DatabaseError) -> None:
-        self.failures.append(str(error))
+    def note(self, failure: DatabaseError | None) -> None:
+        if failure is not None:
+            self.failures.append(str(failure))
 
 
 class Bench:
@@ -133,6 +123,7 @@ class Bench:
 
     def __init__(self, linger: float = 0.0) -> None:
         self.clock, self.store, self.observer, self.counts = Clock(), FakeStore(), FakeObserver(), Counts()
+        self.metrics, self.tombstones = Metrics(), Tombstones(self.counts)
         self.inbox = Inbox(
             max_bytes=10_000, batch_max_rows=100, batch_max_bytes=10_000, linger=linger, counts=self.counts
         )
@@ -145,12 +136,14 @@ class Bench:
     def make_writer(self, *, backoff: Backoff | None = None, keep_is_vital: bool = False) -> Writer:
         return Writer(
             self.store,
-            self.observer,
             self.counts,
+            self.metrics,
+            self.tombstones,
             self.clock,
             keep=self.keep,
             keep_is_vital=keep_is_vital,
             pending=lambda: self.inbox.pending,
+            on_failure=self.observer.note,
             backoff=backoff or self.backoff,
             pause=10.0,
         )
@@ -160,9 +153,9 @@ class Bench:
             raise self.letters_fail.pop(0)
         self.letters.append(change.key)
 
-    def put(self, *keys: str, ticket: Any = None) -> None:
+    def put(self, *keys: str) -> None:
         for key in keys:
-            assert self.inbox.offer(upsert(key), self.clock(), ticket) is not None
+            assert self.inbox.offer(upsert(key), self.clock()) is not None
         self.worker.notice(now=self.inbox.has_ready_batch)
 
     @asynccontextmanager
@@ -254,7 +247,7 @@ async def test_the_same_batch_is_tried_until_it_is_in(bench: Bench, error: Datab
     assert bench.store.attempts == [["a"]] * 4 + [["b"]]
     assert bench.counts.retries == {type(error).__name__: 3}
     assert bench.observer.failures == [str(error)] * 3
-    assert bench.observer.written == [1, 1]
+    assert (sum(bench.metrics.batch_rows.counts), bench.metrics.batch_rows.sum) == (2, 2)
     assert bench.backoff.attempts == 0
 
 
@@ -309,13 +302,18 @@ async def test_waits_come_from_the_backoff_and_begin_anew_after_a_success(
 @pytest.mark.parametrize("bad", [{"a"}, {"c"}, {"e"}, {"b", "d"}, {"a", "b", "c", "d", "e"}, set()])
 async def test_only_the_bad_rows_are_given_up(bench: Bench, bad: set[str]) -> None:
     bench.store.bad = bad
-    await bench.write(a_batch(*"abcde"))
+    batch, loop = a_batch(*"abcde"), asyncio.get_running_loop()
+    waiting = {op.change.key: loop.create_future() for op in batch.ops}
+    for op in batch.ops:
+        op.tickets = (waiting[op.change.key],)
+    await bench.write(batch)
     good = [key for key in "abcde" if key not in bad]
     assert bench.store.committed == good
     assert bench.counts.written.total() == len(good)
     assert bench.counts.dead_lettered.total() == len(bad)
     assert set(bench.counts.dead_lettered) <= {("steps", "23514")}
-    assert {key for key, error in bench.observer.ops.items() if isinstance(error, RowError)} == bad
+    assert {key for key, ticket in waiting.items() if isinstance(ticket.exception(), RowError)} == bad
+    assert all(ticket.exception() is None for key, ticket in waiting.items() if key not in bad)
     assert set(bench.letters) == bad
 
 
@@ -336,8 +334,8 @@ async def test_a_row_that_cant_be_sent_is_given_up_as_well(bench: Bench) -> None
 async def test_what_is_of_a_deleted_thread_is_dropped_and_told(bench: Bench) -> None:
     bench.store.dead = frozenset("t")
     await bench.write(Batch(0.0, [Op(upsert("a")), Op(Delete("steps", "b", "t"))]))
-    assert bench.observer.deleted == {"t"}
     assert bench.counts.dropped == {"deleted_thread": 1}
+    assert bench.tombstones.drops(upsert("c"))
     assert bench.counts.written == {"steps": 1}, "the delete itself"
 
 
@@ -444,8 +442,14 @@ async def test_a_journals_checkpoint_is_set_with_the_batch_alone(bench: Bench) -
 async def test_a_checkpoint_waits_for_the_first_half_of_a_batch(bench: Bench) -> None:
     bench.store.bad = {"a"}
     seen: list[dict[str, int]] = []
-    bench.observer.op_settled = lambda op, error: seen.append({**bench.store.checkpoints})  # type: ignore[method-assign]
-    await bench.write(a_batch("a", "b", "c", last_seq=9), Cursor("journal"))
+
+    class Seen(Op):
+        def settle(self, error: Exception | None) -> None:
+            seen.append({**bench.store.checkpoints})
+
+    batch = a_batch("a", "b", "c", last_seq=9)
+    batch.ops = [Seen(op.change, ("somebody",)) for op in batch.ops]
+    await bench.write(batch, Cursor("journal"))
     assert seen == [{}, {"journal": 9}, {"journal": 9}]
 
 

@@ -77,7 +77,7 @@ def test_folding_it(upserts: list[Upsert]) -> None:
     def fold() -> None:
         batch, counts = Batch(0.0), Counts()
         for upsert in upserts * 2:
-            batch.add(1, upsert, None, counts)
+            batch.add(1, upsert, (), counts)
 
     assert _instructions(fold) / _ROWS < 660
 

@@ -139,8 +139,8 @@ def test_nothing_folds_into_a_batch_that_has_left() -> None:
 
 def test_whoever_waits_for_a_folded_row_waits_for_the_whole() -> None:
     inbox = an_inbox()
-    for ticket in ("first", None, "third"):
-        inbox.offer(upsert("a"), 0.0, ticket)
+    for tickets in (("first",), (), ("third",)):
+        inbox.offer(upsert("a"), 0.0, tickets)
     batch = taken(inbox)
     assert batch.ops[0].tickets == ("first", "third")
 
@@ -200,7 +200,7 @@ def test_a_reader_of_what_is_written_does_not_wait() -> None:
 def test_a_full_queue_takes_nothing_until_a_batch_is_done() -> None:
     inbox = an_inbox(max_bytes=20)
     assert put(inbox, upsert("a"), upsert("b"), upsert("c")) == [1, 2, None]
-    waiting = inbox.wait(upsert("c"), None, "token")
+    waiting = inbox.wait(upsert("c"), (), "token")
     assert inbox.admit(0.0, nowhere_else) == []
     batch = taken(inbox)
     inbox.done(batch)
@@ -212,9 +212,9 @@ def test_a_full_queue_takes_nothing_until_a_batch_is_done() -> None:
 def test_nobody_passes_those_who_wait() -> None:
     inbox = an_inbox(max_bytes=20)
     put(inbox, upsert("a"))
-    inbox.wait(upsert("large", size=15), None, None)
+    inbox.wait(upsert("large", size=15), (), None)
     assert inbox.offer(upsert("small", size=1), 0.0) is None
-    small = inbox.wait(upsert("small", size=1), None, None)
+    small = inbox.wait(upsert("small", size=1), (), None)
     assert inbox.admit(0.0, nowhere_else) == []
     assert small.seq is None
 
@@ -229,12 +229,12 @@ def test_a_change_larger_than_the_queue_passes_when_it_is_alone() -> None:
 def test_the_waiting_room_is_as_large_as_the_queue() -> None:
     inbox = an_inbox(max_bytes=20)
     put(inbox, upsert("a"), upsert("b"))
-    first = inbox.wait(upsert("c"), None, None)
-    inbox.wait(upsert("d"), None, None)
+    first = inbox.wait(upsert("c"), (), None)
+    inbox.wait(upsert("d"), (), None)
     with pytest.raises(QueueFull):
-        inbox.wait(upsert("e"), None, None)
+        inbox.wait(upsert("e"), (), None)
     inbox.give_up(first)
-    inbox.wait(upsert("e"), None, None)
+    inbox.wait(upsert("e"), (), None)
     assert (inbox.waiting, inbox.waiting_size) == (2, 20)
 
 
@@ -246,7 +246,7 @@ def test_what_is_spilled_counts_as_accepted_and_comes_back_in_order() -> None:
     before = inbox.wants_refill
     inbox.done(taken(inbox))
     assert (before, inbox.wants_refill) == (False, True)
-    inbox.refill(3, upsert("c"), 9.0, "ticket")
+    inbox.refill(3, upsert("c"), 9.0, ("ticket",))
     inbox.refill(4, upsert("a"), 9.0)
     batch = taken(inbox, 9.0 + LINGER)
     assert [(op.change.key, op.tickets) for op in batch.ops] == [("c", ("ticket",)), ("a", ())]
@@ -260,7 +260,7 @@ def test_nothing_is_taken_past_what_is_spilled() -> None:
     inbox.spill(upsert("c"))
     inbox.done(taken(inbox))
     assert inbox.offer(upsert("d"), 0.0) is None
-    door = inbox.wait(upsert("d"), None, None)
+    door = inbox.wait(upsert("d"), (), None)
     assert inbox.admit(0.0, nowhere_else) == []
     assert inbox.admit(0.0, lambda change: True) == [door]
     assert (door.seq, door.spilled, inbox.spilled) == (4, True, 2)
@@ -307,17 +307,17 @@ def test_what_is_lost_holds_nobody_up() -> None:
 def test_the_end_of_the_process_is_told_to_everybody_who_waits() -> None:
     inbox = an_inbox(max_bytes=30, max_rows=1)
     for key in "abc":
-        inbox.offer(upsert(key), 0.0, f"row {key}")
+        inbox.offer(upsert(key), 0.0, (f"row {key}",))
     inbox.poll(0.0)
-    inbox.wait(upsert("d"), "row d", "door d")
-    inbox.wait(upsert("e"), None, "door e")
+    inbox.wait(upsert("d"), ("row d",), "door d")
+    inbox.wait(upsert("e"), (), "door e")
     assert sorted(inbox.abandon()) == ["door d", "door e", "row a", "row b", "row c", "row d"]
 
 
 def test_it_says_how_it_is() -> None:
     inbox = an_inbox(max_bytes=20)
     put(inbox, upsert("a"), upsert("b"))
-    inbox.wait(upsert("c"), None, None)
+    inbox.wait(upsert("c"), (), None)
     assert repr(inbox) == "<Inbox 2 pending, 20 bytes, 1 waiting>"
     assert repr(taken(inbox)) == "<Batch 2 rows, 20 bytes, up to 2>"
 
@@ -380,7 +380,7 @@ class AnyOrder(RuleBasedStateMachine):
             self.spilled[seq] = change
         else:
             try:
-                self.door.append(self.inbox.wait(change, None, object()))
+                self.door.append(self.inbox.wait(change, (), object()))
             except QueueFull:
                 assert sum(waiting.change.size for waiting in self.door) + change.size > MAX_BYTES
             return

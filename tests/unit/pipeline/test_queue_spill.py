@@ -59,7 +59,7 @@ def test_those_at_the_door_are_let_in_elsewhere_while_the_queue_is_full() -> Non
     inbox = _inbox(fits=2)
     for key in "xy":
         inbox.offer(_change(key), 0)
-    waiting = [inbox.wait(_change(key), None, key) for key in "bc"]
+    waiting = [inbox.wait(_change(key), (), key) for key in "bc"]
     room = iter([True, False])
     assert inbox.admit(0, lambda _change: next(room)) == waiting[:1]
     assert (waiting[0].seq, waiting[0].spilled, waiting[1].seq, inbox.waiting) == (3, True, None, 1)
