@@ -32,7 +32,7 @@ from forebay.telemetry.collector import Metrics
 from tests.faults.test_late import a_step, count_of, gone, leave_behind
 from tests.integration.contract import accounted_for, until
 from tests.support.chainlit_server import free_port
-from tests.support.patience import patience
+from tests.support.patience import PATIENCE, patience
 from tests.support.postgres import PostgresServer
 
 MakeLayer = Callable[..., ForebayDataLayer]
@@ -46,7 +46,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def external(folder: Path, chainlit_context: ChainlitContext) -> MakeLayer:
+def external(folder: Path, chainlit_context: ChainlitContext, monkeypatch: pytest.MonkeyPatch) -> MakeLayer:
+    monkeypatch.setattr(
+        external_writer, "_PATIENCE", PATIENCE
+    )  # a daemon takes long to start where much else runs
+
     def make(url: str, **values: Any) -> ForebayDataLayer:
         settings = {"journal_dir": folder, "writer": "external", "close_timeout": 5}
         return ForebayDataLayer(url, settings=Settings(**{**settings, **values}))
