@@ -29,7 +29,7 @@ from forebay.errors import (
 from forebay.settings import Settings
 
 if TYPE_CHECKING:
-    from forebay.attachments.folder import LocalStorageClient
+    from forebay.attachments import LocalStorageClient
     from forebay.layer.data_layer import ForebayDataLayer
     from forebay.layer.lifespan import lifespan
 
@@ -73,7 +73,7 @@ if not TYPE_CHECKING:  # a type checker knows which names there are, and which n
 
             return lifespan
         if name == "LocalStorageClient":
-            from forebay.attachments.folder import LocalStorageClient
+            from forebay.attachments import LocalStorageClient
 
             return LocalStorageClient
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -232,7 +232,9 @@ async def test_an_element_whose_content_cannot_be_stored_keeps_its_row(
     caplog: pytest.LogCaptureFixture,
     why: str,
 ) -> None:
-    layer = make_layer(emptied_url, settings=Settings(upload_timeout=0.01))
+    # A storage may get over it; what is not there will never be.
+    upload_timeout = 0.01 if why == "the client fails" else FOR_EVER
+    layer = make_layer(emptied_url, settings=Settings(upload_timeout=upload_timeout))
     thread_id = await a_thread(layer)
     if why == "the client fails":
         storage.failing.add("upload_file")

@@ -16,7 +16,8 @@ from chainlit.config import FILES_DIRECTORY
 from chainlit.element import Audio, CustomElement, Dataframe, Element, File, Image, Pdf, Plotly, Text, Video
 
 from forebay import ForebayDataLayer, LocalStorageClient, Settings
-from forebay.attachments import uploads
+from forebay.attachments import delivery, uploads
+from forebay.attachments.attachments import StoredAttachments
 from tests.integration.conftest import MakeLayer
 from tests.integration.contract import a_step, a_thread, new_id, rows, stored_elements
 from tests.support.patience import FOR_EVER, patience
@@ -28,6 +29,11 @@ def a_file(thread_id: str, content: bytes = b"content", **values: Any) -> File:
     return File(**{"thread_id": thread_id, "name": "f.bin", "content": content, "for_id": new_id(), **values})
 
 
+def _uploads(layer: ForebayDataLayer) -> uploads.Uploads:
+    assert isinstance(layer._attachments, StoredAttachments)
+    return layer._attachments.uploads
+
+
 async def until(true: Callable[[], Any]) -> None:
     async with patience():
         while not true():  # noqa: ASYNC110 - the uploads run in the background, and tell nobody
@@ -36,8 +42,8 @@ async def until(true: Callable[[], Any]) -> None:
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploads, "_FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(uploads, "_LONGEST_PAUSE", 0.02)
+    monkeypatch.setattr(delivery, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(delivery, "_LONGEST_PAUSE", 0.02)
 
 
 class TroubledStorage(MemoryStorage):
@@ -127,7 +133,7 @@ async def test_a_storage_that_recovers_has_it_in_the_end(
     caplog: pytest.LogCaptureFixture,
     trouble: Callable[[], Awaitable[Any]],
 ) -> None:
-    monkeypatch.setattr(uploads, "_CALL_TIMEOUT", 0.05)
+    monkeypatch.setattr(delivery, "_CALL_TIMEOUT", 0.05)
     storage = TroubledStorage(trouble, trouble)
     layer = make_layer(emptied_url, storage_provider=storage)
     element = a_file(await a_thread(layer))
@@ -197,7 +203,7 @@ async def test_a_reader_does_not_wait_for_ever(
     emptied_url: str, make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(uploads, "_SETTLE_TIMEOUT", 0.01)
-    monkeypatch.setattr(uploads, "_CALL_TIMEOUT", FOR_EVER)
+    monkeypatch.setattr(delivery, "_CALL_TIMEOUT", FOR_EVER)
     layer = make_layer(
         emptied_url, storage_provider=TroubledStorage(_stalls), settings=Settings(close_timeout=0.1)
     )
@@ -378,7 +384,7 @@ class RefusingStorage(MemoryStorage):
 async def test_content_that_is_refused_for_good_gives_its_room_back(
     emptied_url: str, make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(uploads, "_MOST_REFUSALS", 2)
+    monkeypatch.setattr(delivery, "_MOST_REFUSALS", 2)
     storage = RefusingStorage()
     layer = make_layer(emptied_url, storage_provider=storage)
     thread_id = await a_thread(layer)
@@ -390,16 +396,15 @@ async def test_content_that_is_refused_for_good_gives_its_room_back(
     found = await layer.get_element(thread_id, refused.id)
     assert found
     assert found["objectKey"] is None  # its row is there, without content
-    assert layer._uploads is not None
-    assert layer._uploads._disk._taken == 0
-    assert not [*layer._uploads._secured.folder.iterdir()]
+    assert _uploads(layer)._contents._disk._taken == 0
+    assert not [*_uploads(layer)._secured.folder.iterdir()]
     assert layer.registry.get_sample_value("forebay_upload_failures_total") == 1
 
 
 async def test_a_storage_that_takes_nothing_has_all_in_the_end(
     emptied_url: str, make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(uploads, "_MOST_REFUSALS", 2)
+    monkeypatch.setattr(delivery, "_MOST_REFUSALS", 2)
     storage = TroubledStorage(*[_says_nothing] * 30)
     layer = make_layer(emptied_url, storage_provider=storage)
     element = a_file(await a_thread(layer))
@@ -480,8 +485,7 @@ async def test_what_was_fetched_and_is_not_kept_leaves_nothing_on_the_disk(
     page = web.Response(text="<p>", content_type="text/html")
     async with served(big=web.Response(body=b"x" * 2**17), page=page) as url:
         await layer.create_element(Image(thread_id=thread_id, url=f"{url}/{path}", for_id=new_id()))
-    assert layer._uploads is not None
-    assert not [*layer._uploads._secured.folder.iterdir()]
+    assert not [*_uploads(layer)._secured.folder.iterdir()]
 
 
 async def test_an_element_that_waits_for_its_content_is_shown_in_time(

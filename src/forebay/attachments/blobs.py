@@ -27,6 +27,7 @@ from tenacity import (
 
 from forebay.attachments.access import Access, access
 from forebay.errors import DatabaseError
+from forebay.primitives.awaitables import NOTHING
 from forebay.telemetry.counters import Counts
 
 logger = logging.getLogger("forebay.blobs")
@@ -41,13 +42,13 @@ _MOST_MOVED = 100_000
 
 
 class Blobs:
-    """The storage client's calls other than uploads, bounded and guarded. Without a client there is nothing to do.
+    """The storage client's calls other than uploads, bounded and guarded.
 
     With a `former` client, of the storage before, what is not in the new one is read there, and deletes go to both.
     """
 
     def __init__(
-        self, client: BaseStorageClient | None, counts: Counts, former: BaseStorageClient | None = None
+        self, client: BaseStorageClient, counts: Counts, former: BaseStorageClient | None = None
     ) -> None:
         self.client = client
         self._former = former
@@ -55,23 +56,22 @@ class Blobs:
         self._moved: OrderedDict[str, None] = OrderedDict()  # what is known to be in the new one
         self._later: dict[str, asyncio.Task[None]] = {}
 
-    async def sign(self, elements: Sequence[ElementDict]) -> None:
+    def sign(self, elements: Sequence[ElementDict]) -> Awaitable[None]:
         """Give each stored element a fresh URL, in place; the stored one stays where that fails or takes too long."""
         stored = [element for element in elements if element.get("objectKey")]
-        if self.client is None or not stored:
-            return
+        return self._sign_all(stored) if stored else NOTHING
+
+    async def _sign_all(self, stored: Sequence[ElementDict]) -> None:
         limit = anyio.CapacityLimiter(_CONCURRENT_CALLS)
         with anyio.move_on_after(_SIGN_TIMEOUT) as scope:
             async with anyio.create_task_group() as tasks:
                 for element in stored:
-                    tasks.start_soon(self._sign, self.client, element, limit)
+                    tasks.start_soon(self._sign, element, limit)
         if scope.cancelled_caught:
             logger.warning("element urls not refreshed reason=TimeoutError")
 
-    async def _sign(
-        self, client: BaseStorageClient, element: ElementDict, limit: anyio.CapacityLimiter
-    ) -> None:
-        key = element["objectKey"]
+    async def _sign(self, element: ElementDict, limit: anyio.CapacityLimiter) -> None:
+        key, client = element["objectKey"], self.client
         assert key is not None
         try:
             async with limit:
@@ -96,8 +96,6 @@ class Blobs:
 
     async def delete(self, object_keys: Iterable[str]) -> list[str]:
         """Delete contents whose rows are gone; those that are deleted."""
-        if self.client is None:
-            return []
         storages = [access(client) for client in (self.client, self._former) if client is not None]
         limit = anyio.CapacityLimiter(_CONCURRENT_CALLS)
         deleted: list[str] = []

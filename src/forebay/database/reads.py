@@ -105,6 +105,15 @@ class Reads:
         found: Document | None = await self._reader.read(self._statements.step, id=key)
         return found
 
+    async def steps_below(self, step_id: str) -> list[str]:
+        """The ids of a step and of its descendants."""
+        key = self._spell(step_id)
+        if key is None:
+            return []
+        await self._reader.settle(None)
+        found: list[str] = await self._reader.read(self._statements.steps_below, id=key)
+        return found
+
     async def favorite_steps(self, user_id: str) -> list[Document]:
         """The steps of a user's threads that are favourites, newest first."""
         key = self._spell(user_id)

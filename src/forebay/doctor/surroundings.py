@@ -97,7 +97,7 @@ def configured_client(settings: Settings) -> Any:
 
 
 def _configured(settings: Settings) -> Any:
-    from forebay.attachments.providers import configured_storage
+    from forebay.attachments import configured_storage
 
     return configured_storage(settings)
 

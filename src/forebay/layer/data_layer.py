@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -25,24 +24,18 @@ from chainlit.user import PersistedUser, User
 from prometheus_client import CollectorRegistry
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
-from forebay.attachments.access import access
-from forebay.attachments.blobs import Blobs
-from forebay.attachments.collector import Collector
-from forebay.attachments.folder import LocalStorageClient
-from forebay.attachments.orphans import mark_of
-from forebay.attachments.providers import configured_storage, former_storage
-from forebay.attachments.uploads import Content, Job, Uploads
+from forebay.attachments import attachments_of
 from forebay.database.outdated import Outdated
 from forebay.database.own_sessions import sessions
 from forebay.database.reads import Page, Reads
 from forebay.database.store import Store
-from forebay.database.urls import is_postgres
 from forebay.errors import DatabaseError, RowError
 from forebay.layer import dicts
 from forebay.layer.beginnings import Beginnings, is_in_a_chat
 from forebay.layer.cursors import Cursor, Positions
 from forebay.layer.drop_in import Overrides, overrides_of, page_of
 from forebay.layer.monitor import Operations
+from forebay.layer.owners import Owners
 from forebay.layer.people import People
 from forebay.layer.purge import purge
 from forebay.layer.queued import Door, placed
@@ -97,15 +90,6 @@ def _timed(method: _Method) -> _Method:
 
 
 _MANY_STEPS = 500  # from here on they are made Chainlit's beside the event loop, which would stand still
-_OWNERS = 10_000  # threads whose owners are remembered while their elements are stored
-_STEPS_BELOW = """
-WITH RECURSIVE below AS (
-    SELECT id FROM steps WHERE id = {id}
-    UNION SELECT steps.id FROM steps JOIN below ON steps."parentId" = below.id)
-SELECT CAST(id AS TEXT) AS id FROM below
-"""
-
-
 _changing: ContextVar[bool] = ContextVar("forebay_changing", default=False)
 _changed_step = partial(changes.step, made=False)
 
@@ -174,26 +158,11 @@ class ForebayDataLayer(BaseDataLayer):
         self._positions = Positions()
         self._searches = Searches(counts.searches_refused)
         self._variables = Variables()
-        client = storage_provider if storage_provider is not None else configured_storage(self.settings)
-        self._blobs = Blobs(client, counts, former_storage(self.settings, client))
-        self._uploads = (
-            Uploads(
-                client,
-                self._blobs,
-                self.settings,
-                counts,
-                self._metrics,
-                self._engine.write,
-                self._mark_folder if isinstance(client, LocalStorageClient) else None,
-            )
-            if client is not None
-            else None
+        self._attachments = attachments_of(
+            storage_provider, self.settings, self._store, self._engine, counts, self._metrics
         )
-        self._collector: Collector | None = None
-        if self._uploads is not None:
-            self._engine.on_start.append(self._uploads.start)
-            self._collector = Collector(self._engine, self._statements, self._blobs, self._uploads)
-        self._owners: OrderedDict[str, str] = OrderedDict()
+        self._engine.on_start.append(self._attachments.start)
+        self._owners = Owners(self._get_user_id_by_thread, always=self._own._get_user_id_by_thread)
         self.async_session: async_sessionmaker[AsyncSession] = sessions(self.engine, self._settle_all)
 
     @classmethod
@@ -220,7 +189,7 @@ class ForebayDataLayer(BaseDataLayer):
     @property
     def storage_provider(self) -> BaseStorageClient | None:
         """The storage client of elements' content."""
-        return self._blobs.client
+        return self._attachments.client
 
     @property
     def registry(self) -> CollectorRegistry:
@@ -260,12 +229,9 @@ class ForebayDataLayer(BaseDataLayer):
             await self._engine.close()
             return
         await self._operations.closing()
-        if self._uploads is not None:
-            await self._uploads.drain(self.settings.close_timeout / 2)
+        await self._attachments.drain(self.settings.close_timeout / 2)
         await self._engine.close()
-        if self._uploads is not None:
-            await self._uploads.close()
-        await self._blobs.close()
+        await self._attachments.close()
         await self._operations.close()
 
     async def build_debug_url(self) -> str:
@@ -373,7 +339,7 @@ class ForebayDataLayer(BaseDataLayer):
         make = partial(changes.thread, claimant=claimant, owner=owner, names=named, passes_on=passes_on)
         change = self._made(make, thread_id, name, user_id, metadata, tags)
         if user_id is not None:
-            self._owners.pop(change.key, None)
+            self._owners.forget(change.key)
         return self._door.pass_through(partial(self._engine.submit, change), change.size)
 
     def _owner(self, user_id: str) -> Claimant | None:
@@ -390,7 +356,7 @@ class ForebayDataLayer(BaseDataLayer):
         return await self._thread(thread_id)
 
     async def _thread(self, thread_id: str) -> ThreadDict | None:
-        await self._settle_uploads(self._store.ids.spell(thread_id) or "")
+        await self._attachments.settle(self._store.ids.spell(thread_id) or "")
         found = await self._reads.thread(thread_id)
         if not found:
             return None
@@ -404,7 +370,7 @@ class ForebayDataLayer(BaseDataLayer):
 
         many = sum(len(document.get("steps", ())) for document in found) > _MANY_STEPS
         threads = await run_in_thread(convert) if many else convert()
-        await self._blobs.sign([element for thread in threads for element in thread["elements"] or ()])
+        await self._attachments.sign([element for thread in threads for element in thread["elements"] or ()])
         return threads
 
     @_timed
@@ -419,8 +385,7 @@ class ForebayDataLayer(BaseDataLayer):
         """Delete a thread and all that is in it, then its elements' content. Later writes to it are dropped."""
         self._log_call("delete_thread")
         key = self._store.ids.spell(thread_id)
-        drop = partial(Uploads.drop, thread_id=key)
-        return self._door.pass_through(partial(self._delete, "threads", key, key, drop))
+        return self._door.pass_through(partial(self._delete, "threads", key, key, thread_id=key))
 
     @_at_home
     async def purge(
@@ -494,7 +459,7 @@ class ForebayDataLayer(BaseDataLayer):
         self, filters: ThreadFilter, cursor: str | None, first: int, with_steps: bool
     ) -> list[dicts.Document]:
         if with_steps:
-            await self._settle_uploads(None)
+            await self._attachments.settle(None)
         return await self._reads.page(
             Page(
                 filters.userId or "",
@@ -574,14 +539,17 @@ class ForebayDataLayer(BaseDataLayer):
         return self._store.ids.spell(session.thread_id) if session is not None else None
 
     def _delete_step(self, key: str, thread_id: str | None) -> Awaitable[None]:
-        if self._uploads is not None and self._uploads.steps - {key}:
+        if self._attachments.steps - {key}:
             # Which of them are below this one can't be asked any more once it is deleted.
             return Deferred(partial(self._delete_with_uploads_below, key, thread_id))
-        return self._delete("steps", key, thread_id, lambda uploads: uploads.drop(steps={key}))
+        return self._delete("steps", key, thread_id, steps={key})
 
     async def _delete_with_uploads_below(self, key: str, thread_id: str | None) -> None:
-        below = await self._steps_below(key)
-        await self._delete("steps", key, thread_id, lambda uploads: uploads.drop(steps={key, *below}))
+        try:
+            below = await self._reads.steps_below(key)
+        except DatabaseError:  # the delete itself will wait for the database; its own elements are known
+            below = []
+        await self._delete("steps", key, thread_id, steps={key, *below})
 
     @_timed
     async def get_step(self, step_id: str) -> StepDict | None:
@@ -669,49 +637,23 @@ class ForebayDataLayer(BaseDataLayer):
             return NOTHING
         # At once: Chainlit changes the element afterwards.
         change = self._made(changes.element, element.to_dict())
-        if self._uploads is None or is_elsewhere(chat_at_hand(), change.thread_id):
+        content = self._attachments.note(element, change.key)
+        if content is None or is_elsewhere(chat_at_hand(), change.thread_id):
             return self._door.write(change)
-        content = Content.of(element, change.key)
-        owner = partial(self._owner_id, change.thread_id)
+        owner = partial(self._owners.of, change.thread_id)
         size = change.size + len(content.content or "")
-        return self._door.enter(partial(self._uploads.store, content, change, owner), size)
-
-    async def _steps_below(self, key: str) -> set[str]:
-        """A step's descendants, for the uploads of their elements that are on their way."""
-        try:
-            typed = "CAST(:id AS UUID)" if is_postgres(self._store.url) else ":id"
-            await self._engine.settle(None)
-            found = await self._store.execute_sql(_STEPS_BELOW.format(id=typed), {"id": key})
-        except DatabaseError:  # the delete itself will wait for the database; its own elements are known
-            found = []
-        return {str(row["id"]) for row in found} if isinstance(found, list) else set()
-
-    async def _owner_id(self, thread_id: str | None) -> str | None:
-        """Whose an element's content is; None also while the database can't tell, which must not cost it."""
-        if thread_id is None:
-            return None
-        if thread_id in self._owners and not self._own._get_user_id_by_thread:
-            return self._owners[thread_id]
-        try:
-            owner = await self._get_user_id_by_thread(thread_id)
-        except DatabaseError:
-            return None
-        if owner is not None:  # it only names the content, so one that another process changes does no harm
-            self._owners[thread_id] = owner
-            if len(self._owners) > _OWNERS:
-                self._owners.popitem(last=False)
-        return owner
+        return self._door.enter(partial(self._attachments.store, content, change, owner), size)
 
     @_timed
     async def get_element(self, thread_id: str, element_id: str) -> ElementDict | None:
         """The element with a fresh URL, or None."""
         self._log_call("get_element")
-        await self._settle_uploads(self._store.ids.spell(thread_id) or "")
+        await self._attachments.settle(self._store.ids.spell(thread_id) or "")
         found = await self._reads.element(thread_id, element_id)
         if not found:
             return None
         element = dicts.element(found)
-        await self._blobs.sign([element])
+        await self._attachments.sign([element])
         return element
 
     @placed
@@ -725,8 +667,7 @@ class ForebayDataLayer(BaseDataLayer):
         if is_elsewhere(chat_at_hand(), thread_key):
             return self._door.drop("elements")
         thread_key = self._chats_thread() or thread_key
-        drop = partial(Uploads.drop, element_id=key)
-        return self._door.enter(partial(self._delete, "elements", key, thread_key, drop))
+        return self._door.enter(partial(self._delete, "elements", key, thread_key, element_id=key))
 
     # ---- what they share
 
@@ -743,28 +684,23 @@ class ForebayDataLayer(BaseDataLayer):
         return change
 
     def _delete(
-        self,
-        table: str,
-        key: str | None,
-        thread_id: str | None = None,
-        drop: Callable[[Uploads], list[Job]] | None = None,
+        self, table: str, key: str | None, in_thread: str | None = None, **contents: Any
     ) -> Awaitable[None]:
-        """Queue a delete at once; with it go the uploads that `drop` names."""
+        """Queue a delete at once; with it go `contents` that are on their way, named as for `Attachments.drop`."""
         if key is None:
             return NOTHING  # no row can have it
-        delete = Delete(table, key, thread_id)
+        delete = Delete(table, key, in_thread)
         deleted = self._engine.submit(delete, committed=True)
-        jobs = drop(self._uploads) if drop is not None and self._uploads is not None else []
-        return Deferred(partial(self._deleted, delete, deleted, jobs))
+        dropped = self._attachments.drop(**contents) if contents else []
+        return Deferred(partial(self._deleted, delete, deleted, dropped))
 
-    async def _deleted(self, delete: Delete, deleted: Awaitable[None], jobs: list[Job]) -> None:
-        if self._uploads is not None and jobs:
-            await self._uploads.forget(jobs)
+    async def _deleted(self, delete: Delete, deleted: Awaitable[None], dropped: list[Any]) -> None:
+        await self._attachments.forget(dropped)
         await deleted
         if self.settings.writer == "external":
             await self._confirm(delete)
-        if self._collector is not None and delete.table != "feedbacks":
-            await self._collector.collect()
+        if delete.table != "feedbacks":
+            await self._attachments.collect()
 
     async def _confirm(self, delete: Delete) -> None:
         """Raises a RowError for a delete that the writing process has given up, as the database refuses it."""
@@ -773,18 +709,9 @@ class ForebayDataLayer(BaseDataLayer):
         if await self._engine.write_now(undone, **named):
             raise RowError("the database refuses the deletion; `forebay dead-letters list` says why")
 
-    async def _mark_folder(self) -> None:
-        """Say in the folder whose contents are in it, for `forebay blobs`."""
-        if self._blobs.client is not None and not self._store.in_memory:
-            await access(self._blobs.client).mark(mark_of(await self._store.own_id()))
-
     @_at_home
     async def _settle_all(self) -> None:
         await self._engine.settle(None)
-
-    async def _settle_uploads(self, thread_id: str | None) -> None:
-        if self._uploads is not None:
-            await self._uploads.settle(thread_id)
 
     def _log_call(self, method: str) -> None:
         if self.show_logger:

@@ -85,6 +85,16 @@ class Reads(Compiler):
         )
 
     @cached_property
+    def steps_below(self) -> Statement:
+        """The ids of a step by `id` and of its descendants, as a JSON array."""
+        below = sa.select(steps.c.id).where(steps.c.id == id_parameter("id")).cte("below", recursive=True)
+        child = steps.alias("child")
+        # UNION, not UNION ALL: a step that is its own ancestor ends the walk.
+        tree = below.union(sa.select(child.c.id).where(child.c.parentId == below.c.id))
+        ids = sa.select(sa.cast(tree.c.id, sa.Text()))
+        return self._compile(sa.select(self._sql.result(self._sql.texts(ids))))
+
+    @cached_property
     def element(self) -> Statement:
         """An element by `id` and `thread_id`."""
         mine = (elements.c.id == id_parameter("id")) & (elements.c.threadId == id_parameter("thread_id"))

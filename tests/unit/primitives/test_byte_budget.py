@@ -1,4 +1,4 @@
-"""Room for bytes: never more than there is, in the order of asking; and what a storage client takes."""
+"""Room for bytes: never more than there is, in the order of asking."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import asyncio
 
 import pytest
 
-from forebay.attachments.uploads import Room, _takes
+from forebay.primitives.byte_budget import ByteBudget
 from tests.support.patience import patience
-from tests.support.storage import MemoryStorage
 
 
 async def _turn() -> None:
@@ -17,7 +16,7 @@ async def _turn() -> None:
 
 
 async def test_who_finds_no_room_waits_for_it() -> None:
-    room = Room(10)
+    room = ByteBudget(10)
     await room.take(6)
     waiting = asyncio.create_task(room.take(5))
     await _turn()
@@ -27,7 +26,7 @@ async def test_who_finds_no_room_waits_for_it() -> None:
 
 
 async def test_nobody_overtakes() -> None:
-    room = Room(10)
+    room = ByteBudget(10)
     await room.take(8)
     large, small = asyncio.create_task(room.take(9)), asyncio.create_task(room.take(1))
     await _turn()
@@ -38,7 +37,7 @@ async def test_nobody_overtakes() -> None:
 
 
 async def test_what_is_larger_than_all_goes_alone() -> None:
-    room = Room(10)
+    room = ByteBudget(10)
     await room.take(1)
     huge = asyncio.create_task(room.take(100))
     await _turn()
@@ -54,7 +53,7 @@ async def test_what_is_larger_than_all_goes_alone() -> None:
 
 @pytest.mark.parametrize("when", ["waiting", "admitted"])
 async def test_who_gives_up_takes_nothing(when: str) -> None:
-    room = Room(10)
+    room = ByteBudget(10)
     await room.take(10)
     first, second = asyncio.create_task(room.take(10)), asyncio.create_task(room.take(10))
     await _turn()
@@ -69,15 +68,3 @@ async def test_who_gives_up_takes_nothing(when: str) -> None:
         await first
     async with patience():
         await second
-
-
-def test_a_client_that_does_not_tell_its_parameters_gets_none_that_it_need_not_have() -> None:
-    """As one in compiled code."""
-
-    def unreadable(key: str) -> None:
-        raise AssertionError(key)
-
-    unreadable.__signature__ = "not one"  # type: ignore[attr-defined]
-    assert not _takes(unreadable, "key")
-    assert not _takes(dict.fromkeys, "content_disposition")
-    assert _takes(MemoryStorage().upload_file, "content_disposition")

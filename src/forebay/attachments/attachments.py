@@ -1,0 +1,187 @@
+"""What the data layer asks of elements' contents, whether there is a storage or none."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+from chainlit.data.storage_clients.base import BaseStorageClient
+from chainlit.element import Element, ElementDict
+
+from forebay.attachments.access import access
+from forebay.attachments.blobs import Blobs
+from forebay.attachments.collector import Collector
+from forebay.attachments.content import Content
+from forebay.attachments.folder import LocalStorageClient
+from forebay.attachments.job import Job
+from forebay.attachments.orphans import mark_of
+from forebay.attachments.providers import configured_storage, former_storage
+from forebay.attachments.uploads import Uploads
+from forebay.database.sql.statement import Statement
+from forebay.database.store import Store
+from forebay.model.changes import Upsert
+from forebay.primitives.awaitables import NOTHING
+from forebay.settings import Settings
+from forebay.telemetry.collector import Metrics
+from forebay.telemetry.counters import Counts
+
+
+class Writer(Protocol):
+    """Writes a process's rows in order, and reads behind them."""
+
+    async def write(self, change: Upsert) -> bool:
+        """Queue an element's row; False where its thread is deleted. Raises a ForebayError."""
+
+    async def settle(self, thread_id: str | None) -> None:
+        """Return when what was written (None: to any thread) can be read. Raises TransientError."""
+
+    async def read(self, statement: Statement, **parameters: Any) -> Any:
+        """The statement's document. Raises a DatabaseError."""
+
+    async def write_now(self, statement: Statement, **parameters: Any) -> Any:
+        """Run a write that nothing queued depends on. Raises a DatabaseError."""
+
+
+class Attachments:
+    """Elements' contents where there is no storage: an element is its row. `StoredAttachments` are the others."""
+
+    client: BaseStorageClient | None = None
+
+    def start(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        """Go on in this loop, by default the one that runs, with what processes before this one have left."""
+
+    def drain(self, timeout: float) -> Awaitable[None]:
+        """Return when every upload has been tried once, or after `timeout` seconds."""
+        return NOTHING
+
+    def close(self) -> Awaitable[None]:
+        """Stop, and disconnect; what is not stored stays on the disk for the next process."""
+        return NOTHING
+
+    def note(self, element: Element, element_id: str) -> Content | None:
+        """Where an element's content is, before the element can change; None where it will not be stored."""
+        return None
+
+    def store(
+        self, content: Content, change: Upsert, owner: Callable[[], Awaitable[str | None]]
+    ) -> Awaitable[None]:
+        """Begin to store what was noted under its `owner`, then its row, which is `change`. See `Uploads.store`."""
+        return NOTHING
+
+    @property
+    def steps(self) -> frozenset[str]:
+        """The steps of the elements whose contents are on their way."""
+        return frozenset()
+
+    def drop(
+        self, *, element_id: str | None = None, thread_id: str | None = None, steps: Iterable[str] = ()
+    ) -> list[Job]:
+        """Have these elements' uploads leave neither row nor content; `forget` them then."""
+        return []
+
+    def forget(self, dropped: list[Job]) -> Awaitable[None]:
+        """Make sure that no process after this one goes on with them."""
+        return NOTHING
+
+    def collect(self) -> Awaitable[None]:
+        """Delete the contents whose elements are gone; what can't be deleted soon is tried in the background."""
+        return NOTHING
+
+    def settle(self, thread_id: str | None) -> Awaitable[None]:
+        """Return when the thread's uploads (None: all) were tried once, or after a few seconds."""
+        return NOTHING
+
+    def sign(self, elements: Sequence[ElementDict]) -> Awaitable[None]:
+        """Give each stored element a fresh URL, in place; the stored one stays where that fails or takes too long."""
+        return NOTHING
+
+
+class StoredAttachments(Attachments):
+    """Elements' contents in a storage: that of `client`, and what is left in a former one."""
+
+    def __init__(
+        self,
+        client: BaseStorageClient,
+        settings: Settings,
+        store: Store,
+        writer: Writer,
+        counts: Counts,
+        metrics: Metrics,
+    ) -> None:
+        self.client = client
+        self._store = store
+        self._blobs = Blobs(client, counts, former_storage(settings, client))
+        # The folder says whose contents are in it, for `forebay blobs`.
+        mark = self._mark if isinstance(client, LocalStorageClient) and not store.in_memory else None
+        self.uploads = Uploads(client, self._blobs, settings, counts, metrics, writer.write, mark)
+        self._collector = Collector(writer, store.statements, self._blobs, self.uploads)
+
+    def start(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        """As there."""
+        self.uploads.start(loop)
+
+    def drain(self, timeout: float) -> Awaitable[None]:
+        """As there."""
+        return self.uploads.drain(timeout)
+
+    async def close(self) -> None:
+        """As there."""
+        await self.uploads.close()
+        await self._blobs.close()
+
+    def note(self, element: Element, element_id: str) -> Content | None:
+        """As there."""
+        return Content.of(element, element_id)
+
+    def store(
+        self, content: Content, change: Upsert, owner: Callable[[], Awaitable[str | None]]
+    ) -> Awaitable[None]:
+        """As there."""
+        return self.uploads.store(content, change, owner)
+
+    @property
+    def steps(self) -> frozenset[str]:
+        """As there."""
+        return self.uploads.steps
+
+    def drop(
+        self, *, element_id: str | None = None, thread_id: str | None = None, steps: Iterable[str] = ()
+    ) -> list[Job]:
+        """As there."""
+        return self.uploads.drop(element_id=element_id, thread_id=thread_id, steps=steps)
+
+    def forget(self, dropped: list[Job]) -> Awaitable[None]:
+        """As there."""
+        return self.uploads.forget(dropped)
+
+    def collect(self) -> Awaitable[None]:
+        """As there."""
+        return self._collector.collect()
+
+    def settle(self, thread_id: str | None) -> Awaitable[None]:
+        """As there."""
+        return self.uploads.settle(thread_id)
+
+    def sign(self, elements: Sequence[ElementDict]) -> Awaitable[None]:
+        """As there."""
+        return self._blobs.sign(elements)
+
+    async def _mark(self) -> None:
+        assert self.client is not None
+        await access(self.client).mark(mark_of(await self._store.own_id()))
+
+
+def attachments_of(
+    storage_provider: BaseStorageClient | None,
+    settings: Settings,
+    store: Store,
+    writer: Writer,
+    counts: Counts,
+    metrics: Metrics,
+) -> Attachments:
+    """In the storage that is given, or else configured. Raises SettingsError for one that can't be used."""
+    client = storage_provider if storage_provider is not None else configured_storage(settings)
+    if client is None:
+        return Attachments()
+    return StoredAttachments(client, settings, store, writer, counts, metrics)
