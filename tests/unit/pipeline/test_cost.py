@@ -5,6 +5,7 @@ A change that makes the write path dearer fails here. If it is worth it, raise t
 
 from __future__ import annotations
 
+import gc
 import sys
 import uuid
 from collections.abc import Callable
@@ -36,11 +37,13 @@ def _instructions(run: Callable[[], object]) -> int:
         return trace
 
     before = sys.gettrace()
+    gc.disable()  # or what other tests have left would be counted, as it is done away with
     sys.settrace(trace)
     try:
         run()
     finally:
         sys.settrace(before)
+        gc.enable()
     return count
 
 
