@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -26,25 +27,39 @@ class PostgresServer(postgres.PostgresServer):
         url = None if own or binaries else os.environ.get(EXTERNAL)
         super().__init__(url=url, durable=durable, binaries=binaries)
 
+    def promote(self) -> None:
+        """Make a standby a primary of its own."""
+        self._pg_ctl("promote", "-w")
+
+    def follow(self, primary: PostgresServer) -> None:
+        """Come back as a standby of another server, at the same address; what was here is gone."""
+        self.crash()
+        shutil.rmtree(self.data)
+        self._copy_from(primary)
+        self.start()
+
+    def _copy_from(self, primary: PostgresServer) -> None:
+        # A standby that has lost its connection for a moment must still find what it has not replayed.
+        primary.execute("ALTER SYSTEM SET wal_keep_size = '1GB'")
+        primary.execute("SELECT pg_reload_conf()")
+        where = f"host=127.0.0.1 port={primary.port} user={primary._superuser}"
+        self._run(
+            "pg_basebackup",
+            *("--pgdata", str(self.data), "--dbname", where, "--write-recovery-conf"),
+            *("--wal-method", "stream", "--checkpoint", "fast", "--no-sync"),
+        )
+
 
 class Standby(PostgresServer):
     """A standby that follows a server of one's own by streaming replication, and answers reads."""
 
-    def __init__(self, primary: PostgresServer) -> None:
-        super().__init__(own=True, binaries=primary._binaries)
+    def __init__(self, primary: PostgresServer, *, durable: bool = False) -> None:
+        super().__init__(own=True, durable=durable, binaries=primary._binaries)
         self._primary = primary
         self._superuser = primary._superuser
 
     def _fill(self) -> None:
-        # A standby that has lost its connection for a moment must still find what it has not replayed.
-        self._primary.execute("ALTER SYSTEM SET wal_keep_size = '1GB'")
-        self._primary.execute("SELECT pg_reload_conf()")
-        primary = f"host=127.0.0.1 port={self._primary.port} user={self._superuser}"
-        self._run(
-            "pg_basebackup",
-            *("--pgdata", str(self.data), "--dbname", primary, "--write-recovery-conf"),
-            *("--wal-method", "stream", "--checkpoint", "fast", "--no-sync"),
-        )
+        self._copy_from(self._primary)
 
     def catch_up(self) -> None:
         """Return when it has replayed all that the primary has committed."""
@@ -57,10 +72,6 @@ class Standby(PostgresServer):
             if time.monotonic() > deadline:
                 raise NoPostgres("the standby does not follow")
             time.sleep(0.02)
-
-    def promote(self) -> None:
-        """Make it a primary of its own."""
-        self._pg_ctl("promote", "-w")
 
 
 if __name__ == "__main__":  # a check by hand: python -m tests.support.postgres

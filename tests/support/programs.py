@@ -12,6 +12,8 @@ _PACKAGES = {
     "prometheus": "prometheus",
     "promtool": "prometheus",
     "pgbouncer": "pgbouncer",
+    "patroni": "patroni",
+    "etcd": "etcd-server",
 }
 _OTHER_NAMES = {"chromium": ("chromium-browser", "google-chrome")}
 _SBIN = os.pathsep.join(("/usr/local/sbin", "/usr/sbin", "/sbin"))  # where users other than root don't look

@@ -100,6 +100,10 @@ class Proxy:
         for link in self._links:
             link.flowing.clear()
 
+    def let_new_ones_pass(self) -> None:
+        """Connections that come are passed on again; what is frozen stays so."""
+        self._frozen = False
+
     def thaw(self) -> None:
         """Pass on again, also what lay here meanwhile, whether or not its sender has given up."""
         self._frozen = False
