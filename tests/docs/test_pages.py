@@ -18,8 +18,9 @@ from tests.docs import texts
 _README = texts.ROOT / "README.md"
 _NOT_SETTINGS = {"FOREBAY_PORT", "FOREBAY_SERVICE_HOST"}  # what Kubernetes would set
 _FORMER = {f"FOREBAY_FORMER_{name}".upper() for name in ChainlitVariables.model_fields}
-_SETTINGS = {variable_of(name) for name in Settings.model_fields} | _NOT_SETTINGS | _FORMER
-_OWN = {"forebay_migrations", "forebay_owner", *schema.metadata.tables}
+_OF_COMMANDS = {str(parameter.envvar) for command in main.commands.values() for parameter in command.params}
+_SETTINGS = {variable_of(name) for name in Settings.model_fields} | _NOT_SETTINGS | _FORMER | _OF_COMMANDS
+_OWN = {"forebay_migrations", "forebay_owner", "forebay_imported", *schema.metadata.tables}
 _INDEXES = {str(index.name) for table in schema.metadata.tables.values() for index in table.indexes}
 
 

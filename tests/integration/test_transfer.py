@@ -21,7 +21,7 @@ from forebay.cli import main
 from forebay.database.snapshot import Chosen
 from forebay.database.store import Store
 from forebay.transfer import lines
-from forebay.transfer.bring import Bringer, Brought
+from forebay.transfer.bring import Brought, bring_export
 from forebay.transfer.take import Contents, take
 from tests.integration.conftest import MakeLayer
 from tests.integration.contract import a_step, a_thread, a_user, stored_thread
@@ -44,7 +44,7 @@ async def _export(url: str, path: Path, chosen: Chosen | None = None, **argument
 async def _import(url: str, path: Path, *arguments: Any) -> Brought:
     store = Store(url, Settings(auto_migrate=True))
     try:
-        return await Bringer(store, *arguments).bring(path, _nothing)
+        return await bring_export(store, path, _nothing, *arguments)
     finally:
         await store.close()
 

@@ -29,7 +29,8 @@ CREATE TABLE "User" (
 CREATE TABLE "Thread" (
     id TEXT PRIMARY KEY, "createdAt" TIMESTAMP(3) NOT NULL DEFAULT now(),
     "updatedAt" TIMESTAMP(3) NOT NULL DEFAULT now(), "deletedAt" TIMESTAMP(3), name TEXT,
-    metadata JSONB NOT NULL DEFAULT '{{}}', "userId" TEXT REFERENCES "User", tags TEXT[] DEFAULT '{{}}');
+    metadata JSONB NOT NULL DEFAULT '{{}}', "userId" TEXT REFERENCES "User" ON DELETE SET NULL,
+    tags TEXT[] DEFAULT '{{}}');
 CREATE TABLE "Step" (
     id TEXT PRIMARY KEY, "createdAt" TIMESTAMP(3) NOT NULL DEFAULT now(),
     "updatedAt" TIMESTAMP(3) NOT NULL DEFAULT now(), "parentId" TEXT REFERENCES "Step" ON DELETE CASCADE,
@@ -44,8 +45,8 @@ CREATE TABLE "Element" (
     page INTEGER, props JSONB);
 CREATE TABLE "Feedback" (
     id TEXT PRIMARY KEY, "createdAt" TIMESTAMP(3) NOT NULL DEFAULT now(),
-    "updatedAt" TIMESTAMP(3) NOT NULL DEFAULT now(), "stepId" TEXT REFERENCES "Step", name TEXT NOT NULL,
-    value DOUBLE PRECISION NOT NULL, comment TEXT);
+    "updatedAt" TIMESTAMP(3) NOT NULL DEFAULT now(), "stepId" TEXT REFERENCES "Step" ON DELETE SET NULL,
+    name TEXT NOT NULL, value DOUBLE PRECISION NOT NULL, comment TEXT);
 CREATE INDEX ON "Step" ("createdAt"); CREATE INDEX ON "Step" ("endTime"); CREATE INDEX ON "Step" ("parentId");
 CREATE INDEX ON "Step" ("startTime"); CREATE INDEX ON "Step" ("threadId"); CREATE INDEX ON "Step" (type);
 CREATE INDEX ON "Step" (name); CREATE INDEX ON "Step" ("threadId", "startTime", "endTime");

@@ -15,6 +15,7 @@ import click
 from forebay.cli import (
     bench,
     blobs,
+    bring,
     config,
     dead_letters,
     demo,
@@ -78,6 +79,6 @@ main.add_command(status.status)
 main.add_command(config.config)
 main.add_command(purge.purge)
 main.add_command(take_along.export)
-main.add_command(take_along.bring)
+main.add_command(bring.bring)
 
 __all__ = ["main"]

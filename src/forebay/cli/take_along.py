@@ -1,4 +1,4 @@
-"""`forebay export` and `forebay import`: chats as a file, and back."""
+"""`forebay export`: chats as a file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from forebay.attachments.access import Access
     from forebay.cli.application import Application
     from forebay.database.snapshot import Chosen
-    from forebay.transfer.bring import Brought
     from forebay.transfer.take import Contents, Taken
 
 
@@ -93,7 +92,7 @@ def export(
         _take(application_of(app, database_url), file, Chosen(user, _spelled(thread_ids), moment), folder)
     )
     report = {"rows": taken.rows, "files": taken.files, "missing": taken.missing}
-    _tell(report, as_json=as_json, err=str(file) == "-")
+    tell(report, as_json=as_json, err=str(file) == "-")
     if taken.missing:
         raise SystemExit(1)
 
@@ -107,7 +106,7 @@ def _spelled(thread_ids: tuple[str, ...]) -> tuple[str, ...]:
 async def _take(application: Application, file: Path, chosen: Chosen, folder: Path | None) -> Taken:
     from forebay.transfer.take import Contents, take
 
-    contents: Contents | None = Contents(_access(application), folder) if folder is not None else None
+    contents: Contents | None = Contents(access_of(application), folder) if folder is not None else None
     store = application.target.store()
     try:
         with _output(file) as into, options.bar("chats") as advance:
@@ -133,91 +132,28 @@ def _output(file: Path) -> Iterator[BinaryIO]:
         part.unlink(missing_ok=True)
 
 
-@click.command("import")
-@click.argument("file", type=click.Path(dir_okay=False, exists=True, path_type=Path))
-@options.database_url
-@options.app
-@click.option(
-    "--files",
-    "folder",
-    type=click.Path(file_okay=False, exists=True, path_type=Path),
-    envvar="FOREBAY_IMPORT_FILES",
-    show_envvar=True,
-    help="Bring the elements' content from this folder into the storage too.",
-)
-@click.option(
-    "--dry-run",
-    is_flag=True,
-    envvar="FOREBAY_IMPORT_DRY_RUN",
-    show_envvar=True,
-    help="Look whether the file is whole, say what is in it, and write nothing.",
-)
-@click.option(
-    "--json",
-    "as_json",
-    is_flag=True,
-    envvar="FOREBAY_IMPORT_JSON",
-    show_envvar=True,
-    help='Say what was done as one JSON object: {"rows": {kind: number}, "deleted": …, "refused": …, "files": number}.',
-)
-def bring(
-    file: Path, database_url: str | None, app: Path | None, folder: Path | None, dry_run: bool, as_json: bool
-) -> None:
-    """Bring what `forebay export` has written into a database.
-
-    The file is read whole before anything is written: one that was cut or changed is refused. What the database has
-    that is newer stays, what was deleted there stays deleted, and a second run changes nothing; the application goes on
-    meanwhile. People are known by their login names. Exit code 1: some rows were refused.
-
-    \b
-    Example:
-      forebay import chats.jsonl --app app.py
-    """
-    from forebay.transfer import lines
-
-    if dry_run:
-        _tell({"rows": lines.verify(file)}, as_json=as_json)
-        return
-    brought = asyncio.run(_bring(application_of(app, database_url), file, folder))
-    report = {
-        "rows": dict(brought.rows),
-        "deleted": dict(brought.deleted),
-        "refused": dict(brought.refused),
-        "files": brought.files,
-    }
-    _tell(report, as_json=as_json)
-    if brought.refused:
-        raise SystemExit(1)
-
-
-async def _bring(application: Application, file: Path, folder: Path | None) -> Brought:
-    from forebay.transfer.bring import Bringer
-
-    access: Access | None = _access(application) if folder is not None else None
-    store = application.target.store()
-    try:
-        with options.bar("rows") as advance:
-            return await Bringer(store, access, folder).bring(file, advance)
-    finally:
-        await store.close()
-
-
-def _access(application: Application) -> Access:
+def access_of(application: Application) -> Access:
+    """The application's storage. Raises StorageError where there is none."""
     from forebay.attachments.access import access
 
     return access(application.client("that --files could be of"))
 
 
-def _tell(report: Mapping[str, Any], *, as_json: bool, err: bool = False) -> None:
+def tell(report: Mapping[str, Any], *, as_json: bool, err: bool = False) -> None:
+    """Say what was done: each value a number, a text, a list of names, or numbers by what was counted."""
     if as_json:
         printing.say_json(dict(report), err=err)
         return
     for what, found in report.items():
-        if isinstance(found, Mapping):
-            counted = ", ".join(f"{number:,} {kind}s" for kind, number in found.items() if number)
-            shown = counted or "none"
-        elif isinstance(found, list):
-            shown = "\n".join(["", *(f"  {visible(key)}" for key in found)]) if found else "none"
-        else:
-            shown = f"{found:,}"
-        printing.say(f"{what}: {shown}", err=err)
+        printing.say(f"{what.replace('_', ' ')}: {_shown(found)}", err=err)
+
+
+def _shown(found: Any) -> str:
+    if isinstance(found, Mapping):
+        counted = (
+            f"{number:,} {kind if ' ' in kind else kind + 's'}" for kind, number in found.items() if number
+        )
+        return ", ".join(counted) or "none"
+    if isinstance(found, list):
+        return "\n".join(["", *(f"  {visible(key)}" for key in found)]) if found else "none"
+    return f"{found:,}" if isinstance(found, int | float) else visible(str(found))

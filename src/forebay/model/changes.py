@@ -228,8 +228,11 @@ def thread(
     return change
 
 
-def stored(table: str, values: Mapping[str, Any]) -> Upsert:
-    """A row of a table as it was stored, with what is noted of it: it is as old as that. Raises RowError."""
+def stored(table: str, values: Mapping[str, Any], removed: Sequence[str] = ()) -> Upsert:
+    """A row of a table as it was stored, with what is noted of it: it is as old as that. Raises RowError.
+
+    `removed`: keys of a thread's metadata that it had before.
+    """
     merged = _MERGED_OBJECTS[table]
     others = {name: value for name, value in values.items() if name not in merged and name not in NOTES}
     row, extra, _ = clean(table, others)
@@ -240,10 +243,12 @@ def stored(table: str, values: Mapping[str, Any]) -> Upsert:
     for name in NOTES & values.keys():
         row[name] = moments.cleaned(values[name]) if name == MOMENTS else int(values[name])
     row.setdefault(WRITTEN_AT, 1)  # another layer wrote it, so nobody knows when
+    if removed:
+        row[MOMENTS] = {"metadata": dict.fromkeys(sorted(removed), row[WRITTEN_AT])}
     if "id" not in row:
         raise RowError(f"{table}: a row without an id can't be written")
     thread_id = row["id"] if table == "threads" else row.get("threadId")
-    return Upsert(table, row["id"], row, thread_id, OVERHEAD_BYTES + size_of(row))
+    return Upsert(table, row["id"], row, thread_id, OVERHEAD_BYTES + size_of(row), frozenset(removed))
 
 
 _MERGED_OBJECTS: dict[str, frozenset[str]] = {

@@ -36,9 +36,12 @@ class Role(Enum):
     PRIMARY = "primary"
     READ_WRITE = "read-write"
     STANDBY = "standby"
+    ANY = "any"
 
     def refusal(self, *, recovering: bool, read_only: bool) -> str | None:
         """Why a server that is so has another role; None where it has this one."""
+        if self is Role.ANY:
+            return None
         if self is Role.STANDBY:
             return None if recovering else "is no standby; FOREBAY_READ_URL must name one"
         if recovering:

@@ -1,0 +1,281 @@
+"""`forebay import`: chats from an export, or from Chainlit's official layer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from forebay.cli import options, printing
+from forebay.cli.application import application_of
+from forebay.cli.take_along import access_of, tell
+
+if TYPE_CHECKING:
+    from forebay.attachments.access import Access
+    from forebay.cli.application import Application
+    from forebay.transfer.bring import Brought
+    from forebay.transfer.change_over import ChangeOver, Pass
+    from forebay.transfer.clocks import Zones
+
+_SHORT_PASS = 5.0  # seconds; what is left after such a pass, the last one takes while nobody writes
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What is to be done with a source that is another layer's."""
+
+    dry_run: bool
+    follow: bool
+    final: bool
+    yes: bool
+    verify: int
+    views: str | None
+
+
+@click.command("import")
+@click.argument("source", envvar="FOREBAY_IMPORT_SOURCE", metavar="SOURCE")
+@options.database_url
+@options.app
+@click.option(
+    "--from",
+    "form",
+    type=click.Choice(["jsonl", "official"]),
+    envvar="FOREBAY_IMPORT_FROM",
+    show_envvar=True,
+    help="What SOURCE is: an export's file, or the database URL of Chainlit's official layer; by default as it looks.",
+)
+@click.option(
+    "--files",
+    "folder",
+    type=click.Path(file_okay=False, exists=True, path_type=Path),
+    envvar="FOREBAY_IMPORT_FILES",
+    show_envvar=True,
+    help="jsonl: bring the elements' content from this folder into the storage too.",
+)
+@click.option(
+    "--follow",
+    is_flag=True,
+    envvar="FOREBAY_IMPORT_FOLLOW",
+    show_envvar=True,
+    help="official: pass after pass, each over what has changed since, until one takes less than 5 seconds.",
+)
+@click.option(
+    "--final",
+    is_flag=True,
+    envvar="FOREBAY_IMPORT_FINAL",
+    show_envvar=True,
+    help="official: the last pass, when nobody writes there any more; chats deleted there are deleted here.",
+)
+@click.option(
+    "--verify",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    envvar="FOREBAY_IMPORT_VERIFY",
+    show_envvar=True,
+    help="official: afterwards read N chats, drawn at random, on both sides, and compare them.",
+)
+@click.option(
+    "--views",
+    metavar="SCHEMA",
+    envvar="FOREBAY_IMPORT_VIEWS",
+    show_envvar=True,
+    help="official: make its tables as views in this schema of the database, for dashboards.",
+)
+@click.option(
+    "--app-timezone",
+    metavar="ZONE",
+    envvar="FOREBAY_IMPORT_APP_TIMEZONE",
+    show_envvar=True,
+    help="official: where the application's clock stood, as Europe/Berlin; by default as the rows tell.",
+)
+@click.option(
+    "--database-timezone",
+    metavar="ZONE",
+    envvar="FOREBAY_IMPORT_DATABASE_TIMEZONE",
+    show_envvar=True,
+    help="official: the same for the database's clock.",
+)
+@click.option(
+    "--feedback-name",
+    "feedback_names",
+    multiple=True,
+    metavar="NAME",
+    default=["user_feedback"],
+    show_default=True,
+    envvar="FOREBAY_IMPORT_FEEDBACK_NAME",
+    show_envvar=True,
+    help="official: which feedbacks are people's, by their name there; may be said several times.",
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    envvar="FOREBAY_IMPORT_DRY_RUN",
+    show_envvar=True,
+    help="Say what is in it and what would be left out, and write nothing.",
+)
+@options.yes
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    envvar="FOREBAY_IMPORT_JSON",
+    show_envvar=True,
+    help='Say what was done as one JSON object: {"rows": {kind: number}, "deleted": …, "refused": …, "files": number}.',
+)
+def bring(
+    source: str,
+    database_url: str | None,
+    app: Path | None,
+    form: str | None,
+    folder: Path | None,
+    follow: bool,
+    final: bool,
+    verify: int,
+    views: str | None,
+    app_timezone: str | None,
+    database_timezone: str | None,
+    feedback_names: tuple[str, ...],
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Bring chats into a database: what `forebay export` has written, or what Chainlit's official layer has stored.
+
+    What the database has that is newer stays, what was deleted there stays deleted, and a second run changes nothing;
+    the application goes on meanwhile. People are known by their login names. A file is read whole before anything is
+    written: one that was cut or changed is refused. The official layer's tables are read with the right to SELECT
+    alone, and stay as they are; a run that was ended goes on with the next. Where its URL holds a password, set
+    FOREBAY_IMPORT_SOURCE and name no SOURCE. Exit code 1: some rows were refused, or differ.
+
+    \b
+    Examples:
+      forebay import chats.jsonl --app app.py
+      forebay import postgresql://reader@localhost/official --dry-run
+      forebay import postgresql://reader@localhost/official --follow
+      forebay import postgresql://reader@localhost/official --final --verify 100
+    """
+    application = application_of(app, database_url)
+    if (form or ("official" if "://" in source else "jsonl")) == "jsonl":
+        if follow or final or verify or views or app_timezone or database_timezone:
+            raise click.UsageError(
+                "an export is brought at once: --follow, --final, --verify and time zones are not for it"
+            )
+        report, is_good = _bring_file(Path(source), application, folder, dry_run=dry_run)
+    else:
+        if folder is not None:
+            raise click.UsageError(
+                "--files is for an export: the official layer's contents stay in its storage"
+            )
+        wanted = _Wanted(dry_run, follow, final, yes, verify, views)
+        zones = (app_timezone, database_timezone)
+        report, is_good = asyncio.run(_change_over(source, application, zones, feedback_names, wanted))
+    tell(report, as_json=as_json)
+    if not is_good:
+        raise SystemExit(1)
+
+
+def _bring_file(
+    path: Path, application: Application, folder: Path | None, *, dry_run: bool
+) -> tuple[Mapping[str, Any], bool]:
+    from forebay.transfer import lines
+
+    if not path.is_file():
+        raise click.UsageError(f"{path}: there is no such file")
+    if dry_run:
+        return {"rows": lines.verify(path)}, True
+    brought = asyncio.run(_bring(application, path, folder))
+    return _report(brought), not brought.refused
+
+
+async def _bring(application: Application, path: Path, folder: Path | None) -> Brought:
+    from forebay.transfer.bring import bring_export
+
+    access: Access | None = access_of(application) if folder is not None else None
+    store = application.target.store()
+    try:
+        with options.bar("rows") as advance:
+            return await bring_export(store, path, advance, access, folder)
+    finally:
+        await store.close()
+
+
+def _report(brought: Brought) -> dict[str, Any]:
+    return {
+        "rows": dict(brought.rows),
+        "deleted": dict(brought.deleted),
+        "refused": dict(brought.refused),
+        "files": brought.files,
+    }
+
+
+async def _change_over(
+    source_url: str,
+    application: Application,
+    zones: tuple[str | None, str | None],
+    feedback_names: tuple[str, ...],
+    wanted: _Wanted,
+) -> tuple[Mapping[str, Any], bool]:
+    from forebay.database.official import Official
+    from forebay.transfer.change_over import ChangeOver, Choices
+
+    source, store = Official(source_url, application.settings), application.target.store()
+    try:
+        change_over = ChangeOver(source, store, Choices(*zones, feedback_names))
+        return await (_look(change_over) if wanted.dry_run else _copy(change_over, wanted))
+    finally:
+        await source.close()
+        await store.close()
+
+
+async def _look(change_over: ChangeOver) -> tuple[Mapping[str, Any], bool]:
+    looked, zones = await change_over.look()
+    report = {"rows": looked.rows, "left_out": looked.left_out, "without_uuid": looked.no_uuids}
+    return {**report, "clocks": _shown(zones), "may_be_hidden": list(looked.hidden)}, True
+
+
+async def _copy(change_over: ChangeOver, wanted: _Wanted) -> tuple[Mapping[str, Any], bool]:
+    zones = await change_over.prepare()
+    printing.say(f"clocks: {_shown(zones)}", err=True)
+    done = await _pass(change_over)
+    while wanted.follow and done.took >= _SHORT_PASS:
+        done = await _pass(change_over)
+    report = {
+        "threads": done.threads,
+        "seconds": round(done.took, 1),
+        **_report(done.brought),
+        "removed": dict(done.brought.removed),
+        "left_out": dict(done.left_out),
+    }
+    is_good = not done.brought.refused
+    if wanted.verify:
+        compared, differences = await change_over.verify(wanted.verify)
+        report |= {
+            "compared": compared,
+            "different": [f"{one.table} {one.key} {one.column}" for one in differences],
+        }
+        is_good = is_good and not differences
+    if wanted.views:
+        await change_over.make_views(wanted.views)
+        report["views"] = wanted.views
+    if wanted.final:
+        removed = await change_over.finish(anyhow=wanted.yes)
+        report["removed"] = dict(done.brought.removed + removed.removed)
+    return report, is_good
+
+
+async def _pass(change_over: ChangeOver) -> Pass:
+    began = monotonic()
+    with options.bar("chats") as advance:
+        done = await change_over.run(advance)
+    done.took = monotonic() - began
+    return done
+
+
+def _shown(zones: Zones) -> str:
+    return f"application {zones.application}, database {zones.database}"

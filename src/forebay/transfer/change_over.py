@@ -1,0 +1,285 @@
+"""Coming from Chainlit's official layer: its rows into forebay's tables, in passes while both run, until the last.
+
+Each pass takes the threads that have changed since the one before. What forebay has written itself always wins over
+what is copied, and so does what it has deleted; what the source has changed wins over the copy before.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+
+from forebay.database.imported import Imported, Taken
+from forebay.database.official import Found, Looked, Marked, Official, Page
+from forebay.database.official_views import make_views
+from forebay.database.store import Store
+from forebay.database.translation import translated
+from forebay.errors import ForebayError
+from forebay.model import schema
+from forebay.model.schema import NOTES, WRITTEN_AT, Merge, merge_of
+from forebay.transfer.bring import Bringer, Brought, Progress
+from forebay.transfer.clocks import Zones, settled
+from forebay.transfer.official_rows import Copy
+
+_THREADS_A_PAGE = 200
+_THREADS_AT_ONCE = 20  # whose rows are in memory
+MOST_GONE = 0.05  # of what was copied
+
+
+class SourceEmptied(ForebayError):
+    """More is gone from the source than people delete; nothing was deleted."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What somebody said of a source: its clocks' time zones, and which feedbacks by name are people's too."""
+
+    application_zone: str | None = None
+    database_zone: str | None = None
+    feedback_names: Sequence[str] = ("user_feedback",)
+
+
+@dataclass
+class Pass:
+    """What one pass did. `threads`: how many it copied, of `looked_at`; `left_out`: rows that it can't take, by why."""
+
+    brought: Brought
+    looked_at: int = 0
+    threads: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    took: float = 0.0  # seconds
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A column of a row that is not what the source says, and was not written here since."""
+
+    table: str
+    key: str
+    column: str
+
+
+class ChangeOver:
+    """Brings what `source` has into `store`. Every method raises a DatabaseError; `prepare` comes first."""
+
+    def __init__(self, source: Official, store: Store, choices: Choices) -> None:
+        self._source = source
+        self._store = store
+        self._choices = choices
+        self._zones = Zones()
+
+    async def look(self) -> tuple[Looked, Zones]:
+        """What there is, and its clocks' zones. Raises SchemaError, or SettingsError where the zones are not clear."""
+        await self._source.whose()
+        async with self._source.page() as page:
+            return await page.looked(), await self._settle(page)
+
+    async def prepare(self) -> Zones:
+        """Look whether all is as it must be before anything is written."""
+        whose = await self._source.whose()
+        async with self._source.page() as page:
+            self._zones = await self._settle(page)
+        await self._store.prepare()
+        self._imported = Imported(self._store, whose)
+        await self._imported.prepare()
+        return self._zones
+
+    async def _settle(self, page: Page) -> Zones:
+        return settled(await page.clocks(), self._choices.application_zone, self._choices.database_zone)
+
+    async def run(self, progress: Progress) -> Pass:
+        """One pass. `progress` gets the threads looked at, and how many there are."""
+        bringer = Bringer(self._store)
+        done = Pass(bringer.brought)
+        copy = self._copy(await self._now())
+        async with self._source.page() as page:
+            total = await page.number('SELECT count(*) FROM "Thread"')
+            async for people in page.users():
+                await bringer.people([copy.user(row) for row in people])
+        after = ""
+        while True:
+            async with self._source.page() as page:
+                marked = await page.marked(after, _THREADS_A_PAGE)
+            if not marked:
+                return done
+            await self._take(marked, copy, bringer, done)
+            after = marked[-1].id
+            done.looked_at += len(marked)
+            progress(done.looked_at, max(total, done.looked_at))
+
+    def _copy(self, began_at: int) -> Copy:
+        return Copy(self._zones, frozenset(self._choices.feedback_names), began_at)
+
+    async def _now(self) -> int:
+        """By the clock of the database that is written to, in microseconds since 1970."""
+        with translated(self._store.location, sends_rows=False):
+            async with self._store.engine.connect() as connection:
+                return int((await connection.execute(sa.text(_NOW[connection.dialect.name]))).scalar_one())
+
+    async def _take(self, marked: Sequence[Marked], copy: Copy, bringer: Bringer, done: Pass) -> None:
+        known = await self._imported.known([one.id for one in marked])
+        changed = [
+            one for one in marked if one.id not in known or known[one.id].fingerprint != one.fingerprint
+        ]
+        for start in range(0, len(changed), _THREADS_AT_ONCE):
+            some = changed[start : start + _THREADS_AT_ONCE]
+            # Of a later snapshot than the fingerprints: what has changed in between is copied twice.
+            async with self._source.page() as page:
+                found = {one.thread["id"]: one for one in await page.threads([one.id for one in some])}
+            taken = [
+                await self._take_thread(one, found[one.id], known.get(one.id), copy, bringer, done)
+                for one in some
+                if one.id in found
+            ]
+            await bringer.write()
+            await self._imported.note(
+                [one for one in taken if bringer.spell(one.thread) not in bringer.refused_threads]
+            )
+            done.threads += len(some)
+
+    async def _take_thread(
+        self,
+        marked: Marked,
+        found: Found,
+        before: Taken | None,
+        copy: Copy,
+        bringer: Bringer,
+        done: Pass,
+    ) -> Taken:
+        copies = before.copies + 1 if before is not None else 0
+        if marked.deleted_at is not None:
+            moment = max(copy.deleted_at(marked.deleted_at), before.newest if before is not None else 0)
+            await bringer.remove("threads", marked.id, marked.id, moment)
+            return Taken(marked.id, marked.fingerprint, copies, moment)
+        rows = list(copy.rows(found, copies, done.left_out))
+        ids = _ids(rows)
+        newest = max(row[WRITTEN_AT] for _, row in rows)
+        if before is not None:
+            newest = max(newest, before.newest)
+            for table, keys in before.rows.items():
+                if table == _KEYS:
+                    continue
+                for key in set(keys) - set(ids.get(table, ())):
+                    await bringer.remove(table, key, marked.id, before.newest)
+        gone = set(before.rows.get(_KEYS, ())) - set(ids[_KEYS]) if before is not None else ()
+        for table, row in rows:
+            await bringer.add(table, row, sorted(gone) if table == "threads" else ())
+        return Taken(marked.id, marked.fingerprint, copies, newest, ids)
+
+    async def finish(self, *, anyhow: bool) -> Brought:
+        """Delete the threads that the source has deleted, and forget what was copied: the next import begins anew.
+
+        Raises SourceEmptied where more than 5 % are gone, unless `anyhow`.
+        """
+        bringer = Bringer(self._store)
+        gone = [thread async for page in self._gone() for thread in page]
+        count = await self._imported.count()
+        if len(gone) > count * MOST_GONE and not anyhow:
+            raise SourceEmptied(
+                f"{len(gone):,} of {count:,} chats that were copied are gone from the source: is it the right one?"
+                " Nothing was deleted; where they were deleted there, say --yes"
+            )
+        for start in range(0, len(gone), _THREADS_AT_ONCE):
+            some = gone[start : start + _THREADS_AT_ONCE]
+            for thread, taken in (await self._imported.known(some)).items():
+                await bringer.remove("threads", thread, thread, taken.newest)
+            await bringer.write()
+            await self._imported.forget(some)
+        await self._imported.end()
+        return bringer.brought
+
+    async def _gone(self) -> AsyncIterator[list[str]]:
+        after = ""
+        while page := await self._imported.page(after, _THREADS_A_PAGE):
+            async with self._source.page() as there:
+                yield sorted(set(page) - await there.there(page))
+            after = page[-1]
+
+    async def make_views(self, schema_name: str) -> None:
+        """The source's tables as views. Raises SettingsError where the database has none."""
+        await make_views(self._store, schema_name)
+
+    async def verify(self, number: int) -> tuple[int, list[Difference]]:
+        """Read so many threads, drawn at random, on both sides: how many were compared, and what differs."""
+        bringer, copy = Bringer(self._store), self._copy(await self._now())
+        async with self._source.page() as page:
+            async for people in page.users():
+                await bringer.people([copy.user(row) for row in people])
+            ids = await page.some(number)
+            found = await page.threads(ids)
+        known = await self._imported.known(ids)
+        differences: list[Difference] = []
+        compared = [one for one in found if one.thread["id"] in known]
+        for one in compared:
+            taken = known[one.thread["id"]]
+            rows = list(copy.rows(one, taken.copies, Counter()))
+            differences += await self._compare(rows, bringer)
+        return len(compared), differences
+
+    async def _compare(
+        self, rows: Sequence[tuple[str, Mapping[str, Any]]], bringer: Bringer
+    ) -> list[Difference]:
+        found: list[Difference] = []
+        for table, row in rows:
+            wanted = bringer.spelled(table, row)
+            stored = await self._row(table, wanted["id"])
+            if stored is None and await self._is_deleted(table, wanted["id"]):
+                if table == "threads":
+                    return []  # with all that is in it
+            elif stored is None:
+                found.append(Difference(table, wanted["id"], "id"))
+            elif (stored.get(WRITTEN_AT) or 0) <= wanted[WRITTEN_AT]:
+                found += [Difference(table, wanted["id"], name) for name in _differing(table, wanted, stored)]
+        return found
+
+    async def _row(self, table: str, key: str) -> Mapping[str, Any] | None:
+        wanted = schema.TABLES[table]
+        return await self._first(sa.select(wanted).where(wanted.c.id == key))
+
+    async def _is_deleted(self, table: str, key: str) -> bool:
+        gone = schema.deleted
+        statement = sa.select(gone.c.id).where(gone.c.kind == table, gone.c.id == key)
+        return await self._first(statement) is not None
+
+    async def _first(self, statement: sa.Select[Any]) -> Mapping[str, Any] | None:
+        with translated(self._store.location, sends_rows=False):
+            async with self._store.engine.connect() as connection:
+                row = (await connection.execute(statement)).mappings().first()
+                return {str(name): value for name, value in row.items()} if row is not None else None
+
+
+_KEYS = "metadata"  # beside the tables' names: the keys of the thread's
+_NOW = {
+    "postgresql": "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint",
+    "sqlite": "SELECT CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER) * 1000",
+}
+
+
+def _ids(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, list[str]]:
+    """The ids of a thread's inner rows, by table; and the keys of its metadata."""
+    ids: dict[str, list[str]] = {}
+    for table, row in rows:
+        if table == "threads":
+            ids[_KEYS] = [key for key, value in row["metadata"].items() if value is not None]
+        else:
+            ids.setdefault(table, []).append(row["id"])
+    return ids
+
+
+def _differing(table: str, wanted: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
+    columns = schema.TABLES[table].columns
+    differing = []
+    for name, value in wanted.items():
+        if name in NOTES or value is None or name == schema.EXTRA:
+            continue
+        there = stored[name]
+        if merge_of(columns[name]) is Merge.KEYS:
+            value = {key: item for key, item in value.items() if item is not None}
+            there = {key: item for key, item in (there or {}).items() if key in value}
+        if there != value:
+            differing.append(name)
+    return differing
