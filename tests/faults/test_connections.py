@@ -116,6 +116,27 @@ async def test_what_is_too_old_is_replaced(migrated_postgres_url: str) -> None:
         await store.close()
 
 
+async def test_a_session_that_has_lost_its_statements_is_replaced(
+    migrated_postgres_url: str, make_journaled: MakeLayer
+) -> None:
+    """As by a pooler that resets it, or by a DISCARD ALL of the application's own."""
+    layer = make_journaled(migrated_postgres_url)
+    thread_id = await _connected(layer, 1)
+    writer, reader = layer._store._writer, layer._store._connections._spare
+    assert writer is not None
+    assert reader is not None
+    for held in (writer, reader):
+        await held.driver.raw.execute("DEALLOCATE ALL")
+    with pytest.raises(TransientError, match="prepared statement"):
+        await layer.get_thread(thread_id)
+    assert await layer.get_thread(thread_id) is not None
+    await _write(layer, thread_id, 1)
+    async with patience():
+        await layer.flush()
+    assert layer._engine.counts.retries == {"TransientError": 1}
+    assert layer._store._writer is not writer
+
+
 async def test_a_setting_of_the_database_that_is_changed_under_way(
     postgres_server: PostgresServer, migrated_postgres_url: str, make_journaled: MakeLayer
 ) -> None:

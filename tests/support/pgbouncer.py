@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -29,6 +30,7 @@ auth_file = {folder}/users
 pool_mode = {mode}
 default_pool_size = {pool_size}
 server_round_robin = 1
+server_login_retry = 1
 """
 
 
@@ -41,6 +43,8 @@ class Pgbouncer:
 
     def __init__(self, url: str, mode: str = "transaction", pool_size: int = 3) -> None:
         self._program = program("pgbouncer")
+        self.direct_url = url
+        self.mode = mode
         self._server = urlsplit(url)
         self._port = free_port()
         self._account = _unprivileged_account()
@@ -61,13 +65,18 @@ class Pgbouncer:
         return urlunsplit(self._server._replace(netloc=f"{user}@127.0.0.1:{self._port}"))
 
     def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def start(self) -> None:
+        """Start it, on the same port as before."""
         options: dict[str, Any] = {}
         if self._account is not None:
             for path in (self._folder, *self._folder.iterdir()):
                 os.chown(path, self._account.pw_uid, self._account.pw_gid)
             options = {"user": self._account.pw_uid, "group": self._account.pw_gid, "extra_groups": []}
         log_path = self._folder / "log"
-        with log_path.open("wb") as log:
+        with log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 [self._program, str(self._folder / "pgbouncer.ini")],
                 stdout=log,
@@ -79,12 +88,27 @@ class Pgbouncer:
             assert self._process.poll() is None, f"it ended at once:\n{log_path.read_text()}"
             assert time.monotonic() < deadline, f"it does not answer:\n{log_path.read_text()}"
             time.sleep(0.02)
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def kill(self) -> None:
+        """End it without a word to anybody."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+
+    def pause(self) -> None:
+        """From when nothing runs any more at the server, nothing is passed on to it."""
+        self._signal(signal.SIGUSR1)
+
+    def resume(self) -> None:
+        """What waits is passed on."""
+        self._signal(signal.SIGUSR2)
+
+    def _signal(self, number: int) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _answers(self) -> bool:

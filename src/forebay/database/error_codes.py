@@ -101,6 +101,8 @@ TOO_MANY = "53300"
 # The server is not what it was, or the session has other settings than new ones get. A login or a name that is wrong
 # now was right when the session began.
 _MOVED = (READ_ONLY, "57P", "08", "28", "3D", "3F")
+# What a session was in the middle of, or had prepared, is not what its driver takes it to be.
+_OF_THE_SESSION = ("25", "26", "42P05")
 # The same may be said to a role or a schema that has been changed since; a caller's own statement gets them, too.
 _CHANGED = ("42P01", "42703", "42501")
 # SQLite has one code for whatever is wrong with a statement; its message tells these from bad JSON.
@@ -160,6 +162,11 @@ def _in_words(error: BaseException) -> str:
 def ends_all(sqlstate: str, *, own_statement: bool = False) -> bool:
     """Whether an answer tells that the connections which were opened before it are of no use any more."""
     return sqlstate.startswith(_MOVED) or (not own_statement and sqlstate in _CHANGED)
+
+
+def ends_session(sqlstate: str) -> bool:
+    """Whether an answer tells that this one connection is of no use any more, as it would say the same for ever."""
+    return sqlstate.startswith(_OF_THE_SESSION)
 
 
 def from_sqlstate(sqlstate: str) -> DatabaseError:

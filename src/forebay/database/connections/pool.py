@@ -262,7 +262,7 @@ class Connections:
         if error_codes.ends_all(sqlstate, own_statement=own_statement):
             fitness.condemn()
             return False
-        return True
+        return not error_codes.ends_session(sqlstate)
 
     async def release(self) -> None:
         """Let the engine have the one at hand, for those who ask it for connections themselves."""
