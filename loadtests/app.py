@@ -16,26 +16,26 @@ from chainlit.data.sql_alchemy import SQLAlchemyDataLayer
 from chainlit.data.utils import queue_until_user_message
 
 from forebay import ForebayDataLayer, LocalStorageClient
-from forebay.bench.layers import NoLayer
+from forebay.bench.layers import no_layer, nothing
 from loadtests import texts
 
 _LAYER = os.environ.get("LAYER", "forebay")
 
 
-class _Nothing(NoLayer):
+async def _get_user(_layer: BaseDataLayer, identifier: str) -> cl.PersistedUser:
+    """Whoever asks is known."""
+    return cl.PersistedUser(id=identifier, identifier=identifier, createdAt="")
+
+
+def _nothing() -> BaseDataLayer:
     """What Chainlit itself does for a data layer, and no more."""
-
-    create_step = queue_until_user_message()(NoLayer.create_step)
-    update_step = queue_until_user_message()(NoLayer.update_step)
-
-    async def get_user(self, identifier: str) -> cl.PersistedUser:  # type: ignore[override]
-        """Whoever asks is known."""
-        return cl.PersistedUser(id=identifier, identifier=identifier, createdAt="")
+    queued = queue_until_user_message()(nothing)
+    return no_layer(create_step=queued, update_step=queued, get_user=_get_user)
 
 
 def _data_layer() -> BaseDataLayer:
     if _LAYER == "nothing":
-        return _Nothing()
+        return _nothing()
     url = os.environ["LOAD_DATABASE_URL"]
     files = LocalStorageClient(Path(os.environ["LOAD_FILES"]))
     if _LAYER == "sqlalchemy":

@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 from tests.support.chainlit_client import ChainlitClient
+from typing_extensions import override
 
 from loadtests import seen
 from loadtests.seen import Chat
@@ -37,6 +38,7 @@ class Person(ChainlitClient):
         first = (self.first_shown or 0.0) - started
         return seen.turn_of(self.question_id, question, shown, first, took)
 
+    @override
     async def _see(self, step: dict[str, Any]) -> None:
         if self.first_shown is None and step["type"] == "assistant_message":
             self.first_shown = time.perf_counter()

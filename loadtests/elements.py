@@ -33,6 +33,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from tests.support.postgres import PostgresServer
+from typing_extensions import override
 
 from forebay import ForebayDataLayer, LocalStorageClient, Settings
 from forebay.settings import Durability
@@ -45,6 +46,7 @@ _MIB = 2**20
 
 
 class _Cloud(BaseStorageClient):
+    @override
     async def upload_file(
         self,
         object_key: str,
@@ -56,12 +58,15 @@ class _Cloud(BaseStorageClient):
         await asyncio.sleep(0.05)
         return {"object_key": object_key, "url": f"https://cloud.example/{object_key}"}
 
+    @override
     async def delete_file(self, object_key: str) -> bool:
         return True
 
+    @override
     async def get_read_url(self, object_key: str) -> str:
         return f"https://cloud.example/{object_key}"
 
+    @override
     async def close(self) -> None:
         """There is nothing to close."""
 

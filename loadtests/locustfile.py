@@ -20,6 +20,7 @@ from typing import Any
 import socketio
 from locust import HttpUser, between, events, task
 from locust.exception import StopUser
+from typing_extensions import override
 
 from loadtests import seen, texts
 from loadtests.seen import Chat
@@ -122,6 +123,7 @@ class Person(HttpUser):
 
     wait_time = between(_THINK * 0.5, _THINK * 1.5)
 
+    @override
     def on_start(self) -> None:
         """Log in, and begin a chat."""
         self.name = f"person-{uuid.uuid4().hex[:12]}"
@@ -129,6 +131,7 @@ class Person(HttpUser):
         self.post("/login", data={"username": self.name, "password": "load"}, name="login")
         self.begin()
 
+    @override
     def on_stop(self) -> None:
         """Leave."""
         if self.connection is not None:

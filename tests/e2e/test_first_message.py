@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typing_extensions import override
 
 from tests.support.chainlit_client import ChainlitClient
 from tests.support.chainlit_server import ChainlitServer
@@ -24,6 +25,7 @@ class _Asked(ChainlitClient):
         self._silent = silent
         self.asked, self.ready = asyncio.Event(), asyncio.Event()
 
+    @override
     def _listen(self) -> None:
         super()._listen()
         self._sio.on("ask", self._answer)
@@ -39,6 +41,7 @@ class _Asked(ChainlitClient):
     async def _unsee(self, step: dict[str, Any]) -> None:
         self.steps.pop(step["id"], None)
 
+    @override
     async def _see(self, step: dict[str, Any]) -> None:
         await super()._see(step)
         if step["output"] == "ready":

@@ -13,6 +13,7 @@ from chainlit.context import ChainlitContext
 from chainlit.element import Text
 from chainlit.types import Feedback, Pagination, ThreadFilter
 from sqlalchemy.pool import QueuePool
+from typing_extensions import override
 
 from forebay import ForebayDataLayer, Settings
 from forebay.pipeline import pipeline
@@ -32,14 +33,17 @@ _MOST_AWAITS = 200
 class SlowStorage(MemoryStorage):
     """A storage client that awaits something in each call, as a real one does."""
 
+    @override
     async def upload_file(self, *arguments: Any, **named: Any) -> dict[str, Any]:
         await asyncio.sleep(0)
         return await super().upload_file(*arguments, **named)
 
+    @override
     async def delete_file(self, object_key: str) -> bool:
         await asyncio.sleep(0)
         return await super().delete_file(object_key)
 
+    @override
     async def get_read_url(self, object_key: str) -> str:
         await asyncio.sleep(0)
         return await super().get_read_url(object_key)

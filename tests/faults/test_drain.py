@@ -126,14 +126,14 @@ async def test_a_daemon_writes_for_a_living_process(
 ) -> None:
     async with daemon(folder, migrated_url) as process:
         layer, thread_id = external(migrated_url), str(uuid.uuid4())
-        for number in range(20):
-            values = a_step(thread_id, output=f"{number}")
+        steps = [a_step(thread_id, output=f"{number}") for number in range(20)]
+        for number, values in enumerate(steps):
             await layer.create_step(values)
             await layer.update_step(values | {"output": f"{number}!"})
             stored = await layer.get_step(values["id"])
             assert stored is not None
             assert stored["output"] == f"{number}!", "it reads its own writes"
-        await layer.delete_step(values["id"])
+        await layer.delete_step(steps[-1]["id"])
         found = await layer.get_thread(thread_id)
         assert found is not None
         assert len(found["steps"]) == 19

@@ -32,6 +32,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from typing_extensions import override
 
 from forebay import Settings
 from forebay.database.checkpoint import Checkpoint
@@ -169,6 +170,7 @@ class GatedStore(Store):
         self.locked: set[str] = set()  # threads that somebody holds
         self.running = 0
 
+    @override
     async def apply(
         self,
         changes: Sequence[Change],
@@ -187,12 +189,15 @@ class GatedStore(Store):
 
         return await self._gated(act, writes=True)
 
+    @override
     async def read(self, statement: Any, **parameters: Any) -> Any:
         return await self._gated(lambda: super(GatedStore, self).read(statement, **parameters))
 
+    @override
     async def write(self, statement: Any, **parameters: Any) -> Any:
         return await self._gated(lambda: super(GatedStore, self).write(statement, **parameters))
 
+    @override
     async def prepare(self) -> None:
         # Before a read or a write, and alone: who finds a journal asks first which database this is.
         self.running += 1
@@ -201,6 +206,7 @@ class GatedStore(Store):
         finally:
             self.running -= 1
 
+    @override
     async def close(self) -> None:
         self.running += 1
         try:
@@ -296,6 +302,7 @@ class Life:
 class _Even(random.Random):
     """No jitter: an example does the same each time."""
 
+    @override
     def uniform(self, a: float, b: float) -> float:
         return (a + b) / 2
 
@@ -594,6 +601,7 @@ class EngineModel(RuleBasedStateMachine):
         with closing(sqlite3.connect(self._file)) as connection:
             assert connection.execute("SELECT * FROM backwards").fetchall() == []
 
+    @override
     def teardown(self) -> None:
         try:
             self._check_the_end()

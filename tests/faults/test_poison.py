@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from chainlit.types import Feedback
+from typing_extensions import override
 
 from forebay import ForebayDataLayer
 from forebay.errors import InvalidId, RowError
@@ -170,6 +171,7 @@ def _deep(levels: int) -> Any:
 
 
 class _Unprintable:
+    @override
     def __str__(self) -> str:
         raise ValueError
 

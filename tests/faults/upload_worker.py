@@ -16,6 +16,7 @@ from typing import Any
 
 from chainlit.context import init_http_context
 from chainlit.element import File
+from typing_extensions import override
 
 from forebay import ForebayDataLayer, LocalStorageClient, Settings
 
@@ -25,6 +26,7 @@ THREAD = str(uuid.UUID(int=1))
 class DeadlyStorage(LocalStorageClient):
     when = "never"
 
+    @override
     async def upload_path(self, object_key: str, path: Path, mime: str) -> dict[str, Any]:
         if self.when == "before":
             os.kill(os.getpid(), signal.SIGKILL)

@@ -9,6 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from typing_extensions import override
 
 # A column in brackets is there only in the releases that name it; `-> table` is a foreign key.
 _TABLES = {
@@ -43,6 +44,7 @@ class OldSchema:
     optional: frozenset[str] = frozenset()
     foreign_keys: bool = True
 
+    @override
     def __str__(self) -> str:
         return self.name
 

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 from chainlit.types import Feedback, Pagination, ThreadFilter
 from sqlalchemy.ext.asyncio import create_async_engine
+from typing_extensions import override
 
 from forebay import (
     AccessError,
@@ -73,11 +74,13 @@ async def nothing_secret_is_logged(caplog: pytest.LogCaptureFixture) -> AsyncIte
 
 
 class Unprintable:
+    @override
     def __str__(self) -> str:
         raise ValueError(SECRET)
 
 
 class Plain:
+    @override
     def __str__(self) -> str:
         return "plain"
 

@@ -12,6 +12,7 @@ import pytest
 from chainlit.context import init_http_context
 from chainlit.element import File
 from click.testing import CliRunner, Result
+from typing_extensions import override
 
 from forebay import ForebayDataLayer, LocalStorageClient, Settings, SettingsError, StorageError
 from forebay.attachments import mover as movers
@@ -177,11 +178,13 @@ class _Meanwhile(Access):
         super().__init__(client)
         self._inner, self._act = access(client), act
 
+    @override
     def __getattribute__(self, name: str) -> Any:
         if name in ("listed", "look", "delete", "marks", "add", "stored_url"):
             return getattr(object.__getattribute__(self, "_inner"), name)
         return object.__getattribute__(self, name)
 
+    @override
     async def read(self, object_key: str, into: Path) -> None:
         await self._inner.read(object_key, into)
         await self._act(object_key)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from chainlit.element import Audio, CustomElement, Element, ElementDict, Pdf, Text, Video
+from typing_extensions import override
 
 from forebay import ForebayDataLayer, Settings, TransientError
 from forebay.attachments import blobs, collector
@@ -272,6 +273,7 @@ class SlowStorage(MemoryStorage):
         self.uploads = 0
         self.go_on = asyncio.Event()
 
+    @override
     async def upload_file(
         self, object_key: str, data: bytes | str, *arguments: Any, **named: Any
     ) -> dict[str, Any]:
@@ -524,11 +526,13 @@ class LateDeletes(SlowStorage):
         super().__init__()
         self.stored = asyncio.Event()
 
+    @override
     async def upload_file(self, *arguments: Any, **named: Any) -> dict[str, Any]:
         stored = await super().upload_file(*arguments, **named)
         self.stored.set()
         return stored
 
+    @override
     async def delete_file(self, object_key: str) -> bool:
         await self.stored.wait()
         return await super().delete_file(object_key)

@@ -13,6 +13,7 @@ from chainlit.element import Text
 from chainlit.step import StepDict
 from chainlit.types import Feedback, Pagination, ThreadDict, ThreadFilter
 from chainlit.user import PersistedUser, User
+from typing_extensions import override
 
 from forebay import ForebayDataLayer, OverrideError, RowError
 from tests.integration.conftest import MakeLayer
@@ -34,6 +35,7 @@ from tests.support.storage import MemoryStorage
 class _Redacting(ForebayDataLayer):
     """What is stored goes through `create_step`."""
 
+    @override
     @queue_until_user_message()  # type: ignore[untyped-decorator]
     async def create_step(self, step_dict: StepDict) -> None:
         step_dict["output"] = step_dict["output"].replace("secret", "•••")
@@ -43,6 +45,7 @@ class _Redacting(ForebayDataLayer):
 class _RedactingMore(_Redacting):
     """A subclass of a subclass, with an `update_step` of its own too."""
 
+    @override
     async def update_step(self, step_dict: StepDict) -> None:
         step_dict["name"] = "bot"
         await super().update_step(step_dict)
@@ -53,6 +56,7 @@ class _Shaping(ForebayDataLayer):
 
     calls = 0
 
+    @override
     async def get_all_user_threads(
         self, user_id: str | None = None, thread_id: str | None = None
     ) -> list[ThreadDict] | None:
@@ -66,6 +70,7 @@ class _Shaping(ForebayDataLayer):
 class _Reading(ForebayDataLayer):
     """A `get_thread` by way of `get_all_user_threads`, as Chainlit's own is."""
 
+    @override
     async def get_thread(self, thread_id: str) -> ThreadDict | None:
         threads = await self.get_all_user_threads(thread_id=thread_id)
         return threads[0] if threads else None
@@ -78,6 +83,7 @@ class _ReadingAndShaping(_Shaping, _Reading):
 class _Naming(ForebayDataLayer):
     """Contents lie under a folder of the application's own."""
 
+    @override
     async def _get_user_id_by_thread(self, thread_id: str) -> str | None:
         return f"tenant-{await super()._get_user_id_by_thread(thread_id)}"
 
@@ -85,6 +91,7 @@ class _Naming(ForebayDataLayer):
 class _Tagging(ForebayDataLayer):
     """Each thread gets the application's tag, whoever writes into it first; SQLite has no lists."""
 
+    @override
     async def update_thread(self, thread_id: str, *arguments: Any, **named: Any) -> None:
         named["tags"] = json.dumps(["ours"])
         named["metadata"] = json.dumps({**(named.get("metadata") or {}), "tenant": 7})
@@ -94,6 +101,7 @@ class _Tagging(ForebayDataLayer):
 class _Knowing(ForebayDataLayer):
     """Whoever logs in is what `get_user` says."""
 
+    @override
     async def get_user(self, identifier: str) -> PersistedUser | None:
         user = await super().get_user(identifier)
         if user is not None:
@@ -196,6 +204,7 @@ def test_what_nothing_would_call_is_refused_when_the_class_is_made(name: str) ->
 
 def test_who_overrides_nothing_has_the_short_way() -> None:
     class Theirs(ForebayDataLayer):
+        @override
         async def delete_thread(self, thread_id: str) -> None:
             await super().delete_thread(thread_id)
 

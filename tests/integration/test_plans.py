@@ -15,6 +15,7 @@ import pytest
 import sqlalchemy as sa
 from chainlit.types import Pagination, ThreadFilter
 from chainlit.user import User
+from typing_extensions import override
 
 from forebay import ForebayDataLayer, Settings
 from forebay.database.checkpoint import Checkpoint, Position
@@ -125,6 +126,7 @@ class PostgresPlan:
         self.scanned: set[str] = set()
         self._read(json.loads(plan)[0]["Plan"])
 
+    @override
     def __repr__(self) -> str:
         return self.text
 
@@ -142,6 +144,7 @@ class SqlitePlan:
         self.indexes = {line[line.index("INDEX") + 1] for line in words if "INDEX" in line}
         self.scanned = {line[1] for line in words if line[0] == "SCAN"} & schema.TABLES.keys()
 
+    @override
     def __repr__(self) -> str:
         return "\n".join(self.details)
 

@@ -14,6 +14,7 @@ import pytest
 from aiohttp import web
 from chainlit.config import FILES_DIRECTORY
 from chainlit.element import Audio, CustomElement, Dataframe, Element, File, Image, Pdf, Plotly, Text, Video
+from typing_extensions import override
 
 from forebay import ForebayDataLayer, LocalStorageClient, Settings
 from forebay.attachments import delivery, uploads
@@ -54,6 +55,7 @@ class TroubledStorage(MemoryStorage):
         self.trouble = [*trouble]
         self.uploads = 0
 
+    @override
     async def upload_file(
         self, object_key: str, data: bytes | str, *rest: Any, **named: Any
     ) -> dict[str, Any]:
@@ -242,6 +244,7 @@ async def test_large_files_are_not_all_in_memory_at_once(
     file.write_bytes(b"x" * size)
 
     class Forgetful(MemoryStorage):
+        @override
         async def upload_file(
             self, object_key: str, data: bytes | str, *rest: Any, **_: Any
         ) -> dict[str, Any]:
@@ -375,6 +378,7 @@ async def test_by_default_content_goes_to_a_folder(
 class RefusingStorage(MemoryStorage):
     """It takes no key with `refused` in it, however often."""
 
+    @override
     async def upload_file(
         self, object_key: str, data: bytes | str, *rest: Any, **named: Any
     ) -> dict[str, Any]:
@@ -419,6 +423,7 @@ async def test_a_storage_that_takes_nothing_has_all_in_the_end(
 class StallingStorage(MemoryStorage):
     """It never answers for a key with `stalled` in it."""
 
+    @override
     async def upload_file(
         self, object_key: str, data: bytes | str, *rest: Any, **named: Any
     ) -> dict[str, Any]:

@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+from typing_extensions import override
+
 from forebay.bench import postgres
 from forebay.bench.postgres import NoPostgres, name_of, run_apart, wheel_binaries
 from tests.support.patience import PATIENCE
@@ -58,6 +60,7 @@ class Standby(PostgresServer):
         self._primary = primary
         self._superuser = primary._superuser
 
+    @override
     def _fill(self) -> None:
         self._copy_from(self._primary)
 

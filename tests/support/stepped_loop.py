@@ -8,6 +8,8 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from typing import Any, TypeVar, TypeVarTuple
 
+from typing_extensions import override
+
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
 _PATIENCE = 30.0  # real seconds that a thread may take
@@ -29,6 +31,7 @@ class SteppedLoop(asyncio.SelectorEventLoop):
         self.errors: list[dict[str, Any]] = []
         self.set_exception_handler(lambda _, context: self.errors.append(context))
 
+    @override
     def time(self) -> float:
         """The stepped clock."""
         return self._now
@@ -38,6 +41,7 @@ class SteppedLoop(asyncio.SelectorEventLoop):
         """Whether there is something in a thread to wait for."""
         return self._at_work > 0 or self._busy()
 
+    @override
     def run_in_executor(
         self, executor: Executor | None, func: Callable[[*_Ts], _T], *args: *_Ts
     ) -> asyncio.Future[_T]:
@@ -78,6 +82,7 @@ class _Selector(selectors.DefaultSelector):
         super().__init__()
         self._loop = loop
 
+    @override
     def select(self, timeout: float | None = None) -> Any:
         events = super().select(0)
         if events or timeout == 0:

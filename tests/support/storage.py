@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from chainlit.data.storage_clients.base import BaseStorageClient
+from typing_extensions import override
 
 
 class MemoryStorage(BaseStorageClient):
@@ -17,6 +18,7 @@ class MemoryStorage(BaseStorageClient):
         self.signed = 0
         self.failing: set[str] = set()
 
+    @override
     async def upload_file(
         self,
         object_key: str,
@@ -31,16 +33,19 @@ class MemoryStorage(BaseStorageClient):
         self.dispositions[object_key] = content_disposition
         return {"object_key": object_key, "url": f"stored://{object_key}"}
 
+    @override
     async def delete_file(self, object_key: str) -> bool:
         self._maybe_fail("delete_file")
         self.files.pop(object_key, None)
         return True  # as S3 says also of what is not there
 
+    @override
     async def get_read_url(self, object_key: str) -> str:
         self._maybe_fail("get_read_url")
         self.signed += 1
         return f"signed://{object_key}?{self.signed}"
 
+    @override
     async def close(self) -> None:
         self._maybe_fail("close")
 

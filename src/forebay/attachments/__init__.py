@@ -19,9 +19,10 @@ _MODULES = {
     "configured_storage": "providers",
 }
 
+if not TYPE_CHECKING:  # a type checker knows which names there are, and which not
 
-def __getattr__(name: str) -> Any:
-    """What needs Chainlit is imported when asked for: importing it takes seconds and writes into its root."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    def __getattr__(name: str) -> Any:
+        """What needs Chainlit is imported when asked for: importing it takes seconds and writes into its root."""
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

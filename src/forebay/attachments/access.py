@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import aiohttp
 from chainlit.data.storage_clients.base import BaseStorageClient
+from typing_extensions import override
 
 from forebay.attachments.file_route import to_be_saved
 from forebay.attachments.folder import LocalStorageClient, link_or_copy
@@ -55,6 +56,7 @@ class Access:
     def __init__(self, client: BaseStorageClient) -> None:
         self.client = client
 
+    @override
     def __repr__(self) -> str:
         return f"<Access {type(self.client).__name__}>"
 
@@ -136,37 +138,46 @@ class _Folder(Access):
         super().__init__(client)
         self._folder = client
 
+    @override
     async def listed(self, prefix: str = "") -> AsyncIterator[Listed]:
         for file in self._folder.stored():
             if file.object_key.startswith(prefix):
                 yield Listed(file.object_key, file.size, file.modified)
 
+    @override
     async def look(self, object_key: str) -> Held | None:
         found = await threads.run(partial(self._folder.find, object_key))
         return Held(found.size, found.mime, found.path.name) if found is not None else None
 
     @property
+    @override
     def place(self) -> tuple[str, ...]:
         return ("folder", str(self._folder.folder.resolve()))
 
+    @override
     async def stored_url(self, object_key: str) -> str | None:
         return self._folder.stored_url(object_key)
 
+    @override
     async def read(self, object_key: str, into: Path) -> None:
         found = await threads.run(partial(self._folder.find, object_key))
         if found is None:
             raise StorageError("the object is gone")
         await threads.run(partial(link_or_copy, found.path, into))
 
+    @override
     async def add(self, object_key: str, path: Path, mime: str) -> bool:
         return await self._folder.add_path(object_key, path, mime)
 
+    @override
     async def marks(self) -> set[str]:
         return await threads.run(self._folder.marks)
 
+    @override
     async def mark(self, name: str) -> None:
         await threads.run(partial(self._folder.mark, name))
 
+    @override
     async def unmark(self, names: Iterable[str]) -> None:
         await threads.run(partial(self._folder.unmark, names))
 
@@ -174,15 +185,18 @@ class _Folder(Access):
 class _Bucket(Access):
     """Marks are objects of their own."""
 
+    @override
     async def marks(self) -> set[str]:
         return {one.object_key.removeprefix(MARKS) async for one in self.listed(MARKS)}
 
+    @override
     async def mark(self, name: str) -> None:
         about = "Contents of the forebay database with this mark are in this storage.\n"
         stored = await self.client.upload_file(MARKS + name, about, "text/plain")
         if not (stored or {}).get("object_key"):
             raise StorageError("the storage can't be written to")
 
+    @override
     async def unmark(self, names: Iterable[str]) -> None:
         for name in names:
             await self.client.delete_file(MARKS + name)
@@ -193,6 +207,7 @@ class _S3(_Bucket):
         super().__init__(client)
         self._inner, self._bucket = inner, bucket
 
+    @override
     async def listed(self, prefix: str = "") -> AsyncIterator[Listed]:
         pages = self._inner.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix)
         async for page in _each(pages):
@@ -200,13 +215,16 @@ class _S3(_Bucket):
                 yield _listed(entry["Key"], entry["Size"], entry["LastModified"])
 
     @property
+    @override
     def place(self) -> tuple[str, ...]:
         return ("s3", str(self._inner.meta.endpoint_url), self._bucket)
 
+    @override
     async def stored_url(self, object_key: str) -> str | None:
         host = os.environ.get("DEV_AWS_ENDPOINT", "amazonaws.com")  # as Chainlit's client has it
         return f"https://{self._bucket}.s3.{host}/{object_key}"
 
+    @override
     async def look(self, object_key: str) -> Held | None:
         head = partial(self._inner.head_object, Bucket=self._bucket, Key=object_key)
         found = await _asked(head, absent=("404", "NoSuchKey"))
@@ -218,9 +236,11 @@ class _S3(_Bucket):
             str(found.get("ETag", "")),
         )
 
+    @override
     async def read(self, object_key: str, into: Path) -> None:
         await _asked(lambda: self._inner.download_file(self._bucket, object_key, str(into)))
 
+    @override
     async def add(self, object_key: str, path: Path, mime: str) -> bool:
         if await self.look(object_key) is not None:
             return False
@@ -245,17 +265,21 @@ class _Google(_Bucket):
         super().__init__(client)
         self._bucket = bucket
 
+    @override
     async def listed(self, prefix: str = "") -> AsyncIterator[Listed]:
         async for blob in _each(self._bucket.list_blobs(prefix=prefix or None)):
             yield _listed(blob.name, blob.size, blob.updated)
 
     @property
+    @override
     def place(self) -> tuple[str, ...]:
         return ("gcs", str(self._bucket.name))
 
+    @override
     async def stored_url(self, object_key: str) -> str | None:
         return str(self._bucket.blob(object_key).public_url)
 
+    @override
     async def look(self, object_key: str) -> Held | None:
         blob = await _asked(partial(self._bucket.get_blob, object_key))
         if blob is None:
@@ -263,9 +287,11 @@ class _Google(_Bucket):
         mime = blob.content_type or _DEFAULT_MIME
         return Held(blob.size, mime, str(blob.generation))
 
+    @override
     async def read(self, object_key: str, into: Path) -> None:
         await _asked(lambda: self._bucket.blob(object_key).download_to_filename(str(into)))
 
+    @override
     async def add(self, object_key: str, path: Path, mime: str) -> bool:
         blob = self._bucket.blob(object_key)
         blob.content_disposition = to_be_saved(object_key, mime)
@@ -282,6 +308,7 @@ class _Azure(_Bucket):
         super().__init__(client)
         self._container = container
 
+    @override
     async def listed(self, prefix: str = "") -> AsyncIterator[Listed]:
         try:
             async for blob in self._container.list_blobs(name_starts_with=prefix or None):
@@ -290,12 +317,15 @@ class _Azure(_Bucket):
             _refuse(error)
 
     @property
+    @override
     def place(self) -> tuple[str, ...]:
         return ("azure", str(self._container.url))
 
+    @override
     async def stored_url(self, object_key: str) -> str | None:
         return await self.client.get_read_url(object_key)
 
+    @override
     async def look(self, object_key: str) -> Held | None:
         try:
             found = await self._container.get_blob_client(object_key).get_blob_properties()
@@ -305,6 +335,7 @@ class _Azure(_Bucket):
         mime = found.content_settings.content_type or _DEFAULT_MIME
         return Held(found.size, mime, str(found.etag))
 
+    @override
     async def read(self, object_key: str, into: Path) -> None:
         try:
             content = await self._container.get_blob_client(object_key).download_blob()

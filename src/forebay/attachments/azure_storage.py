@@ -9,6 +9,7 @@ from azure.storage.blob import BlobSasPermissions, generate_blob_sas
 from azure.storage.blob.aio import BlobServiceClient
 from chainlit.data.storage_clients.azure_blob import AzureBlobStorageClient
 from chainlit.data.storage_clients.base import storage_expiry_time
+from typing_extensions import override
 
 _EARLY = timedelta(minutes=15)  # clocks differ, and Azure refuses what is not valid yet
 _KEY_LIFE = timedelta(days=1)
@@ -34,6 +35,7 @@ class AzureStorageClient(AzureBlobStorageClient):
         )
         self.container_client: Any = self.service_client.get_container_client(container_name)
 
+    @override
     async def get_read_url(self, object_key: str) -> str:
         """A signed URL, whatever is in the key."""
         now = datetime.now(UTC)
@@ -59,6 +61,7 @@ class AzureStorageClient(AzureBlobStorageClient):
             self._delegated = key, end
         return {"user_delegation_key": self._delegated[0]}
 
+    @override
     async def close(self) -> None:
         """Close the connections."""
         await super().close()

@@ -147,14 +147,14 @@ def publish(client: Any) -> None:
     """
     server = sys.modules.get("chainlit.server")
     app = getattr(server, "app", None)
-    if app is None:
+    if server is None or app is None:
         return
     endpoint = getattr(app.state, _STATE, None)
     if endpoint is None:
         endpoint = _Endpoint()
         setattr(app.state, _STATE, endpoint)
         # In front of Chainlit's catch-all, below the path of `--root-path`; mounted, the parent takes the path off.
-        root = server.config.run.root_path  # type: ignore[union-attr]
+        root = server.config.run.root_path
         route = Route(f"{root}{_PATH}/{{name}}", endpoint.answer, methods=["GET"])
         app.router.routes.insert(0, route)
     endpoint.clients[str(client.folder.absolute())] = client

@@ -23,6 +23,7 @@ from typing import IO, Any, TypeVar
 
 from anyio import CapacityLimiter
 from chainlit.data.storage_clients.base import BaseStorageClient, storage_expiry_time
+from typing_extensions import override
 
 from forebay.attachments.file_route import Signer, StoredFile, publish, served_root, unsigned_url
 from forebay.errors import StorageError
@@ -68,11 +69,13 @@ class LocalStorageClient(BaseStorageClient):
         self._threads: CapacityLimiter | None = None
         publish(self)
 
+    @override
     def __repr__(self) -> str:
         return f"<LocalStorageClient {self.folder}>"
 
     # ---- Chainlit's methods
 
+    @override
     async def upload_file(
         self,
         object_key: str,
@@ -103,17 +106,20 @@ class LocalStorageClient(BaseStorageClient):
             return False
         return True
 
+    @override
     async def delete_file(self, object_key: str) -> bool:
         """Delete an object; True also when there was none, as with S3."""
         await self._in_thread(lambda: self._delete(object_key))
         return True
 
+    @override
     async def get_read_url(self, object_key: str) -> str:
         """A URL that opens this object and no other, for a while."""
         publish(self)
         signer = self._signer if self._signer is not None else await self._in_thread(self.signer)
         return self._base_url + signer.url(object_key, self._expires)
 
+    @override
     async def close(self) -> None:
         """There is nothing to close."""
 

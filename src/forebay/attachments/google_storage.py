@@ -7,11 +7,15 @@ from typing import Any
 
 from chainlit.data.storage_clients.base import storage_expiry_time
 from chainlit.data.storage_clients.gcs import GCSStorageClient
-from google.auth import credentials
+from google.auth import credentials, default
 from google.auth.transport.requests import Request
+from google.cloud import storage
+from typing_extensions import override
 
 from forebay.errors import StorageError
 from forebay.primitives import threads
+
+_SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)  # the storage, and the service that signs
 
 
 class GoogleStorageClient(GCSStorageClient):
@@ -20,10 +24,25 @@ class GoogleStorageClient(GCSStorageClient):
     That needs the role Service Account Token Creator of the service account on itself.
     """
 
-    def __init__(self, **named: Any) -> None:
-        super().__init__(**named)
+    def __init__(
+        self,
+        bucket_name: str,
+        project_id: str | None = None,
+        client_email: str | None = None,
+        private_key: str | None = None,
+    ) -> None:
+        self._role: Any = None  # credentials that hold no key
         self._refreshing = threading.Lock()
+        if private_key:
+            super().__init__(bucket_name, project_id, client_email, private_key)
+            return
+        found, project = default(scopes=_SCOPES)
+        if not isinstance(found, credentials.Signing):
+            self._role = found
+        self.client: Any = storage.Client(project=project_id or project, credentials=found)
+        self.bucket: Any = self.client.bucket(bucket_name)
 
+    @override
     def sync_get_read_url(self, object_key: str) -> str:
         """A signed URL."""
         blob = self.bucket.blob(object_key)
@@ -34,17 +53,17 @@ class GoogleStorageClient(GCSStorageClient):
 
     def _signing(self) -> dict[str, str]:
         """What signs: nothing more where the credentials do, else their account, by Google's service."""
-        own = self.client._credentials
-        if isinstance(own, credentials.Signing):
+        if self._role is None:
             return {}
         with self._refreshing:
-            if not own.valid:
-                own.refresh(Request())
-        account = getattr(own, "service_account_email", None)
+            if not self._role.valid:
+                self._role.refresh(Request())
+        account = getattr(self._role, "service_account_email", None)
         if not account:
             raise StorageError("a person's credentials sign no URLs; take a service account's")
-        return {"service_account_email": account, "access_token": own.token}
+        return {"service_account_email": account, "access_token": self._role.token}
 
+    @override
     async def upload_file(
         self,
         object_key: str,

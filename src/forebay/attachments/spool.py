@@ -108,12 +108,10 @@ class Secured:
                 self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
                 if (reason := distrusted(self._root)) is not None:
                     raise OSError(errno.EPERM, reason)
-                while (
-                    self._lock is None
-                ):  # an adopter may be quicker, and take it for one that is left behind
-                    name = uuid.uuid4().hex
-                    self._lock = _take(self._root / f"{name}{_LOCK}")
-                self._folder = self._root / name
+                name = uuid.uuid4().hex
+                while (lock := _take(self._root / f"{name}{_LOCK}")) is None:
+                    name = uuid.uuid4().hex  # an adopter was quicker, and took it for one that is left behind
+                self._lock, self._folder = lock, self._root / name
                 self._folder.mkdir(mode=0o700)
             except OSError as error:
                 logger.warning(

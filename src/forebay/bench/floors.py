@@ -20,7 +20,7 @@ from forebay.model import changes, schema
 from forebay.model.changes import Upsert
 from forebay.settings import Settings
 
-_STATEMENTS = Statements(postgresql.asyncpg.dialect())  # type: ignore[no-untyped-call]
+_STATEMENTS = Statements(postgresql.asyncpg.dialect())
 
 
 async def write(subject: Subject, url: str, load: Load) -> tuple[int, float, float]:

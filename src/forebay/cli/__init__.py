@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import Any
 
 import click
+from typing_extensions import override
 
 # The commands import what they need when they run: Chainlit takes seconds to import, `--help` should not.
 from forebay.cli import (
@@ -34,6 +35,7 @@ from forebay.telemetry.logs import limit_repeats
 
 
 class _Group(click.Group):
+    @override
     def invoke(self, ctx: click.Context) -> Any:
         """A ForebayError ends as one line on standard error, without a traceback."""
         try:

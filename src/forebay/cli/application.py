@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import click
 
@@ -113,15 +114,12 @@ def _made_by(app: Path) -> Any:
 def _remembering(kind: type) -> Iterator[dict[Any, dict[str, Any]]]:
     """What each layer of this kind is made with, which it does not keep."""
     given: dict[Any, dict[str, Any]] = {}
-    make = kind.__init__  # type: ignore[misc]
+    make = inspect.getattr_static(kind, "__init__")
 
     @functools.wraps(make)
     def remember(self: Any, *arguments: Any, **named: Any) -> None:
         given[self] = inspect.signature(make).bind(self, *arguments, **named).arguments
         make(self, *arguments, **named)
 
-    kind.__init__ = remember  # type: ignore[misc]
-    try:
+    with patch.object(kind, "__init__", remember):
         yield given
-    finally:
-        kind.__init__ = make  # type: ignore[misc]

@@ -14,6 +14,7 @@ import click
 from rich.text import Text
 
 from forebay.cli import printing
+from forebay.primitives.addresses import from_here, origin
 
 _DEMO = Path(__file__).parents[1] / "demo"
 
@@ -139,5 +140,4 @@ def _check_port(host: str, port: int) -> None:
 
 def _address(host: str, port: int) -> str:
     """What to type into a browser on this machine."""
-    name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host)  # noqa: S104 - it is compared, not listened on
-    return f"http://{name or (f'[{host}]' if ':' in host else host)}:{port}"
+    return origin(from_here(host), port)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
+from typing_extensions import override
 
 from forebay.cli import options, printing
 from forebay.cli.application import application_of
@@ -25,6 +26,7 @@ _AGE = re.compile(r"(\d{1,5})([hdw])")
 class _Age(click.ParamType[timedelta]):
     name = "age"
 
+    @override
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
         """A number and a unit."""
         if isinstance(value, timedelta):

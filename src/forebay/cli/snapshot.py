@@ -69,14 +69,15 @@ class Snapshot:
         return total / count if count else None
 
     def _quantile(self, name: str, share: float, before: Snapshot | None) -> float | None:
-        buckets = self._buckets(name)
+        buckets = self.buckets(name)
         if before is not None:
-            earlier = before._buckets(name)
+            earlier = before.buckets(name)
             buckets = {bound: count - earlier.get(bound, 0) for bound, count in buckets.items()}
         most = buckets.get(math.inf, 0)
         return next((bound for bound in sorted(buckets) if most and buckets[bound] >= share * most), None)
 
-    def _buckets(self, name: str) -> dict[float, float]:
+    def buckets(self, name: str) -> dict[float, float]:
+        """A histogram's upper bounds, and how many values are not above each; of all labels together."""
         found: defaultdict[float, float] = defaultdict(float)
         for bound, count in self._bucket_samples(name):
             found[bound] += count

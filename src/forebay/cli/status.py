@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import json
+import os
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Group, RenderableType
@@ -23,6 +22,10 @@ from forebay.cli import options, printing
 from forebay.cli.application import settings_of
 from forebay.cli.snapshot import Snapshot
 from forebay.errors import SettingsError
+from forebay.primitives.addresses import from_here, origin
+
+if TYPE_CHECKING:
+    import aiohttp
 
 _TIMEOUT = 5.0
 _NOT_READY = 3
@@ -81,7 +84,7 @@ def status(app: Path | None, addresses: tuple[str, ...], watch: bool, interval: 
     if watch and not as_json:
         _watch(urls, interval)
         return
-    looks = {address: _look(url) for address, url in urls.items()}
+    looks = asyncio.run(_looks(urls))
     if as_json:
         printing.say_json({address: _summary(look) for address, look in looks.items()})
     else:
@@ -110,42 +113,57 @@ def _url(address: str) -> str:
         raise click.BadParameter(f"{address}: {error}") from None
     if where is None:
         raise click.BadParameter(f"{address}: it names no process")
-    # A process that listens everywhere is reached here.
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(where[0], where[0])  # noqa: S104 - compared, not listened on
-    return f"http://[{host}]:{where[1]}/metrics" if ":" in host else f"http://{host}:{where[1]}/metrics"
+    return f"{origin(from_here(where[0]), where[1])}/metrics"
 
 
-def _look(url: str) -> _Look:
+async def _looks(urls: dict[str, str]) -> dict[str, _Look]:
+    """All of them, side by side."""
+    import aiohttp
+
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_TIMEOUT)) as http:
+        found = await asyncio.gather(*(_look(http, url) for url in urls.values()))
+    return dict(zip(urls, found, strict=True))
+
+
+async def _look(http: aiohttp.ClientSession, url: str) -> _Look:
+    import aiohttp
+
     try:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT) as response:  # noqa: S310 - http or https, see _url
-            content_type = response.headers.get("Content-Type", "")
-            text = response.read().decode()
-    except (OSError, urllib.error.URLError) as error:
-        reason = getattr(error, "reason", error)
-        return _Look(None, f"can't be reached ({getattr(reason, 'strerror', None) or reason})")
-    except ValueError:
+        async with http.get(url) as response:
+            content_type, text = response.headers.get("Content-Type", ""), await response.text()
+    except aiohttp.InvalidURL:
         return _Look(None, "is not an address")
+    except (aiohttp.ClientError, OSError) as error:
+        return _Look(None, f"can't be reached ({_reason(error)})")
+    except UnicodeDecodeError:
+        return _Look(None, "answers no text; that is not the metrics' port")
     if not content_type.startswith("text/plain"):
         return _Look(None, f"answers {content_type or 'something else'}; that is not the metrics' port")
     try:
         snapshot = Snapshot.parse(text, time.monotonic())
     except ValueError as error:
         return _Look(None, str(error))
-    return _Look(snapshot, None, None if snapshot.total("ready") else _why_not(url))
+    return _Look(snapshot, None, None if snapshot.total("ready") else await _why_not(http, url))
 
 
-def _why_not(url: str) -> str:
+def _reason(error: Exception) -> str:
+    """In the system's words, where it is the system's error."""
+    if isinstance(error, TimeoutError):
+        return f"no answer within {_TIMEOUT:.0f} s"
+    code = error.errno if isinstance(error, OSError) else None
+    return os.strerror(code) if code is not None and code > 0 else str(error)
+
+
+async def _why_not(http: aiohttp.ClientSession, url: str) -> str:
     """What its `/readyz` says, beside its metrics; one that is published by an app alone has none."""
+    import aiohttp
+
     probe = url.removesuffix("/metrics") + "/readyz"
     try:
-        with urllib.request.urlopen(probe, timeout=_TIMEOUT):  # noqa: S310 - http or https, see _url
-            return "not ready"
-    except urllib.error.HTTPError as answer:
-        with contextlib.suppress(ValueError, KeyError, TypeError, OSError):
-            return f"not ready: {json.loads(answer.read())['reason']}"
-    except (OSError, ValueError):
-        pass
-    return "not ready"
+        async with http.get(probe) as answer:
+            return f"not ready: {json.loads(await answer.text())['reason']}"
+    except (aiohttp.ClientError, OSError, ValueError, KeyError, TypeError):
+        return "not ready"
 
 
 def _exit_code(looks: dict[str, _Look]) -> int:
@@ -161,7 +179,7 @@ def _watch(urls: dict[str, str], interval: float) -> None:
         try:
             while True:
                 started = time.monotonic()
-                looks = {address: _look(url) for address, url in urls.items()}
+                looks = asyncio.run(_looks(urls))
                 live.update(_view(looks, before), refresh=True)
                 before = looks
                 time.sleep(max(0.0, interval - (time.monotonic() - started)))

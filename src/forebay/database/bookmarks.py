@@ -11,6 +11,7 @@ from typing import NamedTuple
 import orjson
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
+from typing_extensions import override
 
 from forebay.database.checkpoint import Checkpoint, Position
 
@@ -34,6 +35,7 @@ class Bookmarks:
         self._marks: dict[str, _Mark] = {}
         self._begun: dict[str, tuple[Position, int]] = {}
 
+    @override
     def __repr__(self) -> str:
         return f"<Bookmarks {len(self._marks)}{'' if self.complete else ', incomplete'}>"
 

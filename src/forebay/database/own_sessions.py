@@ -10,6 +10,7 @@ from sqlalchemy.exc import MissingGreenlet
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.util import await_only
+from typing_extensions import override
 
 _SETTLE = "forebay_settle"
 
@@ -26,6 +27,7 @@ class _SettledSession(Session):
 
     is_settled = False
 
+    @override
     def get_bind(self, *arguments: Any, **named: Any) -> Any:
         """Where the next statement goes: SQLAlchemy asks before each."""
         if not self.is_settled:

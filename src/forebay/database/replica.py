@@ -17,6 +17,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from typing_extensions import override
+
 from forebay.database import error_codes
 from forebay.database.bookmarks import Bookmarks
 from forebay.database.checkpoint import TOKEN_BITS, Checkpoint, CheckpointMoved, Position
@@ -77,6 +79,7 @@ class Replica:
         self._reminded = 0.0
         self._retry_at = 0.0
 
+    @override
     def __repr__(self) -> str:
         return f"<Replica {self.location} {'failing' if self._failing_since is not None else 'working'}>"
 

@@ -54,14 +54,9 @@ def _translation(error: Exception, *, own_statement: bool, sends_rows: bool) -> 
         if isinstance(cause, DatabaseError):  # refused by forebay itself, inside of SQLAlchemy
             return cause
         if isinstance(cause, asyncpg.PostgresError) and cause.sqlstate:
-            known = _by_name(_by_a_row(cause) or error_codes.from_sqlstate(cause.sqlstate), cause)
-            return _of_its_own(known, cause) if own_statement else known
+            return _of_postgres(cause, cause.sqlstate, own_statement)
         if isinstance(cause, sqlite3.Error):
-            code = getattr(cause, "sqlite_errorname", None) or "SQLITE_MISUSE"
-            known = error_codes.from_sqlite(code, str(cause))
-            if own_statement and code == "SQLITE_ERROR" and isinstance(known, RowError):
-                known = StatementError("SQLite does not understand the statement", sqlstate=code)
-            return _of_its_own(known, cause) if own_statement else known
+            return _of_sqlite(cause, own_statement)
         if isinstance(cause, sa.exc.TimeoutError):
             return TransientError(IN_USE)
         if isinstance(cause, asyncpg.InternalClientError):  # its session was ended in the middle of an answer
@@ -70,11 +65,30 @@ def _translation(error: Exception, *, own_statement: bool, sends_rows: bool) -> 
             if not sends_rows:
                 known_of_network.sqlstate = None  # nothing that was written took too long
             return known_of_network
+    return _of_nothing_known(type(error).__name__, own_statement, sends_rows)
+
+
+def _of_nothing_known(kind: str, own_statement: bool, sends_rows: bool) -> DatabaseError:
     if own_statement:
-        return StatementError(f"the statement or its parameters are wrong ({type(error).__name__})")
+        return StatementError(f"the statement or its parameters are wrong ({kind})")
     if not sends_rows:  # or good rows would be dead letters for what went wrong before them
-        return TransientError(f"the database can't be reached ({type(error).__name__})")
-    return RowError(f"a row can't be sent to the database ({type(error).__name__})")
+        return TransientError(f"the database can't be reached ({kind})")
+    return RowError(f"a row can't be sent to the database ({kind})")
+
+
+def _of_postgres(error: asyncpg.PostgresError, sqlstate: str, own_statement: bool) -> DatabaseError:
+    known = _by_name(_by_a_row(error) or error_codes.from_sqlstate(sqlstate), error)
+    return _of_its_own(known, error) if own_statement else known
+
+
+def _of_sqlite(error: sqlite3.Error, own_statement: bool) -> DatabaseError:
+    code = getattr(error, "sqlite_errorname", None) or "SQLITE_MISUSE"
+    known = error_codes.from_sqlite(code, str(error))
+    if not own_statement:
+        return known
+    if code == "SQLITE_ERROR" and isinstance(known, RowError):
+        known = StatementError("SQLite does not understand the statement", sqlstate=code)
+    return _of_its_own(known, error)
 
 
 def sqlstate_of(error: Exception) -> str:

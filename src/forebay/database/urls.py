@@ -23,11 +23,7 @@ _DRIVERS = {
     "sqlite+aiosqlite": "sqlite+aiosqlite",
 }
 _PLACES = ("host", "port", "search_path", "options")  # which server it is, and which schema
-_CREDENTIALS = {
-    "user": "username",
-    "password": "password",
-    "dbname": "database",
-}  # libpq takes them there too
+_CREDENTIALS = ("user", "password", "dbname")  # libpq takes them in the query too
 _ENCODE = "in a password write @ as %40, % as %25, # as %23, / as %2F, ? as %3F and : as %3A"
 _STYLES = "postgresql://user:password@host:port/database or sqlite:///path/to/file"
 
@@ -110,9 +106,8 @@ def _refuse_stray(text: str) -> None:
 
 def _with_parameters(url: sa.URL, *, with_password: bool) -> tuple[sa.URL, dict[str, Any]]:
     query, arguments = take_parameters(_credentials_out(url), with_password=with_password)
-    given = {name: str(url.query[name]) for name in _CREDENTIALS if name in url.query}
-    places = {_CREDENTIALS[name]: value for name, value in given.items()}
-    return url.set(query=query, **places), arguments  # type: ignore[arg-type]
+    user, password, database = (str(url.query[name]) if name in url.query else None for name in _CREDENTIALS)
+    return url.set(query=query, username=user, password=password, database=database), arguments
 
 
 def _credentials_out(url: sa.URL) -> dict[str, Any]:

@@ -31,9 +31,10 @@ _TIMEOUTS = sa.text(
     " 'idle_session_timeout') ORDER BY name"
 )
 _TABLES = sa.text(
-    "SELECT name, relrowsecurity AND row_security_active(oid) AS secured,"  # noqa: S608 - the rights are those above
-    + ", ".join(f"has_table_privilege(oid, '{right}') AS {right.lower()}" for right in _RIGHTS)
-    + " FROM unnest(CAST(:names AS text[])) AS name JOIN pg_catalog.pg_class ON oid = to_regclass(quote_ident(name))"
+    "SELECT name, relrowsecurity AND row_security_active(oid) AS secured,"
+    " has_table_privilege(oid, 'SELECT') AS select, has_table_privilege(oid, 'INSERT') AS insert,"
+    " has_table_privilege(oid, 'UPDATE') AS update, has_table_privilege(oid, 'DELETE') AS delete"
+    " FROM unnest(CAST(:names AS text[])) AS name JOIN pg_catalog.pg_class ON oid = to_regclass(quote_ident(name))"
     " ORDER BY name"
 )
 

@@ -15,6 +15,7 @@ import anyio
 import anyio.to_thread
 
 from forebay.doctor.findings import Finding, error, note, ok, warning
+from forebay.primitives.addresses import from_here, origin
 from forebay.settings import Settings, parse_address
 
 _TIMEOUT = 5.0
@@ -51,9 +52,7 @@ async def check_metrics(settings: Settings) -> AsyncIterator[Finding]:
             "metrics", "on any free port, so that nobody knows where", "name a port for what is scraped"
         )
         return
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not listened on
-    url = f"http://[{host}]:{port}/metrics" if ":" in host else f"http://{host}:{port}/metrics"
-    yield await _ask(url)
+    yield await _ask(f"{origin(from_here(host), port)}/metrics")
 
 
 async def _ask(url: str) -> Finding:

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from typing_extensions import override
+
 from forebay.errors import ForebayError, JournalError
 from forebay.journal.log_format import make_folder
 from forebay.model import changes
@@ -27,7 +29,9 @@ CREATE TABLE IF NOT EXISTS letters (
     row_id TEXT NOT NULL, sqlstate TEXT, error TEXT NOT NULL, change BLOB NOT NULL, database_id TEXT,
     UNIQUE (database, row_table, row_id, change));
 """
-_COLUMNS = "id, made_at, database, row_table, row_id, sqlstate, error, database_id, change"
+_FIND = """
+SELECT id, made_at, database, row_table, row_id, sqlstate, error, database_id, change FROM letters ORDER BY id
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,7 @@ class DeadLetters:
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE_NAME
 
+    @override
     def __repr__(self) -> str:
         return f"<DeadLetters {self.path}>"
 
@@ -105,7 +110,7 @@ class DeadLetters:
         if not self.path.exists():
             return []
         with self._opened() as connection:
-            rows = connection.execute(f"SELECT {_COLUMNS} FROM letters ORDER BY id").fetchall()  # noqa: S608
+            rows = connection.execute(_FIND).fetchall()
         letters = (Letter(*row[:-1], *changes.decode(row[-1])) for row in rows)
         return [letter for letter in letters if ids is None or letter.id in ids]
 

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import override
+
 from forebay.errors import JournalError
 from forebay.journal.group import Group, Run, tell
 from forebay.journal.log import Log
@@ -116,6 +118,7 @@ class Journal:
         self._thread.start()
         _held.add(self)
 
+    @override
     def __repr__(self) -> str:
         return f"<Journal {self.id}, {self.size} bytes, durable up to {self.durable_seq}>"
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from typing_extensions import override
+
 from forebay.journal.orphan import Orphan, adopt, journal_paths, reason_of
 from forebay.journal.ownership import is_owned, is_written_out, sweep
 from forebay.primitives.backoff import Backoff
@@ -39,6 +41,7 @@ class Journals:
         self._folder = folder
         self._clock = clock
 
+    @override
     def __repr__(self) -> str:
         return f"<Journals in {self._folder}, {len(self.parked)} parked>"
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import override
+
 from forebay.errors import JournalError
 from forebay.journal.log_format import FORMAT, Group
 from forebay.journal.log_reader import Reader, read_heads
@@ -40,6 +42,7 @@ class Orphan:
             with contextlib.suppress(OSError):
                 self.progress = Progress(path.with_suffix(PROGRESS))
 
+    @override
     def __repr__(self) -> str:
         return f"<Orphan {self.id}>"
 

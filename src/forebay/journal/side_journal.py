@@ -12,6 +12,8 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from typing_extensions import override
+
 from forebay.errors import JournalError
 from forebay.journal.log import Log
 from forebay.journal.log_format import FORMAT, About, make_folder
@@ -53,17 +55,20 @@ class SideJournal(Orphan):
                 raise _unusable(error) from None
             self._durable_seq = last_seq
 
+    @override
     def read(self, after_seq: int, max_bytes: int) -> list[Record]:
         """See `Orphan.read`."""
         with self._one_at_a_time:
             return read_records(self._reader, after_seq, self._durable_seq, max_bytes)
 
+    @override
     def remove(self) -> None:
         """See `Orphan.remove`."""
         with self._one_at_a_time:
             self._log.close()
         super().remove()
 
+    @override
     def release(self) -> None:
         """See `Orphan.release`."""
         with self._one_at_a_time:

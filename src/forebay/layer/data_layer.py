@@ -23,6 +23,7 @@ from chainlit.types import Feedback, PageInfo, PaginatedResponse, Pagination, Th
 from chainlit.user import PersistedUser, User
 from prometheus_client import CollectorRegistry
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from typing_extensions import override
 
 from forebay.attachments import attachments_of
 from forebay.database.outdated import Outdated
@@ -119,6 +120,7 @@ class ForebayDataLayer(BaseDataLayer):
     _own: ClassVar[Overrides] = Overrides()
     _for_own_calls: ClassVar[frozenset[str]] = frozenset()
 
+    @override
     def __init_subclass__(cls, *, for_own_calls: Collection[str] = (), **named: Any) -> None:
         super().__init_subclass__(**named)
         cls._for_own_calls |= frozenset(for_own_calls)
@@ -162,7 +164,7 @@ class ForebayDataLayer(BaseDataLayer):
             storage_provider, self.settings, self._store, self._engine, counts, self._metrics
         )
         self._engine.on_start.append(self._attachments.start)
-        self._owners = Owners(self._get_user_id_by_thread, always=self._own._get_user_id_by_thread)
+        self._owners = Owners(self._get_user_id_by_thread, always=self._own.owner_lookup)
         self.async_session: async_sessionmaker[AsyncSession] = sessions(self.engine, self._settle_all)
 
     @classmethod
@@ -178,6 +180,7 @@ class ForebayDataLayer(BaseDataLayer):
             registry=registry,
         )
 
+    @override
     def __repr__(self) -> str:
         return f"<ForebayDataLayer {self._store.location}, {self._engine!r}>"
 
@@ -216,6 +219,7 @@ class ForebayDataLayer(BaseDataLayer):
         """Return when everything that was accepted is in the database, however long that takes."""
         await self._engine.flush()
 
+    @override
     async def close(self) -> None:
         """Write out what is queued, within `close_timeout`, and disconnect. A second call does nothing."""
         if self._engine.has_begun and self._engine.is_away():
@@ -234,6 +238,7 @@ class ForebayDataLayer(BaseDataLayer):
         await self._attachments.close()
         await self._operations.close()
 
+    @override
     async def build_debug_url(self) -> str:
         """There is no debugger to link to: an empty string, as in Chainlit's layer."""
         return ""
@@ -278,12 +283,14 @@ class ForebayDataLayer(BaseDataLayer):
 
     # ---- users
 
+    @override
     @_timed
     async def get_user(self, identifier: str) -> PersistedUser | None:
         """The user with this login name, or None. Who was seen before is known also while the database is away."""
         self._log_call("get_user")
         return await self._people.find(identifier)
 
+    @override
     @_at_home
     async def create_user(self, user: User) -> PersistedUser | None:
         """Store a user, or replace the metadata of the one with this identifier; the stored user."""
@@ -313,6 +320,7 @@ class ForebayDataLayer(BaseDataLayer):
 
     # ---- threads
 
+    @override
     @placed
     def update_thread(
         self,
@@ -346,6 +354,7 @@ class ForebayDataLayer(BaseDataLayer):
         user = user_at_hand(user_id) or self._people.known(self._store.ids.spell(user_id) or "")
         return claim_of(user) if user is not None else None
 
+    @override
     @_timed
     async def get_thread(self, thread_id: str) -> ThreadDict | None:
         """The thread with its steps by time, their feedback, and its elements with fresh URLs; or None."""
@@ -373,6 +382,7 @@ class ForebayDataLayer(BaseDataLayer):
         await self._attachments.sign([element for thread in threads for element in thread["elements"] or ()])
         return threads
 
+    @override
     @_timed
     async def get_thread_author(self, thread_id: str) -> str:
         """The owner's identifier; empty for a thread that is unknown or nobody's."""
@@ -380,6 +390,7 @@ class ForebayDataLayer(BaseDataLayer):
         owner = await self._reads.author(thread_id)
         return owner.get("userIdentifier") or ""
 
+    @override
     @placed
     def delete_thread(self, thread_id: str) -> Awaitable[None]:
         """Delete a thread and all that is in it, then its elements' content. Later writes to it are dropped."""
@@ -412,6 +423,7 @@ class ForebayDataLayer(BaseDataLayer):
             return await outdated.count(self._store)
         return await purge(self._store, self.delete_thread, outdated, progress=progress)
 
+    @override
     @_timed
     async def list_threads(
         self, pagination: Pagination, filters: ThreadFilter
@@ -487,6 +499,7 @@ class ForebayDataLayer(BaseDataLayer):
 
     # ---- steps
 
+    @override
     @placed
     def create_step(self, step_dict: StepDict) -> Awaitable[None]:
         """Create or change a step; what `step_dict` leaves out or has as None stays as it is."""
@@ -504,6 +517,7 @@ class ForebayDataLayer(BaseDataLayer):
 
         return self._door.enter(partial(Deferred, write), change.size)
 
+    @override
     @placed
     def update_step(self, step_dict: StepDict) -> Awaitable[None]:
         """The same as `create_step`: whichever comes first creates the row; but not one that was deleted."""
@@ -524,6 +538,7 @@ class ForebayDataLayer(BaseDataLayer):
 
         return wait()
 
+    @override
     @placed
     def delete_step(self, step_id: str) -> Awaitable[None]:
         """Delete a step, its descendants, their feedback and elements, then the elements' content."""
@@ -558,12 +573,14 @@ class ForebayDataLayer(BaseDataLayer):
         found = await self._reads.step(step_id)
         return dicts.step(found) if found else None
 
+    @override
     @_timed
     async def get_favorite_steps(self, user_id: str) -> list[StepDict]:
         """The steps of the user's threads whose metadata says `favorite`, newest first."""
         self._log_call("get_favorite_steps")
         return [dicts.step(document) for document in await self._reads.favorite_steps(user_id)]
 
+    @override
     async def set_step_favorite(self, step_dict: StepDict, favorite: bool) -> StepDict:
         """Mark a step as a favourite, or no longer; the step as it is then.
 
@@ -581,6 +598,7 @@ class ForebayDataLayer(BaseDataLayer):
 
     # ---- feedback
 
+    @override
     @placed
     def upsert_feedback(self, feedback: Feedback) -> Awaitable[str]:
         """Store a feedback and return its id. Its thread is the step's where it names none.
@@ -610,6 +628,7 @@ class ForebayDataLayer(BaseDataLayer):
         except DatabaseError:
             return False
 
+    @override
     @placed
     def delete_feedback(self, feedback_id: str) -> Awaitable[bool]:
         """Delete a feedback, if it is there."""
@@ -625,6 +644,7 @@ class ForebayDataLayer(BaseDataLayer):
 
     # ---- elements
 
+    @override
     @placed
     def create_element(self, element: Element) -> Awaitable[None]:
         """Store an element's content, then its row. Without `for_id`: nothing.
@@ -644,6 +664,7 @@ class ForebayDataLayer(BaseDataLayer):
         size = change.size + len(content.content or "")
         return self._door.enter(partial(self._attachments.store, content, change, owner), size)
 
+    @override
     @_timed
     async def get_element(self, thread_id: str, element_id: str) -> ElementDict | None:
         """The element with a fresh URL, or None."""
@@ -656,6 +677,7 @@ class ForebayDataLayer(BaseDataLayer):
         await self._attachments.sign([element])
         return element
 
+    @override
     @placed
     def delete_element(self, element_id: str, thread_id: str | None = None) -> Awaitable[None]:
         """Delete an element's row, then its content."""

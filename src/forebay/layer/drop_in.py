@@ -6,7 +6,7 @@ Which of them a class has is found out once, when the class is made. Who overrid
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 from chainlit.types import PageInfo, PaginatedResponse, Pagination, ThreadDict, ThreadFilter
 
@@ -25,7 +25,8 @@ class Overrides:
     update_thread: bool = False  # from create_step
     get_all_user_threads: bool = False  # from get_thread and list_threads
     get_user: bool = False  # from create_user
-    _get_user_id_by_thread: bool = False  # from create_element
+    # from create_element
+    owner_lookup: bool = field(default=False, metadata={"method": "_get_user_id_by_thread"})
 
 
 def overrides_of(made: type, base: type, for_own_calls: Collection[str]) -> Overrides:
@@ -37,7 +38,8 @@ def overrides_of(made: type, base: type, for_own_calls: Collection[str]) -> Over
                 " in the methods that Chainlit calls; or, if it is for your own calls alone, write"
                 f" `class {made.__name__}({base.__name__}, for_own_calls=({name!r},))`"
             )
-    return Overrides(**{field.name: _has_own(made, base, field.name) for field in fields(Overrides)})
+    methods = {one.name: one.metadata.get("method", one.name) for one in fields(Overrides)}
+    return Overrides(**{name: _has_own(made, base, method) for name, method in methods.items()})
 
 
 def _has_own(made: type, base: type, name: str) -> bool:

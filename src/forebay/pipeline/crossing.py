@@ -14,6 +14,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from typing_extensions import override
+
 from forebay.errors import QueueFull, WrongLoop
 from forebay.primitives.futures import fail, quiet_future, settle_with
 
@@ -71,6 +73,7 @@ class Arrivals:
         self._size = 0
         self._lock = threading.Lock()
 
+    @override
     def __repr__(self) -> str:
         return f"<Arrivals {len(self.waiting)} waiting, {self._size} bytes>"
 

@@ -6,6 +6,8 @@ import secrets
 import uuid
 from typing import Protocol
 
+from typing_extensions import override
+
 from forebay.database.checkpoint import TOKEN_BITS, Checkpoint, Position
 from forebay.model.changes import Change
 
@@ -30,6 +32,7 @@ class Cursor:
         self._parts: list[Position] = []  # where it was since `at` has its `seq`
         self._tried: Position | None = None  # where the last step leads, answered or not
 
+    @override
     def __repr__(self) -> str:
         return f"<Cursor {self.journal_id} at {self.at.seq}>"
 

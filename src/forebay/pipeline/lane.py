@@ -7,6 +7,8 @@ import uuid
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from typing_extensions import override
+
 from forebay.errors import DatabaseError, ThreadHeldUp
 from forebay.journal.orphan import Record
 from forebay.model.changes import Change
@@ -63,6 +65,7 @@ class Lane:
         self._sizes: dict[int, int] = {}
         self.rebind()
 
+    @override
     def __repr__(self) -> str:
         return f"<Lane {self.changes} changes, {self.size} bytes>"
 

@@ -13,6 +13,8 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from typing_extensions import override
+
 from forebay.database import error_codes
 from forebay.database.checkpoint import Checkpoint, Position
 from forebay.database.store import LeftOut
@@ -40,6 +42,7 @@ _NAMES = ("parentId", "forId")  # what a row hangs on
 class Database(Applies, Protocol):
     """What lanes need of a store."""
 
+    @override
     async def apply(
         self,
         changes: Sequence[Change],
@@ -93,6 +96,7 @@ class Lanes:
         self._replays: dict[str, Replay] = {}
         self._turn = asyncio.Semaphore()
 
+    @override
     def __repr__(self) -> str:
         return f"<Lanes {len(self.open)} open, {self.changes} changes, {self.size} bytes>"
 

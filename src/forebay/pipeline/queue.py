@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from typing_extensions import override
+
 from forebay.errors import QueueFull
 from forebay.model.changes import Change, Delete, Upsert, fold, moment_of
 from forebay.primitives.futures import settle
@@ -50,6 +52,7 @@ class Batch:
     threads: set[str | None] = field(default_factory=set)
     _run: dict[str, dict[str, Op]] = field(default_factory=dict)  # by table and key
 
+    @override
     def __repr__(self) -> str:
         return f"<Batch {len(self.ops)} rows, {self.size} bytes, up to {self.last_seq}>"
 
@@ -160,6 +163,7 @@ class Inbox:
         self._lost: set[int] = set()
         self._waiting: deque[Waiting] = deque()
 
+    @override
     def __repr__(self) -> str:
         return f"<Inbox {self.pending} pending, {self.size} bytes, {len(self._waiting)} waiting>"
 

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from typing_extensions import override
+
 from forebay.errors import JournalError
 from forebay.journal.journals import Journals
 from forebay.journal.orphan import Orphan, let_go
@@ -58,6 +60,7 @@ class Recovery:
         self._replay: Replay | None = None
         self._replayed = 0
 
+    @override
     def __repr__(self) -> str:
         return f"<Recovery in {self._folder}, {'working' if self._orphan else 'idle'}>"
 

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from typing_extensions import override
+
 from forebay.database.checkpoint import Position
 from forebay.journal.orphan import Orphan, Record
 from forebay.pipeline.batch_writer import Writer
@@ -57,6 +59,7 @@ class Replay:
         self._clock = clock
         self._tickets = tickets
 
+    @override
     def __repr__(self) -> str:
         return f"<Replay of {self.journal.id} up to {self.read_seq}>"
 

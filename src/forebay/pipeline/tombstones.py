@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 
+from typing_extensions import override
+
 from forebay.model.changes import Change, Delete
 from forebay.model.schema import THREAD_MADE_AT
 from forebay.telemetry.counters import Counts
@@ -19,6 +21,7 @@ class Tombstones:
         self._counts = counts
         self._threads: OrderedDict[str, None] = OrderedDict()
 
+    @override
     def __repr__(self) -> str:
         return f"<Tombstones {len(self._threads)}>"
 

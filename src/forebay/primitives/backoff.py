@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import random
+from random import Random, SystemRandom
 
 
 class Backoff:
@@ -11,10 +11,10 @@ class Backoff:
     Full jitter keeps replicas that lost their database together from coming back together.
     """
 
-    def __init__(self, base: float = 0.05, cap: float = 5.0, rng: random.Random | None = None) -> None:
+    def __init__(self, base: float = 0.05, cap: float = 5.0, rng: Random | None = None) -> None:
         self._base = base
         self._cap = cap
-        self._rng = rng or random.Random()  # noqa: S311 - spreads load, guards nothing
+        self._rng = rng or SystemRandom()
         self.attempts = 0
 
     def next_delay(self) -> float:

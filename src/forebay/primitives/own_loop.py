@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 
+from typing_extensions import override
+
 
 class OwnLoop:
     """Runs from `start` until `end`, or until the process does, which it does not keep from ending."""
@@ -13,6 +15,7 @@ class OwnLoop:
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self._run, name=name, daemon=True)
 
+    @override
     def __repr__(self) -> str:
         return f"<OwnLoop {self.thread.name} {'running' if self.thread.is_alive() else 'not running'}>"
 

@@ -26,6 +26,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
+from typing_extensions import override
 
 from forebay.errors import SettingsError
 from forebay.model.schema import TABLES
@@ -113,7 +114,7 @@ class Buckets:
         total, found = 0, []
         for bound, count in zip((*self._bounds, float("inf")), self.counts, strict=True):
             total += count
-            found.append((floatToGoString(bound), float(total)))  # type: ignore[no-untyped-call]
+            found.append((floatToGoString(bound), float(total)))
         return found
 
 
@@ -131,6 +132,7 @@ class Labelled:
 
 
 class _Flushes(Labelled):
+    @override
     def observe(self, value: float, label: str = "committed") -> None:
         super().observe(value, label)
 
@@ -231,6 +233,7 @@ class Metrics(Collector):
         """The metrics without their values, by which the registry finds out that it has them already."""
         return (_family(instrument) for instrument in INSTRUMENTS)
 
+    @override
     def collect(self) -> Iterator[Metric]:
         """The metrics as they are now."""
         return (self._collect(instrument) for instrument in INSTRUMENTS)

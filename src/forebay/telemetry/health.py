@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from typing_extensions import override
+
 from forebay.errors import ForebayError, SchemaError
 
 PULSE = 0.25  # seconds between two looks
@@ -34,6 +36,7 @@ class Health:
         self._asked: ForebayError | None = None
         self._since: float | None = None
 
+    @override
     def __repr__(self) -> str:
         return f"<Health {self.reason() or 'ready'}>"
 

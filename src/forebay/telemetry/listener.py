@@ -16,8 +16,10 @@ from typing import Self
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
+from typing_extensions import override
 
 from forebay.primitives import posix
+from forebay.primitives.addresses import origin
 from forebay.settings import parse_address
 from forebay.telemetry.page import HEADERS, PAGE
 
@@ -44,6 +46,7 @@ class Listener:
         self._socket: socket.socket | None = None
         self._runner: web.AppRunner | None = None
 
+    @override
     def __repr__(self) -> str:
         return f"<Listener {self.url or 'closed'}>"
 
@@ -60,7 +63,7 @@ class Listener:
         if self._socket is None:
             return None
         host, port = self._socket.getsockname()[:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        return origin(host, port)
 
     async def start(self) -> None:
         """Listen, unless the address is `off`, or can't be used."""

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
+from typing_extensions import override
+
 from forebay.errors import told
 from forebay.primitives.visible import visible
 
@@ -51,6 +53,7 @@ class Limit(logging.Filter):
         self._clock = clock
         self._events: OrderedDict[tuple[str, ...], _Event] = OrderedDict()
 
+    @override
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether the line is written, and with what in it: errors say where the database is, and nothing is unseen."""
         allowed = self._allows(record)

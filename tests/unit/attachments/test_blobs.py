@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 from chainlit.element import ElementDict
+from typing_extensions import override
 
 from forebay import TransientError
 from forebay.attachments import blobs
@@ -23,14 +24,17 @@ def _element(**values: Any) -> ElementDict:
 class _S3Like(MemoryStorage):
     """As Chainlit's S3 client, which says nothing when it fails."""
 
+    @override
     async def get_read_url(self, object_key: str) -> str:
         return object_key
 
+    @override
     async def delete_file(self, object_key: str) -> bool:
         return False
 
 
 class _Stalling(MemoryStorage):
+    @override
     async def get_read_url(self, object_key: str) -> str:
         if object_key == "stalls":
             await asyncio.Event().wait()

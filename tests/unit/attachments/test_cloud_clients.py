@@ -40,6 +40,12 @@ class _Signing:
     """Credentials that hold a key."""
 
 
+class _ServiceAccount(_Signing):
+    @classmethod
+    def from_service_account_info(cls, _info: Any) -> _ServiceAccount:
+        return cls()
+
+
 class _Role:
     """Credentials that hold none."""
 
@@ -65,12 +71,17 @@ class _Blob:
 
 @pytest.fixture
 def google(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[Any]]:
-    """The client on a bucket in memory, and what was asked of it."""
+    """Makes the client on a bucket in memory, for whom these credentials are found; and what was asked of it."""
     calls: list[Any] = []
+    found: list[Any] = []
+
+    def default(scopes: Any) -> tuple[Any, str]:
+        calls.append(scopes)
+        return found[-1], "project"
 
     class Client:
         def __init__(self, project: Any, credentials: Any) -> None:
-            self._credentials = credentials
+            calls.append((project, credentials))
 
         def bucket(self, name: str) -> Any:
             return SimpleNamespace(blob=lambda key: _Blob(key, calls))
@@ -80,35 +91,51 @@ def google(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[Any]]:
         monkeypatch,
         {
             "google": {},
-            "google.auth": {"default": lambda: (_Role(), "project"), "credentials": credentials},
+            "google.auth": {"default": default, "credentials": credentials},
             "google.auth.transport": {},
             "google.auth.transport.requests": {"Request": object},
             "google.cloud": {"storage": SimpleNamespace(Client=Client)},
-            "google.oauth2": {"service_account": None},
+            "google.oauth2": {"service_account": SimpleNamespace(Credentials=_ServiceAccount)},
         },
     )
     from forebay.attachments.google_storage import GoogleStorageClient
 
-    return GoogleStorageClient(bucket_name="b"), calls
+    def make(credentials: Any, **named: Any) -> Any:
+        found.append(credentials)
+        return GoogleStorageClient(bucket_name="b", **named)
+
+    return make, calls
 
 
 async def test_google_signs_for_who_holds_no_key(google: Any) -> None:
-    client, calls = google
+    make, calls = google
+    role = _Role()
+    client = make(role)
+    assert calls == [("https://www.googleapis.com/auth/cloud-platform",), ("project", role)]
     assert await client.get_read_url("key") == "signed"
-    assert (calls[0]["service_account_email"], calls[0]["access_token"]) == ("me@project", "fresh")
-    client.client._credentials = _Signing()
-    await client.get_read_url("key")
-    assert "access_token" not in calls[1]
-    client.client._credentials = _Role(account=None)
+    assert (calls[-1]["service_account_email"], calls[-1]["access_token"]) == ("me@project", "fresh")
+
+
+async def test_who_holds_a_key_signs_without_google(google: Any) -> None:
+    make, calls = google
+    await make(_Signing()).get_read_url("key")
+    assert "access_token" not in calls[-1]
+    account = {"project_id": "mine", "client_email": "me@mine", "private_key": "k"}
+    await make(None, **account).get_read_url("key")
+    assert (calls[-2][0], "access_token" in calls[-1]) == ("mine", False)
+
+
+async def test_a_person_signs_no_urls(google: Any) -> None:
+    make, _ = google
     with pytest.raises(StorageError, match="service account"):
-        await client.get_read_url("key")
+        await make(_Role(account=None)).get_read_url("key")
 
 
 async def test_google_is_told_what_browsers_may_show(google: Any) -> None:
-    client, calls = google
-    stored = await client.upload_file("k", "<b>", "text/html", False, "attachment")
+    make, calls = google
+    stored = await make(_Role()).upload_file("k", "<b>", "text/html", False, "attachment")
     assert stored == {"object_key": "k", "url": "https://g/k"}
-    assert calls == [(b"<b>", "attachment", {"content_type": "text/html", "if_generation_match": 0})]
+    assert calls[-1] == (b"<b>", "attachment", {"content_type": "text/html", "if_generation_match": 0})
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+from typing_extensions import override
 
 from forebay.database.error_codes import from_sqlite, from_sqlstate
 from forebay.errors import (
@@ -77,6 +78,7 @@ def test_a_wrong_schema_names_the_command(sqlstate: str) -> None:
 
 def test_waits_double_up_to_the_cap_and_are_drawn_from_zero() -> None:
     class Highest(random.Random):
+        @override
         def uniform(self, a: float, b: float) -> float:
             assert a == 0
             return b

@@ -14,6 +14,7 @@ from uuid import UUID
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typing_extensions import override
 
 from forebay.model import cleaning
 from forebay.model.cleaning import MAX_DEPTH, Misfit
@@ -26,6 +27,7 @@ class Colour(enum.StrEnum):
 
 
 class Silent:
+    @override
     def __str__(self) -> str:
         raise ValueError("I say nothing")
 

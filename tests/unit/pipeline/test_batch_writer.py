@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import pytest
+from typing_extensions import override
 
 from forebay.database.checkpoint import Checkpoint, CheckpointMoved, Position
 from forebay.database.store import LeftOut
@@ -287,6 +288,7 @@ async def test_waits_come_from_the_backoff_and_begin_anew_after_a_success(
         waits.append(seconds)
 
     class Numbered(Backoff):
+        @override
         def next_delay(self) -> float:
             super().next_delay()
             return float(self.attempts)
@@ -444,6 +446,7 @@ async def test_a_checkpoint_waits_for_the_first_half_of_a_batch(bench: Bench) ->
     seen: list[dict[str, int]] = []
 
     class Seen(Op):
+        @override
         def settle(self, error: Exception | None) -> None:
             seen.append({**bench.store.checkpoints})
 

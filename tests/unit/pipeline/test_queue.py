@@ -9,6 +9,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from typing_extensions import override
 
 from forebay.errors import QueueFull
 from forebay.model import changes
@@ -475,6 +476,7 @@ class AnyOrder(RuleBasedStateMachine):
             if not self.spilled and not self.lost:
                 assert waits_for == max(needed, default=0)
 
+    @override
     def teardown(self) -> None:
         """Whatever has happened, everything can be written in the end."""
         for _ in range(self.number + 1):

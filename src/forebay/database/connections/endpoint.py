@@ -9,6 +9,7 @@ from weakref import WeakSet
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, StaticPool
+from typing_extensions import override
 
 from forebay.database.connections.drivers import AiosqliteDriver, AsyncpgDriver, Driver
 from forebay.database.connections.fitness import Fitness, Watch, old_at
@@ -59,6 +60,7 @@ class Endpoint:
         sa.event.listen(self.engine.sync_engine, "connect", self._on_connect)
         sa.event.listen(self.engine.sync_engine, "checkout", self._on_checkout)
 
+    @override
     def __repr__(self) -> str:
         return f"<Endpoint {self.location}>"
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-import random
 import time
 from collections.abc import Mapping
+from random import SystemRandom
 
 from forebay.database.connections.drivers import SILENCE, AsyncpgDriver, Driver
 from forebay.database.connections.opening import Opener, Session
@@ -21,6 +21,7 @@ MOST_IDLE = 300.0
 # A statement whose session knows nothing of it is looked at once more after this, since its answer may be on the way.
 _AGAIN = 1.0  # seconds
 _LOOK_TIMEOUT = 5.0  # seconds
+_random = SystemRandom()
 
 
 class Fitness:
@@ -49,7 +50,7 @@ class Fitness:
 
 def old_at(opened_at: float) -> float:
     """When a connection is too old; those that were opened together are not so together."""
-    return opened_at + MOST_AGE * random.uniform(0.8, 1.0)  # noqa: S311 - spreads load, guards nothing
+    return opened_at + MOST_AGE * _random.uniform(0.8, 1.0)
 
 
 class Watch:

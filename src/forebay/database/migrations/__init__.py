@@ -8,11 +8,6 @@ Reading order: `runner` (lock, retry, Alembic), `shape` (what is there), `todo` 
 `work` (doing it), `activity` (the newest step of each thread), `failures` (which error is which).
 """
 
-import logging
-
-# Alembic tells each of its plugins at INFO when it is imported, into the log of whatever application runs.
-logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)
-
-from forebay.database.migrations.runner import VERSION_TABLE, head, is_current, plan, upgrade  # noqa: E402 - see above
+from forebay.database.migrations.runner import VERSION_TABLE, head, is_current, plan, upgrade
 
 __all__ = ["VERSION_TABLE", "head", "is_current", "plan", "upgrade"]

@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import sqlalchemy as sa
 from alembic.operations import Operations
-from alembic.runtime.migration import MigrationContext, RevisionStep
+from alembic.runtime.migration import MigrationContext, MigrationStep, RevisionStep
 from alembic.script import ScriptDirectory
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -161,7 +161,9 @@ def _options() -> dict[str, Any]:
 
 
 def _steps(revision: Any, _context: MigrationContext) -> Iterable[RevisionStep]:
-    return _scripts()._upgrade_revs("head", revision)
+    scripts = _scripts()
+    upwards = reversed(list(scripts.iterate_revisions("head", revision, implicit_base=True)))
+    return [MigrationStep.upgrade_from_script(scripts.revision_map, script) for script in upwards]
 
 
 @cache

@@ -238,9 +238,9 @@ def _retype(table: str, column: sa.Column[Any], wanted: str) -> str:
     # PostgreSQL has no cast from JSON to an array, and no subquery in USING.
     old = f'"{column.name}Old"'
     document = f"{old}::text::jsonb"
-    values = f"ARRAY(SELECT jsonb_array_elements_text({document}))"
-    condition = f"jsonb_typeof({document}) = 'array'"
-    update = f"UPDATE {table} SET {name} = {values} WHERE {condition}"  # noqa: S608 - of the schema's names
+    values: sa.ColumnElement[Any] = sa.literal_column(f"ARRAY(SELECT jsonb_array_elements_text({document}))")
+    is_list = sa.literal_column(f"jsonb_typeof({document}) = 'array'", sa.Boolean)
+    update = sa.update(sa.table(table, sa.column(column.name))).values({column.name: values}).where(is_list)
     add = f"ALTER TABLE {table} ADD COLUMN {name} {wanted}"
     return f"ALTER TABLE {table} RENAME COLUMN {name} TO {old}; {add}; {update};"
 

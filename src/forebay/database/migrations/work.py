@@ -152,7 +152,8 @@ class Work:
         # table's triggers, indexes and constraints alone, which a copy of the whole table would not.
         self.op.execute(f'ALTER TABLE steps RENAME COLUMN "{OLD_COLUMN}" TO "{_PARKED}"')
         self.op.execute(f'ALTER TABLE steps ADD COLUMN "{OLD_COLUMN}" BOOLEAN NOT NULL DEFAULT 0')
-        self.op.execute(f'UPDATE steps SET "{OLD_COLUMN}" = "{_PARKED}"')  # noqa: S608 - constants
+        parked: sa.ColumnClause[Any] = sa.column(_PARKED)
+        self.op.execute(sa.update(sa.table("steps", sa.column(OLD_COLUMN))).values({OLD_COLUMN: parked}))
         self.op.execute(f'ALTER TABLE steps DROP COLUMN "{_PARKED}"')
 
     def _create_index(self, index: NewIndex) -> None:
