@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from forebay import ForebayDataLayer, Settings
+from forebay import ForebayDataLayer, Settings, TransientError
 from forebay.database.checkpoint import Checkpoint, CheckpointMoved, Position
 from forebay.database.store import Store
 from forebay.model import changes
@@ -19,6 +19,7 @@ from forebay.telemetry.collector import Metrics
 from tests.faults.conftest import MakeLayer
 from tests.faults.load import Audit, versioned
 from tests.integration.contract import accounted_for, until
+from tests.support.pair import Lag, Pair
 from tests.support.patience import patience
 from tests.support.postgres import PostgresServer, Standby, name_of
 from tests.support.proxy import Proxy
@@ -156,6 +157,42 @@ async def test_an_asynchronous_failover_loses_nothing(
                 assert accounted_for(layer)
                 await layer.close()
     assert "gone back" in caplog.text
+
+
+@pytest.mark.parametrize("durability", ["journal", "memory"])
+async def test_who_reads_first_does_not_see_less(make_journaled: MakeLayer, durability: str) -> None:
+    """Nothing is written when the name moves, so that nobody but the reader meets the other server."""
+    async with Pair(synchronous=False) as pair:
+        values = {"durability": durability, "auto_migrate": True, "journal_keep": 3600}
+        layer, thread_id = make_journaled(pair.url, **values), str(uuid.uuid4())
+        await _write(layer, thread_id, range(10))
+        await layer.flush()
+        await asyncio.gather(*(layer.get_thread(thread_id) for _ in range(4)))
+        await asyncio.to_thread(pair.catch_up)
+        await pair.part()
+        await _write(layer, thread_id, range(10, 30))
+        await layer.flush()
+        await pair.fail_over(Lag.NOWHERE, crash=True)
+        pair.arrive()
+        if durability == "journal":
+            assert await _seen(layer, thread_id) == [*range(30)]
+            assert layer._engine.counts.checkpoint_alarms == {"gone_back": 1}
+        await _write(layer, thread_id, range(30, 31))
+        assert (await _seen(layer, thread_id))[-1] == 30
+        await layer.close()
+
+
+async def _seen(layer: ForebayDataLayer, thread_id: str) -> list[int]:
+    """What the first read shows that says no error."""
+    async with patience():
+        while True:
+            try:
+                thread = await layer.get_thread(thread_id)
+            except TransientError:
+                await asyncio.sleep(0.01)
+                continue
+            assert thread is not None
+            return sorted(int(step["output"].split()[0]) for step in thread["steps"])
 
 
 # ---- the statement itself

@@ -301,14 +301,20 @@ async def test_a_checkpoint_that_is_nowhere_any_more_is_not_waited_for(
             assert (await stored_thread(layer, thread_id))["name"] == "two"
             await _asked(layer)
         assert layer._store._bookmarks.positions == known
-    await asyncio.to_thread(shared_standby._primary.execute, "DELETE FROM forebay_checkpoints", name_of(url))
+    await layer.execute_sql("SELECT 1", {})
+    await stored_thread(layer, thread_id)
+    await _asked(layer)
+    (mark,) = layer._store._bookmarks.positions
+    assert mark not in known
+    gone = f"DELETE FROM forebay_checkpoints WHERE journal_id = '{mark}'"
+    await asyncio.to_thread(shared_standby._primary.execute, gone, name_of(url))
     await _catch_up(shared_standby)
     await stored_thread(layer, thread_id)
     await _asked(layer)
-    assert layer._store._bookmarks.positions.keys() != known.keys()
+    assert mark not in layer._store._bookmarks.positions
     await _catch_up(shared_standby)
     await stored_thread(layer, thread_id)
-    assert _reads(layer) == {"behind": 4, "replica": 1}
+    assert _reads(layer) == {"behind": 5, "replica": 1}
 
 
 async def test_a_thread_that_was_held_up_is_seen_as_it_was_written(

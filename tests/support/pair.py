@@ -73,6 +73,11 @@ class Pair:
         count = f"SELECT count(*) AS n FROM pg_stat_replication WHERE sync_state = '{state}'"
         await self._until(self._leader, count, 1)
 
+    def catch_up(self) -> None:
+        """Return when the standby has replayed all that is committed."""
+        assert isinstance(self._follower, Standby), "they have changed places"
+        self._follower.catch_up()
+
     async def part(self) -> None:
         """From now on the standby hears nothing of the primary, and nobody waits for it."""
         await self._set(self._follower, "primary_conninfo = ''")

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import sqlite3
 import uuid
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from itertools import groupby
@@ -109,6 +109,9 @@ class Store:
         self._exclusive = anyio.Lock() if in_memory(self.url) else None
         self._preparing = anyio.Lock()
         self._prepared = False
+        # A journal, and how far the database had it, as far as is known; and who is told that it has not.
+        self.known: Callable[[], tuple[str, int]] = lambda: ("", 0)
+        self.on_gone_back: Callable[[], None] = lambda: None
         self._writer: Held | None = None
         self._is_writing = False
 
@@ -242,12 +245,25 @@ class Store:
         limit = self._settings.statement_timeout
         with self._rechecking(), translated(self.location):
             if not writes and self._exclusive is None:
-                rows = await self._connections.fetch(statement, parameters, limit)
+                meet = None if statement is self.statements.position else partial(self._meet, *self.known())
+                rows = await self._connections.fetch(statement, parameters, limit, meet)
             else:
                 async with self._shared(), self._connections.held(limit) as held:
                     ask = self._write if writes else _fetch
                     rows = await ask(held.driver, statement, parameters)
         return await _document(statement, rows)
+
+    async def _meet(self, journal_id: str, seq: int, driver: Driver) -> None:
+        """Whoever reads must not see less than there was: the server may be another one, which lagged behind.
+
+        Raises TransientError where it is; what it lacks is given to it again.
+        """
+        if seq:
+            statement = self.statements.position
+            found = statement.document(await driver.fetch(statement, {"journal_id": journal_id}))
+            if _position(found).seq < seq:
+                self.on_gone_back()
+                raise TransientError("the database has gone back; it is given again what it lacks")
 
     async def _write(self, driver: Driver, statement: Statement, parameters: Mapping[str, Any]) -> list[Any]:
         try:

@@ -142,6 +142,9 @@ class Pipeline:
         self._trying: asyncio.Future[None] | None = None  # whether the folder takes files
         # Where this process's changes stand in the database, whether a journal keeps them or not.
         self.cursor = Cursor(uuid.uuid4().hex)
+        self._doubted = False
+        store.known = lambda: (self.cursor.journal_id, self.cursor.at.seq)
+        store.on_gone_back = self._doubt
         self._metrics = metrics
         self._clock = clock
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -523,9 +526,16 @@ class Pipeline:
 
     async def look_back(self) -> None:
         """See `write_loop.Owner`. Whoever has lost its connection may meet another server behind the same name."""
-        if self.cursor.at.seq and not self.store.has_writer:
+        if self.cursor.at.seq and (self._doubted or not self.store.has_writer):
+            self._doubted = False
             with contextlib.suppress(DatabaseError):
                 await self.writer.verify(self.cursor)
+
+    def _doubt(self) -> None:
+        """A reader has met a database that lacks what was written; the writer is to look."""
+        self._doubted = True
+        if isinstance(self._worker, Worker):
+            self._worker.look_now()
 
     def went_back(self) -> None:
         """Reads wait for what is written again as they do for what a process before this one has left."""

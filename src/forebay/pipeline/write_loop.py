@@ -60,6 +60,12 @@ class Worker:
         if now or self._due is None:
             self._wake()
 
+    def look_now(self) -> None:
+        """The database is not where it was left, as it seems."""
+        self._look_at = self._clock()
+        self._noticed = True
+        self._wake()
+
     async def run(self) -> None:
         """Write batches as they get ready, and between them what was left behind."""
         while True:

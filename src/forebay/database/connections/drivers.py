@@ -23,6 +23,7 @@ class Driver(Protocol):
 
     info: dict[Any, Any]  # what is known of the connection, for as long as it lives
     raw: Any  # as the driver has it
+    met: bool  # whether its server is known to have what this process has written
 
     @property
     def closed(self) -> bool:
@@ -66,6 +67,7 @@ class AsyncpgDriver:
     ) -> None:
         self.info = info
         self.raw = connection
+        self.met = False
         self.lived_at = self.asked_at = opened_at
         self.old_at = old_at  # when it is to be replaced
         self._suspects = suspects
@@ -103,6 +105,7 @@ class AiosqliteDriver:
     """A connection to a SQLite file."""
 
     closed = False  # a file does not hang up
+    met = True
     lived_at = asked_at = float("inf")
 
     def __init__(self, connection: aiosqlite.Connection, info: dict[Any, Any]) -> None:

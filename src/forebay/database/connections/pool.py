@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -193,17 +193,27 @@ class Connections:
         if not self._hand_over(None):
             self.lent -= 1
 
-    async def fetch(self, statement: Statement, parameters: Mapping[str, Any], limit: float) -> list[Any]:
+    async def fetch(
+        self,
+        statement: Statement,
+        parameters: Mapping[str, Any],
+        limit: float,
+        meet: Callable[[Driver], Awaitable[None]] | None = None,
+    ) -> list[Any]:
         """A statement's rows, within `limit` seconds, of which waiting for a connection is a part.
 
-        It must not write: where its connection is lost, it is asked again on another one. Raises TimeoutError, the
-        driver's errors, and a DatabaseError where there is no connection.
+        It must not write: where its connection is lost, it is asked again on another one. `meet` is called first on
+        one on which it has not succeeded. Raises TimeoutError, the driver's errors, what `meet` raises, and a
+        DatabaseError where there is no connection.
         """
         with self._condemning(limit):
             async with asyncio.timeout(limit):
                 for is_last in (False, True):
                     held = await self.take()
                     try:
+                        if meet is not None and not held.driver.met:
+                            await meet(held.driver)
+                            held.driver.met = True
                         rows = await held.driver.fetch(statement, parameters)
                     except BaseException as error:
                         await self.give_after(held, error)
