@@ -342,12 +342,21 @@ async def test_a_batch_on_postgresql_uses_indexes(
     explain_postgres: Explain, full_postgres_url: str, batch: Documents
 ) -> None:
     assert batch.partial
-    statement = statements_for(full_postgres_url).batch(partial=batch.partial, late=False, checkpoint=True)
+    statements = statements_for(full_postgres_url)
+    statement = statements.batch(partial=batch.partial, late=False, checkpoint=True, contents=True)
     step = Checkpoint("journal", Position(1, 1), Position(2, 2))
     parameters = {**batch.parameters, **step.parameters}
     plan = await explain_postgres(statement, parameters)
     # PostgreSQL takes a document for 100 rows; then it is right to read a table of 10,000 through.
     assert plan.scanned <= {"threads", "elements", "feedbacks"}, plan
+
+
+@pytest.mark.parametrize("name", ["discard_replaced", "discard_left_out"])
+async def test_noting_replaced_contents_on_sqlite_uses_indexes(
+    explain_sqlite: Explain, full_sqlite_url: str, batch: Documents, name: str
+) -> None:
+    plan = await explain_sqlite(getattr(statements_for(full_sqlite_url), name), batch.parameters)
+    assert plan.scanned == set(), plan
 
 
 @pytest.mark.parametrize("table", DELETES)

@@ -20,7 +20,7 @@ from forebay.attachments.providers import configured_storage, former_storage
 from forebay.attachments.uploads import Uploads
 from forebay.database.sql.statement import Statement
 from forebay.database.store import Store
-from forebay.model.changes import Upsert
+from forebay.model.changes import Upsert, moment_of
 from forebay.primitives.awaitables import NOTHING
 from forebay.settings import Settings
 from forebay.telemetry.collector import Metrics
@@ -114,8 +114,9 @@ class StoredAttachments(Attachments):
         self._blobs = Blobs(client, counts, former_storage(settings, client))
         # The folder says whose contents are in it, for `forebay blobs`.
         mark = self._mark if isinstance(client, LocalStorageClient) and not store.in_memory else None
-        self.uploads = Uploads(client, self._blobs, settings, counts, metrics, writer.write, mark)
+        self.uploads = Uploads(client, self._blobs, settings, counts, metrics, _Rows(store, writer), mark)
         self._collector = Collector(writer, store.statements, self._blobs, self.uploads)
+        self.uploads.sweep = self._collector.sweep
 
     def start(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
         """As there."""
@@ -170,6 +171,26 @@ class StoredAttachments(Attachments):
     async def _mark(self) -> None:
         assert self.client is not None
         await access(self.client).mark(mark_of(await self._store.own_id()))
+
+
+class _Rows:
+    """See `uploads.Rows`."""
+
+    def __init__(self, store: Store, writer: Writer) -> None:
+        self._store = store
+        self._writer = writer
+        self.write = writer.write
+
+    async def write_late(self, change: Upsert) -> None:
+        await self._store.apply([change], late=True, apart=True)
+
+    async def is_outdated(self, change: Upsert) -> bool:
+        await self._writer.settle(change.thread_id)
+        found = await self._writer.read(self._store.statements.content, id=change.key)
+        if found is None or found["objectKey"] is None:
+            return False
+        known = (found["moments"] or {}).get("objectKey", found["written_at"])
+        return bool(known >= moment_of(change))
 
 
 def attachments_of(

@@ -1,8 +1,9 @@
-"""Deleting the contents whose elements are gone, which the transaction that deleted them has noted."""
+"""Deleting the contents that no element names any more, which the transaction that had it so has noted."""
 
 from __future__ import annotations
 
 import itertools
+import logging
 from typing import Any, Protocol
 
 import anyio
@@ -12,7 +13,10 @@ from forebay.attachments.blobs import Blobs
 from forebay.attachments.uploads import Uploads
 from forebay.database.sql.statement import Statement
 from forebay.database.sql.statements import Statements
+from forebay.errors import DatabaseError
 from forebay.model import cleaning
+
+logger = logging.getLogger("forebay.blobs")
 
 _AT_ONCE = 1000
 _PATIENCE = (
@@ -57,6 +61,13 @@ class Collector:
             await self._blobs.surely("garbage", self._collect)
             return
         self._blobs.later("garbage", self._collect)
+
+    async def sweep(self) -> None:
+        """Delete whatever is noted: by who replaced a content, by an external writer, by a process that is gone."""
+        try:
+            await self._collect()
+        except DatabaseError as error:  # it is noted still
+            logger.info("garbage not collected reason=%s", type(error).__name__)
 
     async def _collect(self) -> bool:
         mine = self._asked = next(self._numbers)

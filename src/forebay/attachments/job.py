@@ -22,6 +22,7 @@ class Job:
     done: asyncio.Event = field(default_factory=asyncio.Event)
     woken: asyncio.Event = field(default_factory=asyncio.Event)
     dropped: bool = False
+    is_late: bool = False  # another process has begun it, so that the row may be newer by now
     told: bool = False  # its row was written without content
     begun: bool = False  # an upload was tried, so something may be in the storage
     taken: int = 0  # bytes of room on the disk

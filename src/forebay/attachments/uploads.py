@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import random
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import anyio
 from anyio import CapacityLimiter
@@ -40,17 +41,32 @@ logger = logging.getLogger("forebay.uploads")
 _DISK_THREADS = 16  # syncs side by side share what the disk does
 _SETTLE_TIMEOUT = 5.0  # how long a read waits for uploads of its thread, in seconds
 _ADOPT_EVERY = 30.0
+_SWEEP_EVERY = 60.0
 
 _STORAGE_TOO_LONG = "the storage takes longer than FOREBAY_UPLOAD_TIMEOUT; it is tried on"
 _TOO_LONG = "fetching and keeping it takes longer than FOREBAY_UPLOAD_TIMEOUT; it is tried on"
 
 _Result = TypeVar("_Result")
-Write = Callable[[Upsert], Awaitable[bool]]
+
+
+class Rows(Protocol):
+    """Where elements' rows go. Each raises a ForebayError."""
+
+    async def write(self, change: Upsert) -> bool:
+        """Queue a row; False where its thread is deleted."""
+
+    async def write_late(self, change: Upsert) -> None:
+        """Write a row beneath what is newer; its content is garbage where none names it then."""
+
+    async def is_outdated(self, change: Upsert) -> bool:
+        """Whether the row names a content already that is as new as this one, or newer."""
 
 
 class Uploads:
-    """One process's uploads to `client`. `write` queues an element's row; False where its thread is deleted.
-    `mark` is called when the first content is stored: whose it is can be told then.
+    """One process's uploads to `client`, whose rows go to `rows`.
+
+    `mark` is called when the first content is stored: whose it is can be told then. `sweep`, which may be set, is
+    called every minute or so.
 
     It starts itself at its first use, in the loop that runs then.
     """
@@ -62,13 +78,14 @@ class Uploads:
         settings: Settings,
         counts: Counts,
         metrics: Metrics,
-        write: Write,
+        rows: Rows,
         mark: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._blobs = blobs
         self._settings = settings
         self._counts = counts
-        self._write = write
+        self._rows = rows
+        self.sweep: Callable[[], Awaitable[None]] = lambda: NOTHING
         self._secured = Secured(settings.journal_dir, sync=settings.durability != "memory")
         self._contents = Contents(self._secured, settings)
         self._delivery = Delivery(client, settings, counts, metrics, mark)
@@ -91,6 +108,7 @@ class Uploads:
         self._contents.start(self._threads)
         self._delivery.start(self._threads)
         self._adopter = self._background(self._adopt(), "forebay-uploads")
+        self._sweeper = self._background(self._sweep(), "forebay-garbage")
         for entry in self._secured.entries():  # of a loop that is closed
             self._go_on(entry)
 
@@ -105,7 +123,7 @@ class Uploads:
         """Stop; what is not stored stays on the disk for the next process."""
         if self._loop is None:
             return
-        tasks = [self._adopter, *self._jobs.values()]
+        tasks = [self._adopter, self._sweeper, *self._jobs.values()]
         left = sum(job.entry is not None for job in self._jobs)
         for task in tasks:
             task.cancel()
@@ -125,6 +143,12 @@ class Uploads:
                 logger.error("uploads not looked for reason=%s", error.strerror)
             self._adopted.set()
             await anyio.sleep(_ADOPT_EVERY)
+
+    async def _sweep(self) -> None:
+        while True:
+            # Processes that were started together need not all come at once.
+            await anyio.sleep(_SWEEP_EVERY * random.uniform(0.5, 1.5))  # noqa: S311
+            await self.sweep()
 
     def _background(self, work: Any, name: str) -> asyncio.Task[Any]:
         # An empty context: the caller's would keep its Chainlit session alive as long as the task.
@@ -198,7 +222,7 @@ class Uploads:
         (change,) = decode(entry.note.change.encode())
         assert isinstance(change, Upsert)
         holder = entry.note.object_key.partition("/")[0]
-        job = Job(change, self._due(), holder, entry)
+        job = Job(change, self._due(), holder, entry, is_late=True)
         self._contents.take_over(job, entry)
         self._begin(job, None)
 
@@ -242,6 +266,10 @@ class Uploads:
     async def _deliver(self, job: Job, entry: Entry) -> None:
         """Store the content, then the row, and be done with the entry."""
         needed = False
+        if job.is_late and await self._asking(job, partial(self._rows.is_outdated, job.change)):
+            # Under the same key, it would take the place of a content that is newer.
+            await self._forget(job, entry, needed=False)
+            return
         self._blobs.keep(entry.note.object_key)  # a job before this one may be trying to delete it
         try:
             stored = await self._stored(job, entry)
@@ -294,12 +322,23 @@ class Uploads:
 
     async def _write_row(self, job: Job, change: Upsert) -> bool:
         """Queue the row, as often as it takes. False: it is not wanted any more."""
+        if not job.is_late:
+            return await self._asking(job, partial(self._rows.write, change))
 
         async def write() -> bool:
-            return not job.dropped and await self._write(change)
+            await self._rows.write_late(change)
+            return True
+
+        return await self._asking(job, write)
+
+    async def _asking(self, job: Job, ask: Callable[[], Awaitable[bool]]) -> bool:
+        """What comes of it, as often as it takes; False for a job that was dropped."""
+
+        async def asked() -> bool:
+            return not job.dropped and await ask()
 
         retry = retry_if_exception_type(ForebayError) & retry_if_not_exception_type((RowError, LayerClosed))
-        return await retrying(job, self._counts).copy(retry=retry)(write)
+        return await retrying(job, self._counts).copy(retry=retry)(asked)
 
     # ---- small things
 

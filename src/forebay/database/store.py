@@ -430,10 +430,15 @@ class Store:
             upserts = cast("list[Upsert] | None", await self._with_owners(driver, upserts)) or upserts
         placed = list(enumerate(await self._put_into_threads(driver, upserts)))
         there = [(place, upsert) for place, upsert in placed if upsert is not None]
-        run, seen = [upsert for _, upsert in there], "{}"
+        run = [upsert for _, upsert in there]
+        seen, discarded = "{}", list[str]()
         if late:
-            run, seen = await self._beneath(driver, run)
-        found = await self._upsert_run(driver, run, late=late, seen=seen)
+            given = run
+            run, seen = await self._beneath(driver, given)
+            discarded = [
+                key for one, left in zip(given, run, strict=True) if (key := _content_lost(one, left))
+            ]
+        found = await self._upsert_run(driver, run, late=late, seen=seen, discarded=discarded)
         await self._give_to_claimants(driver, upserts)
         unknown = (LeftOut(place, "unknown_step") for place, upsert in placed if upsert is None)
         return frozenset(unknown) | {
@@ -509,12 +514,16 @@ class Store:
         late: bool,
         checkpoint: Checkpoint | None = None,
         seen: str = "{}",
+        discarded: Sequence[str] = (),
     ) -> frozenset[str | LeftOut]:
-        batch = documents(upserts)
+        batch = documents(upserts, discarded)
         batch.parameters[SEEN] = seen
         if self._postgres:
             statement = self.statements.batch(
-                partial=batch.partial, late=late, checkpoint=checkpoint is not None
+                partial=batch.partial,
+                late=late,
+                checkpoint=checkpoint is not None,
+                contents=batch.contents,
             )
             parameters = {**batch.parameters, **(checkpoint.parameters if checkpoint else {})}
             *dead, total = await driver.fetch(statement, parameters) or [(None, None, None)]
@@ -536,10 +545,14 @@ class Store:
         if batch.revives:
             await driver.fetch(self.statements.revive, batch.parameters)
         dead = await driver.fetch(self.statements.dead_threads, batch.parameters)
+        if batch.contents:
+            await driver.fetch(self.statements.discard_replaced, batch.parameters)
         written = 0
         for table in batch.tables:
             statement = self.statements.upsert(table, partial=batch.partial, late=late)
             written += len(await driver.fetch(statement, batch.parameters))
+        if batch.contents and written != batch.rows:
+            await driver.fetch(self.statements.discard_left_out, batch.parameters)
         return dead, written
 
     async def _delete(self, driver: Driver, change: Delete, *, late: bool) -> None:
@@ -661,6 +674,12 @@ async def _document(statement: Statement, rows: Sequence[Sequence[Any]]) -> Any:
     if len(rows) > _MANY_ROWS or (head is not None and len(head) > _LONG_DOCUMENT):
         return await threads.run(partial(statement.document, rows))
     return statement.document(rows)
+
+
+def _content_lost(change: Upsert, left: Upsert) -> str | None:
+    """Where the content is that a late change brings, if a newer one has taken its place."""
+    key: str | None = change.row.get("objectKey") if "objectKey" not in left.row else None
+    return key
 
 
 def _as_spelled(

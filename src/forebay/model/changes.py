@@ -24,6 +24,7 @@ from forebay.model.schema import (
     NOTES,
     OWNER,
     PASSES_ON,
+    REPLACED,
     SENT_AT,
     THREAD_MADE_AT,
     WRITTEN_AT,
@@ -345,6 +346,8 @@ def fold(older: Upsert, newer: Upsert) -> Upsert:
         is_whole = False
     elif MADE_AT in row:
         _fold_made(older, newer, row)
+    if "objectKey" in row or REPLACED in row:
+        _fold_contents(older, newer, row)
     removed = _fold_removed(older, newer, row)
     if not is_whole or MOMENTS in row or EXTRA in row:
         moments.fold(older.table, older.row, newer.row, row)
@@ -387,6 +390,16 @@ def _fold_made(older: Upsert, newer: Upsert, row: Row) -> None:
         row[MADE_AT] = max(made, newer.row[MADE_AT])
     else:
         del row[MADE_AT]
+
+
+def _fold_contents(older: Upsert, newer: Upsert, row: Row) -> None:
+    """A content that a newer one replaces is to be deleted, though no row has ever named it."""
+    replaced = {*older.row.get(REPLACED, ()), *newer.row.get(REPLACED, ())}
+    if "objectKey" in newer.row and "objectKey" in older.row:
+        replaced.add(older.row["objectKey"])
+    replaced.discard(row.get("objectKey"))
+    if replaced:
+        row[REPLACED] = sorted(replaced)
 
 
 def _fold_removed(older: Upsert, newer: Upsert, row: Row) -> frozenset[str]:

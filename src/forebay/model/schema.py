@@ -105,6 +105,10 @@ PASSES_ON = "forebayPassesOn"
 CLAIM = "forebayClaim"
 
 
+# Of an element: where contents are that it had before, in changes that were folded into this one. In no table either.
+REPLACED = "forebayReplaced"
+
+
 # Who a thread's `userId` is, as a claim: the user's row may be gone when the thread comes. In no table either.
 OWNER = "forebayOwner"
 

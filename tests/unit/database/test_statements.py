@@ -35,17 +35,17 @@ def _fixed_time(monkeypatch: pytest.MonkeyPatch) -> None:
 def every_statement(of: Statements) -> Iterator[Statement]:
     names = ("user", "thread", "thread_author", "step", "element", "favorite_steps", "create_user")
     yield from (getattr(of, name) for name in (*names, "checkpoint", "position", "clear_checkpoints"))
-    yield from (of.garbage, of.forget_garbage, of.contents)
+    yield from (of.garbage, of.forget_garbage, of.contents, of.content, of.steps_below)
     for chosen in itertools.product([False, True], repeat=len(FLAGS)):
         yield of.page(**dict(zip(FLAGS, chosen, strict=True)))
     for table, partial in itertools.product(TABLES, [False, True]):
         yield from (of.upsert(table, partial=partial, late=late) for late in (False, True))
         yield from of.delete(table)
     if of is POSTGRES:
-        for partial, late, checkpoint in itertools.product([False, True], repeat=3):
-            yield of.batch(partial=partial, late=late, checkpoint=checkpoint)
+        for partial, late, checkpoint, contents in itertools.product([False, True], repeat=4):
+            yield of.batch(partial=partial, late=late, checkpoint=checkpoint, contents=contents)
     else:
-        yield of.dead_threads
+        yield from (of.dead_threads, of.discard_replaced, of.discard_left_out)
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ from typing import Any
 
 import orjson
 
-from forebay.database.sql.dialect import LACKING, PASSED_ON, REMOVED, SEEN
+from forebay.database.sql.dialect import DISCARDED, LACKING, PASSED_ON, REMOVED, SEEN
 from forebay.model import changes, cleaning, schema
 from forebay.model.changes import Upsert
 from forebay.model.rows import Row
-from forebay.model.schema import MADE_AT, MOMENTS, PASSES_ON, THREAD_MADE_AT, Merge
+from forebay.model.schema import MADE_AT, MOMENTS, PASSES_ON, REPLACED, THREAD_MADE_AT, Merge
 
 NOW = "now"
 
@@ -22,7 +22,7 @@ class Documents:
     """A run of upserts as parameters: a JSON array for each table.
 
     `partial`: a row lacks a column it needs; `rows`: how many there are, with the threads'
-    stubs; `revives`: a thread is made anew.
+    stubs; `revives`: a thread is made anew; `contents`: an element says where its content is, or was.
     """
 
     parameters: dict[str, Any]
@@ -30,11 +30,13 @@ class Documents:
     partial: bool
     rows: int
     revives: bool
+    contents: bool
 
 
-def documents(upserts: Sequence[Upsert]) -> Documents:
+def documents(upserts: Sequence[Upsert], discarded: Iterable[str] = ()) -> Documents:
     """A run of upserts, each row once, as the batch statement's parameters.
 
+    `discarded`: the keys of contents that no row will name, beside those that the changes themselves replace.
     Rows stand in the order of their keys, so that two writers lock in one order. Each thread that something
     is written into gets a row as well: the stub that makes it exist and moves it up in its owner's list.
     """
@@ -54,6 +56,8 @@ def documents(upserts: Sequence[Upsert]) -> Documents:
     parameters[PASSED_ON] = orjson.dumps(
         [key for key, row in rows["threads"].items() if PASSES_ON in row]
     ).decode()
+    replaced = sorted({*discarded, *_replaced(rows["elements"].values())})
+    parameters[DISCARDED] = orjson.dumps(replaced).decode()
     parameters[NOW] = now
     parameters[SEEN] = "{}"
     return Documents(
@@ -62,7 +66,12 @@ def documents(upserts: Sequence[Upsert]) -> Documents:
         bool(lacking),
         sum(map(len, rows.values())),
         any(MADE_AT in row for row in rows["threads"].values()),
+        bool(replaced) or any("objectKey" in row for row in rows["elements"].values()),
     )
+
+
+def _replaced(elements: Iterable[Row]) -> Iterable[str]:
+    return (key for row in elements for key in row.get(REPLACED, ()))
 
 
 def _add_stubs(rows: dict[str, dict[str, Row]], upserts: Iterable[Upsert], now: str) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from forebay.database.sql.dialect import Expression, Sql
-from forebay.database.sql.statement import Compiler, Statement, text_parameter
-from forebay.model.schema import checkpoints, elements, garbage
+from forebay.database.sql.statement import Compiler, Statement, id_parameter, text_parameter
+from forebay.model.schema import MOMENTS, WRITTEN_AT, checkpoints, elements, garbage
 
 
 class Bookkeeping(Compiler):
@@ -45,6 +45,17 @@ class Bookkeeping(Compiler):
         page = found.where(garbage.c.key_hash > text_parameter("after")).order_by(garbage.c.key_hash)
         page = page.limit(sa.bindparam("first", type_=sa.Integer()))
         return self._compile(sa.select(self._sql.result(self._sql.texts(page))))
+
+    @cached_property
+    def content(self) -> Statement:
+        """Where the content of the element `id` is, and what tells since when: `written_at`, and the `moments`."""
+        document = {
+            "objectKey": elements.c.objectKey,
+            "written_at": sa.func.coalesce(elements.c[WRITTEN_AT], sa.literal_column("0")),
+            "moments": self._sql.plain(elements.c[MOMENTS]),
+        }
+        found = sa.select(self._sql.result(self._sql.object(document)))
+        return self._compile(found.where(elements.c.id == id_parameter("id")))
 
     @cached_property
     def contents(self) -> Statement:

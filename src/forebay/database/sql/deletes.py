@@ -9,9 +9,10 @@ import sqlalchemy as sa
 from sqlalchemy.sql.selectable import FromClause
 
 from forebay.database.sql.dialect import Expression, Sql, literal
+from forebay.database.sql.discards import note_garbage
 from forebay.database.sql.statement import Compiler, Statement, id_parameter
 from forebay.model import schema
-from forebay.model.schema import WRITTEN_AT, deleted, elements, feedbacks, garbage, steps, threads, tombstones
+from forebay.model.schema import WRITTEN_AT, deleted, elements, feedbacks, steps, threads, tombstones
 
 
 class Deletes(Compiler):
@@ -208,9 +209,4 @@ def _tree() -> sa.CTE:
 def _discard(sql: Sql, which: Expression) -> Any:
     """Note the contents of these elements, in the transaction that deletes their rows."""
     named = sa.select(elements.c.objectKey).where(elements.c.objectKey.is_not(None), which).distinct()
-    keys = named.subquery("discarded")
-    found = sa.select(sql.digest(keys.c.objectKey), keys.c.objectKey, sql.moment()).where(sa.true())
-    insert = sql.insert(garbage).from_select(["key_hash", "object_key", "noted_at"], found)
-    return insert.on_conflict_do_update(
-        index_elements=["key_hash"], set_={"noted_at": insert.excluded.noted_at}
-    )
+    return note_garbage(sql, named.subquery("discarded").c.objectKey, sa.true())

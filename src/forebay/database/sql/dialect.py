@@ -15,6 +15,7 @@ REMOVED = "removed"  # the parameter that names the keys to take out of threads'
 LACKING = "lacking"  # the parameter that names the columns which a row must have and brings no value for
 PASSED_ON = "passed_on"  # the parameter that names the threads whose owner may change
 SEEN = "seen"  # the parameter that names the rows which were looked at before something late is written
+DISCARDED = "discarded"  # the parameter that names contents which no row of a batch will name any more
 NEEDLE = "needle"  # the parameter that a search looks for
 # The row that an upsert met. As a column of the table, a subquery would take it for one of its own.
 STORED_THREAD_ID: Expression = sa.literal_column("threads.id")

@@ -33,7 +33,8 @@ class Statements(Upserts, Claims, StepThreads, Deletes, Bookkeeping, Reads):
         """Compile what a batch needs now; it takes tens of milliseconds, in which the event loop would stand still."""
         for partial in (False, True):
             if self._dialect.name == "postgresql":
-                self.batch(partial=partial, late=False, checkpoint=True)
+                for contents in (False, True):
+                    self.batch(partial=partial, late=False, checkpoint=True, contents=contents)
             else:
                 for table in schema.WRITE_ORDER:
                     self.upsert(table.name, partial=partial, late=False)

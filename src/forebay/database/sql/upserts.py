@@ -13,7 +13,8 @@ from sqlalchemy.sql.selectable import FromClause
 
 from forebay.database.sql.batch_parameters import MUST_HAVE, NOW
 from forebay.database.sql.bookkeeping import step_checkpoint
-from forebay.database.sql.dialect import Expression, literal
+from forebay.database.sql.dialect import DISCARDED, Expression, literal
+from forebay.database.sql.discards import note_garbage
 from forebay.database.sql.statement import Compiler, Statement, id_parameter, sent_at, text_parameter
 from forebay.model import schema
 from forebay.model.moments import KEYED, PLAIN
@@ -23,6 +24,7 @@ from forebay.model.schema import (
     WRITTEN_AT,
     Merge,
     deleted,
+    elements,
     feedbacks,
     steps,
     threads,
@@ -34,18 +36,19 @@ from forebay.model.schema import (
 class Upserts(Compiler):
     """Statements that insert rows, or change those that are there."""
 
-    def _batch(self, *, partial: bool, late: bool, checkpoint: bool) -> Statement:
+    def _batch(self, *, partial: bool, late: bool, checkpoint: bool, contents: bool = False) -> Statement:
         """All tables' upserts as one data-modifying statement: one round trip, and atomic by itself.
 
         `late`: beneath what is newer; `checkpoint`: with the journal's, and not at all where that stands
-        elsewhere. It returns the ids of those threads that were deleted before, whose rows it leaves out, and last how
-        many rows it has written and the time on the database's clock. Foreign keys are checked at its end, so the
-        order of its parts does not matter. It fails where a thread has changed between its beginning and its lock:
+        elsewhere; `contents`: those that it replaces are noted as garbage. It returns the ids of those threads that
+        were deleted before, whose rows it leaves out, and last how many rows it has written and the time on the
+        database's clock. Foreign keys are checked at its end, so the order of its parts does not matter. It fails
+        where a thread has changed between its beginning and its lock:
         see `dialect.MOVED`. PostgreSQL only.
         """
         first = step_checkpoint(self._sql).cte("w_checkpoint") if checkpoint else None
         parts = [
-            self._upsert(table, partial, late, first).returning(self._arrived(table)).cte(f"w_{table.name}")
+            self._upsert(table, partial, late, first).returning(*self._written(table)).cte(f"w_{table.name}")
             for table in schema.WRITE_ORDER
         ]
         written = sum((_count(part) for part in parts[1:]), _count(parts[0]))
@@ -56,10 +59,63 @@ class Upserts(Compiler):
             dead.where(self._buried.c.until == _FOREVER),
             total.select_from(first) if first is not None else total,
         )
+        if contents:
+            now_named = parts[schema.WRITE_ORDER.index(elements)].c.objectKey
+            found = found.add_cte(self._replaced(now_named, first).cte("w_garbage"))
         return self._compile(found.add_cte(*parts, self._revived.cte("w_revived")))
 
-    def _arrived(self, table: sa.Table) -> Expression:
-        return (self._sql.arrived() if table is threads else sa.literal_column("1")).label("written")
+    def _written(self, table: sa.Table) -> tuple[Expression, ...]:
+        """What is returned of each row that was written."""
+        written = self._sql.arrived() if table is threads else sa.literal_column("1")
+        return (written.label("written"), *([table.c.objectKey] if table is elements else []))
+
+    # ---- contents
+
+    def _replaced(self, now_named: Expression, checkpoint: sa.CTE | None) -> Any:
+        """Note all contents that the batch's elements had or bring, but for those that its rows name then.
+
+        What the statement sees when it begins is what its upserts meet, or it fails; see `dialect.MOVED`. A content
+        that another row names all the same is left alone by whoever collects the garbage.
+        """
+        keys = sa.union(self._named_before, self._brought, self._discarded).subquery("discarded_keys")
+        named = sa.select(now_named).where(now_named.is_not(None))
+        gone: Expression = keys.c.object_key.not_in(named)
+        if checkpoint is not None:
+            gone &= sa.select(checkpoint.c.applied_seq).scalar_subquery().is_not(None)
+        return note_garbage(self._sql, keys.c.object_key, gone)
+
+    @cached_property
+    def discard_replaced(self) -> Statement:
+        """Before a batch's elements are written, note the contents that they will not name any more. SQLite only."""
+        keys = sa.union(self._named_before, self._discarded).subquery("discarded_keys")
+        return self._compile(note_garbage(self._sql, keys.c.object_key, sa.true()))
+
+    @cached_property
+    def discard_left_out(self) -> Statement:
+        """After a batch's elements were written, note the contents of those that were left out. SQLite only."""
+        keys = self._brought.distinct().subquery("discarded_keys")
+        named = sa.exists(sa.select(elements.c.id).where(elements.c.objectKey == keys.c.object_key))
+        return self._compile(note_garbage(self._sql, keys.c.object_key, ~named))
+
+    @property
+    def _named_before(self) -> sa.Select[Any]:
+        """The contents of the batch's elements as they are stored, where the batch brings another."""
+        source, stored = self._sql.source(elements), _stored(elements)
+        both = source.join(stored, stored.c["id"] == source.c["id"])
+        return (
+            sa.select(stored.c["objectKey"].label("object_key"))
+            .select_from(both)
+            .where(stored.c["objectKey"] != source.c["objectKey"])
+        )
+
+    @property
+    def _brought(self) -> sa.Select[Any]:
+        source = self._sql.source(elements)
+        return sa.select(source.c["objectKey"].label("object_key")).where(source.c["objectKey"].is_not(None))
+
+    @property
+    def _discarded(self) -> sa.Select[Any]:
+        return sa.select(self._sql.given(DISCARDED).c.value.label("object_key"))
 
     @cached_property
     def dead_threads(self) -> Statement:
