@@ -17,6 +17,7 @@ from typing import Any
 
 from chainlit.context import init_http_context
 from chainlit.element import File
+from typing_extensions import override
 
 from forebay import ForebayDataLayer, LocalStorageClient, Settings
 
@@ -31,6 +32,7 @@ def an_element(name: str, content: str) -> File:
 class DeadlyStorage(LocalStorageClient):
     """Never stores anything."""
 
+    @override
     async def upload_path(self, object_key: str, path: Path, mime: str) -> dict[str, Any]:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
