@@ -119,7 +119,7 @@ _CALLS: dict[str, Call] = {
 }
 
 
-_LASTING = ["forebay-uploads", "forebay-writer"]  # the layer's own tasks
+_LASTING = ["forebay-garbage", "forebay-uploads", "forebay-writer"]  # the layer's own tasks
 
 
 def _tasks() -> set[asyncio.Task[Any]]:

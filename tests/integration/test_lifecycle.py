@@ -54,7 +54,7 @@ async def assert_serves(layer: ForebayDataLayer) -> None:
 async def test_the_first_use_starts_it_in_the_running_loop(layer: ForebayDataLayer) -> None:
     assert tasks() == set()
     await a_thread(layer)
-    assert {task.get_name() for task in tasks()} == {"forebay-writer", "forebay-uploads"}
+    assert {task.get_name() for task in tasks()} == {"forebay-writer", "forebay-uploads", "forebay-garbage"}
 
 
 async def test_a_layer_that_was_never_used_closes_without_a_database() -> None:
