@@ -55,6 +55,26 @@ def elements() -> str:
     return table(header, rows, right=2)
 
 
+def costs() -> str:
+    """What one person can make the others wait."""
+    found = _read(_RESULTS / "costs.json")
+    header = ("case", "took", "loop", "read", "write", "answer", "Chainlit")
+    blocks = [f"On {found['machine']}."]
+    for database, name in (("postgresql", "PostgreSQL"), ("sqlite", "SQLite")):
+        rows = [
+            (
+                one["case"] if one["outcome"] == "done" else f"{one['case']}: {one['outcome']}",
+                *(f"{one[figure]:.2f}" for figure in ("took", "loop", "read", "write")),
+                f"{one['answer']:.1f}",
+                f"{one['chainlit']:.2f}",
+            )
+            for one in found["figures"]
+            if one["database"] == database
+        ]
+        blocks.append(f"**{name}**\n\n{table(header, rows, right=6)}")
+    return "\n\n".join(blocks)
+
+
 def ratios(path: str) -> str:
     """forebay beside its peers, in one small table."""
     report = Report.load(_ROOT / path)

@@ -36,7 +36,7 @@ class FetchError(ForebayError):
 
 
 class SearchBusy(ForebayError):
-    """Too many searches at once, of one person or of all; nothing was looked for, and it may be tried again."""
+    """Too many searches at once, of one person or of all, or one that took too long; nothing was found."""
 
 
 class LayerClosed(ForebayError):

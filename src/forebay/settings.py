@@ -118,6 +118,19 @@ class Settings(BaseSettings):
         le=1000,
         description="Connections at most, opened as they are needed: one writes, the others read.",
     )
+    read_max_rows: int = Field(
+        default=5000,
+        ge=1,
+        le=1_000_000,
+        description="One read gives at most this many rows: of a longer thread its newest steps and elements, of a"
+        " person's favourites the newest.",
+    )
+    read_max_bytes: int = Field(
+        default=16 * MIB,
+        ge=KIB,
+        description="One read gives about this many bytes at most, and one row anyway: the newest steps, elements or"
+        " favourites; a page of threads is shorter.",
+    )
     list_include_steps: bool = Field(
         default=False, description="Whether list_threads returns each thread's steps and elements."
     )

@@ -141,13 +141,14 @@ class TestEachShape:
             engine,
             "DROP TABLE forebay_tombstones",
             "DROP TABLE forebay_garbage",
+            "DROP INDEX forebay_feedbacks_newest",
             *(f'ALTER TABLE {table} DROP COLUMN "{schema.WRITTEN_AT}"' for table in tables),
             "UPDATE forebay_migrations SET version_num = '0001'",
         )
         before = await snapshot(engine, LATEST)
         assert not await migrations.is_current(engine)
         assert "forebay_tombstones" in await migrations.plan(engine)
-        assert len(await migrations.upgrade(engine)) == 7
+        assert len(await migrations.upgrade(engine)) == 8
         assert await snapshot(engine, LATEST) == before
         assert await is_complete(engine)
         assert await migrations.is_current(engine)

@@ -185,8 +185,10 @@ def explain_sqlite(full_sqlite_url: str) -> Iterator[Explain]:
     connection.close()
 
 
-IN_A_THREAD = {"forebay_steps_thread", "forebay_elements_thread", "forebay_feedbacks_for"}
+IN_A_THREAD = {"forebay_steps_thread", "forebay_elements_thread", "forebay_feedbacks_newest"}
+MOST = {"most_rows": 100, "most_bytes": 10**6}
 PAGE: dict[str, Any] = {
+    **MOST,
     "user_id": USER,
     "first": 21,
     "cursor": None,
@@ -199,10 +201,15 @@ SHORT = {"search": False, "feedback": False, "with_steps": False}
 READS: dict[str, tuple[Callable[[Statements], Statement], dict[str, Any], set[str]]] = {
     "get_user": (lambda s: s.user, {"identifier": "user 7"}, set()),
     "get_thread": (lambda s: s.thread, {"id": THREAD}, IN_A_THREAD),
+    "a_long_thread": (lambda s: s.long_thread, {"id": THREAD, **MOST}, IN_A_THREAD),
     "get_thread_author": (lambda s: s.thread_author, {"id": THREAD}, set()),
-    "get_step": (lambda s: s.step, {"id": STEP}, {"forebay_feedbacks_for"}),
+    "get_step": (lambda s: s.step, {"id": STEP}, {"forebay_feedbacks_newest"}),
     "get_element": (lambda s: s.element, {"id": ELEMENT, "thread_id": THREAD}, set()),
-    "get_favorite_steps": (lambda s: s.favorite_steps, {"user_id": USER}, {"forebay_feedbacks_for"}),
+    "get_favorite_steps": (
+        lambda s: s.favorite_steps,
+        {"user_id": USER, **MOST},
+        {"forebay_feedbacks_newest"},
+    ),
     "first_page": (lambda s: s.page(after=False, **SHORT), PAGE, {"forebay_threads_activity"}),
     "next_page": (lambda s: s.page(after=True, **SHORT), NEXT_PAGE, {"forebay_threads_activity"}),
     "page_with_steps": (
@@ -259,7 +266,8 @@ async def test_a_read_on_a_standby_uses_its_indexes(
 async def test_favorites_on_postgresql_have_an_index_of_their_own(
     explain_postgres: Explain, full_postgres_url: str
 ) -> None:
-    plan = await explain_postgres(statements_for(full_postgres_url).favorite_steps, {"user_id": USER})
+    statement = statements_for(full_postgres_url).favorite_steps
+    plan = await explain_postgres(statement, {"user_id": USER, **MOST})
     assert "forebay_steps_favorite" in plan.indexes, plan
 
 

@@ -39,6 +39,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 60.0
 _TRIES_LATER = 10
 _MOST_LATER = 10_000
 _MOST_MOVED = 100_000
+_SIGNED_AT_ONCE = 100
 
 
 class Blobs:
@@ -64,9 +65,11 @@ class Blobs:
     async def _sign_all(self, stored: Sequence[ElementDict]) -> None:
         limit = anyio.CapacityLimiter(_CONCURRENT_CALLS)
         with anyio.move_on_after(_SIGN_TIMEOUT) as scope:
-            async with anyio.create_task_group() as tasks:
-                for element in stored:
-                    tasks.start_soon(self._sign, element, limit)
+            # In parts: of thousands that are all computed, nothing else in the event loop would get a turn.
+            for start in range(0, len(stored), _SIGNED_AT_ONCE):
+                async with anyio.create_task_group() as tasks:
+                    for element in stored[start : start + _SIGNED_AT_ONCE]:
+                        tasks.start_soon(self._sign, element, limit)
         if scope.cancelled_caught:
             logger.warning("element urls not refreshed reason=TimeoutError")
 

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+import anyio
 
 from forebay.database.sql.statement import Statement
 from forebay.database.store import Store
 from forebay.model import cleaning
+from forebay.settings import Settings
 
+logger = logging.getLogger("forebay.reads")
+
+# Each is in memory several times, as rows, as a document and as what is sent.
+_LONG_ONES_AT_ONCE = 4
 Document = dict[str, Any]
 
 
@@ -39,15 +48,19 @@ class Page:
     search: str | None = None
     feedback: int | None = None
     with_steps: bool = False
+    most_bytes: int | None = None  # None: as the settings say
 
 
 class Reads:
     """The documents of a store, read by `reader`. Each raises a DatabaseError when the database can't tell."""
 
-    def __init__(self, store: Store, reader: Reader) -> None:
+    def __init__(self, store: Store, reader: Reader, settings: Settings) -> None:
         self._spell = store.ids.spell
         self._statements = store.statements
         self._reader = reader
+        self._most_bytes = settings.read_max_bytes
+        self._most = {"most_rows": settings.read_max_rows, "most_bytes": settings.read_max_bytes}
+        self._long_ones = anyio.Semaphore(_LONG_ONES_AT_ONCE)
 
     async def user(self, identifier: str) -> Document | None:
         """A user by login name."""
@@ -57,12 +70,25 @@ class Reads:
         return found
 
     async def thread(self, thread_id: str) -> Document | None:
-        """A thread with its steps and elements."""
+        """A thread with its steps and elements: of a long one the newest, as many as the settings allow."""
         key = self._spell(thread_id)
         if key is None:
             return None
         await self._reader.settle(key)
         found: Document | None = await self._reader.read(self._statements.thread, id=key)
+        extent = found.pop("extent") if found is not None else None
+        return found if extent is None else await self._long_thread(key, extent)
+
+    async def _long_thread(self, key: str, extent: Mapping[str, int]) -> Document | None:
+        async with self._long_ones:
+            found: Document | None = await self._reader.read(
+                self._statements.long_thread, id=key, **self._most
+            )
+        if found is None:
+            return None
+        for kind, number in extent.items():
+            if len(found[kind]) < number:
+                logger.warning("thread read in part what=%s newest=%d of=%d", kind, len(found[kind]), number)
         return found
 
     async def author(self, thread_id: str) -> Document:
@@ -74,7 +100,10 @@ class Reads:
         return await self._reader.read(self._statements.thread_author, id=key) or {}
 
     async def page(self, page: Page) -> list[Document]:
-        """Threads, newest activity first, which each has as its `activity`."""
+        """Threads, newest activity first, which each has as its `activity`, and whether it is `followed` by another.
+
+        Fewer than `first`, where they are large.
+        """
         user_id, cursor = self._spell(page.user_id), self._spell(page.cursor or "")
         if user_id is None or (page.cursor and cursor is None):
             return []
@@ -91,6 +120,7 @@ class Reads:
             cursor=cursor,
             position=page.position,
             first=page.first,
+            **self._most | {"most_bytes": page.most_bytes or self._most_bytes},
             value=page.feedback,
             needle=self._statements.needle(cleaning.text(page.search or "")),
         )
@@ -115,12 +145,13 @@ class Reads:
         return found
 
     async def favorite_steps(self, user_id: str) -> list[Document]:
-        """The steps of a user's threads that are favourites, newest first."""
+        """The newest steps of a user's threads that are favourites, newest first, as many as the settings allow."""
         key = self._spell(user_id)
         if key is None:
             return []
         await self._reader.settle(None)
-        found: list[Document] = await self._reader.read(self._statements.favorite_steps, user_id=key)
+        statement = self._statements.favorite_steps
+        found: list[Document] = await self._reader.read(statement, user_id=key, **self._most)
         return found
 
     async def element(self, thread_id: str, element_id: str) -> Document | None:

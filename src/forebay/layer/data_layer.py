@@ -91,6 +91,7 @@ def _timed(method: _Method) -> _Method:
 
 
 _MANY_STEPS = 500  # from here on they are made Chainlit's beside the event loop, which would stand still
+_ANY_SIZE = 2**62  # of the answer for a class whose own methods have asked for all
 _changing: ContextVar[bool] = ContextVar("forebay_changing", default=False)
 _changed_step = partial(changes.step, made=False)
 
@@ -155,7 +156,7 @@ class ForebayDataLayer(BaseDataLayer):
         )
         self._operations = Operations(self.settings, self._engine, self._metrics)
         self._statements = self._store.statements
-        self._reads = Reads(self._store, self._engine)
+        self._reads = Reads(self._store, self._engine, self.settings)
         self._people = People(self._find_user, self._save_user)
         self._positions = Positions()
         self._searches = Searches(counts.searches_refused)
@@ -456,7 +457,7 @@ class ForebayDataLayer(BaseDataLayer):
         found = await self._page(filters, pagination.cursor, first + 1, self.settings.list_include_steps)
         page = found[:first]
         info = PageInfo(
-            hasNextPage=len(found) > first,
+            hasNextPage=bool(page[-1]["followed"] if page else found),
             startCursor=page[0]["id"] if page else None,
             endCursor=page[-1]["id"] if page else None,
         )
@@ -468,7 +469,12 @@ class ForebayDataLayer(BaseDataLayer):
         return PaginatedResponse(pageInfo=info, data=await self._signed(page))
 
     async def _page(
-        self, filters: ThreadFilter, cursor: str | None, first: int, with_steps: bool
+        self,
+        filters: ThreadFilter,
+        cursor: str | None,
+        first: int,
+        with_steps: bool,
+        most_bytes: int | None = None,
     ) -> list[dicts.Document]:
         if with_steps:
             await self._attachments.settle(None)
@@ -481,6 +487,7 @@ class ForebayDataLayer(BaseDataLayer):
                 filters.search,
                 filters.feedback,
                 with_steps,
+                most_bytes,
             )
         )
 
@@ -488,14 +495,16 @@ class ForebayDataLayer(BaseDataLayer):
     async def get_all_user_threads(
         self, user_id: str | None = None, thread_id: str | None = None
     ) -> list[ThreadDict] | None:
-        """A user's threads up to `user_thread_limit`, or one thread, with steps and elements."""
+        """A user's threads up to `user_thread_limit`, of any size, or one thread, with steps and elements."""
         self._log_call("get_all_user_threads")
         if thread_id is not None:
             thread = await self._thread(thread_id)
             return [thread] if thread else []
         everything = ThreadFilter(userId=user_id)
-        threads = await self._page(everything, None, self._most_threads, with_steps=True) if user_id else []
-        return await self._signed(threads)
+        if not user_id:
+            return []
+        found = await self._page(everything, None, self._most_threads, with_steps=True, most_bytes=_ANY_SIZE)
+        return await self._signed(found)
 
     # ---- steps
 

@@ -39,7 +39,8 @@ def thread(document: Document) -> ThreadDict:
     steps = [step(inner) for inner in document.pop("steps", ())]
     elements = [element(inner) for inner in document.pop("elements", ())]
     metadata = document.pop("metadata") or {}
-    document.pop("activity", None)  # only pages have it
+    for name in ("activity", "followed"):  # only pages have them
+        document.pop(name, None)
     return cast("ThreadDict", {**document, "metadata": metadata, "steps": steps, "elements": elements})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,6 +15,8 @@ from forebay.errors import SearchBusy
 # In characters. Chainlit's box passes what is pasted into it; what stands in a chat is found by its beginning.
 _LONGEST = 200
 _AT_ONCE, _PER_PERSON, _IN_ALL = 3, 4, 64
+# In seconds, of the database's work. PostgreSQL goes through some 60 MB a second.
+_LONGEST_TIME = 15.0
 
 
 def bounded(filters: ThreadFilter) -> ThreadFilter:
@@ -26,11 +29,13 @@ def bounded(filters: ThreadFilter) -> ThreadFilter:
 class Searches:
     """Three at once, and one of each person; the others wait: three of a person, and 61 of all.
 
-    `refused` counts, by whose limit, those that find no place to wait.
+    `refused` counts, by whose limit, those that find no place to wait, and those that take longer than `longest`
+    seconds.
     """
 
-    def __init__(self, refused: Counter[str]) -> None:
+    def __init__(self, refused: Counter[str], longest: float = _LONGEST_TIME) -> None:
         self._refused = refused
+        self._longest = longest
         self._asked: Counter[str] = Counter()
         self._turns: dict[str, anyio.Lock] = {}
         self._slots = anyio.Semaphore(_AT_ONCE)
@@ -42,13 +47,22 @@ class Searches:
         self._check("all", self._asked.total(), _IN_ALL)
         self._asked[person] += 1
         try:
-            async with self._turns.setdefault(person, anyio.Lock()), self._slots:
+            async with self._turns.setdefault(person, anyio.Lock()), self._slots, self._limit():
                 yield
         finally:
             self._asked[person] -= 1
             if not self._asked[person]:
                 del self._asked[person]
                 self._turns.pop(person, None)
+
+    @asynccontextmanager
+    async def _limit(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(self._longest):
+                yield
+        except TimeoutError:
+            self._refused["time"] += 1
+            raise SearchBusy("the search takes too long: there is too much to look through") from None
 
     def _check(self, whose: str, asked: int, most: int) -> None:
         if asked >= most:

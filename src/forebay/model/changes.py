@@ -164,6 +164,10 @@ def element(values: Mapping[str, Any]) -> Upsert:
     return change
 
 
+# In letters. It comes with each read of its step.
+LONGEST_COMMENT = 16_384
+
+
 def feedback(values: Mapping[str, Any], *, in_its_steps_thread: bool = False) -> Upsert:
     """A `Feedback`'s fields; `id`, `forId`, `threadId` and `value` are required. Raises RowError without them.
 
@@ -173,6 +177,8 @@ def feedback(values: Mapping[str, Any], *, in_its_steps_thread: bool = False) ->
     for name in ("forId", "value") if in_its_steps_thread else ("forId", "threadId", "value"):
         if name not in row:
             raise RowError(f"feedbacks: {name} is missing or of the wrong type")
+    if len(row.get("comment") or "") > LONGEST_COMMENT:
+        raise ChangeTooLarge(f"feedbacks: a comment takes {LONGEST_COMMENT} letters at most")
     return _upsert("feedbacks", row, row.get("threadId"), size)
 
 

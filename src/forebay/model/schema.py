@@ -289,7 +289,12 @@ sa.Index("forebay_elements_thread", elements.c.threadId)
 sa.Index("forebay_elements_for", elements.c.forId)
 # A key may be longer than other indexes of PostgreSQL take.
 sa.Index("forebay_elements_key", elements.c.objectKey, postgresql_using="hash")
-sa.Index("forebay_feedbacks_for", feedbacks.c.forId)
+# The newest feedback of a step is the index's first, however many somebody gives: in the order that reads ask for.
+_NEWEST_FIRST = feedbacks.c[WRITTEN_AT].desc()
+for _dialect, _order in (("postgresql", _NEWEST_FIRST.nulls_last()), ("sqlite", _NEWEST_FIRST)):
+    sa.Index("forebay_feedbacks_newest", feedbacks.c.forId, _order, feedbacks.c.id.desc()).ddl_if(
+        dialect=_dialect
+    )
 sa.Index("forebay_feedbacks_thread", feedbacks.c.threadId)
 
 # Few steps are favourites, so the index holds little and costs other writes nothing. SQLite would evaluate the

@@ -161,7 +161,7 @@ INSTRUMENTS = (
     Instrument(
         "forebay_searches_refused",
         _C,
-        "Searches that got an error since too many were under way: of one `person`, or of `all`.",
+        "Searches that got an error: too many at once, of one `person` or of `all`, or one that took too much `time`.",
         ("limit",),
     ),
     Instrument("forebay_uploads_in_progress", _G, "Elements' contents that are being stored."),

@@ -50,7 +50,7 @@ _FLUSHED = ("committed", "failed")
 _REPLICA_READS = ("behind", "failed", "replica")
 _CHECKPOINT_ALARMS = ("gone_back", "not_kept", "not_ours")
 _PARKED_FOR = ("lock", "time", "answer")
-_SEARCH_LIMITS = ("person", "all")
+_SEARCH_LIMITS = ("person", "all", "time")
 _UPLOADED = ("stored", "failed")
 
 

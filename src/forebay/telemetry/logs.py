@@ -21,8 +21,8 @@ from forebay.primitives.visible import visible
 
 # Every logger there is. A filter on `forebay` would not see what its children log.
 _MODULES = (
-    *("blobs", "drain", "engine", "journal", "migrations", "recovery", "replica", "secured", "server"),
-    *("store", "uploads", "writer"),
+    *("blobs", "drain", "engine", "journal", "migrations", "reads", "recovery", "replica", "secured"),
+    *("server", "store", "uploads", "writer"),
 )
 LOGGERS = ("forebay", *(f"forebay.{name}" for name in _MODULES))
 BURST = 5

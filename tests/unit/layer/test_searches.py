@@ -77,3 +77,13 @@ async def test_who_gives_up_leaves_nothing_behind() -> None:
         for person in "xyz":
             await stack.enter_async_context(crowd.searches.slot(person))
     assert crowd.refused == {}
+
+
+async def test_one_that_takes_too_long_ends_and_gives_its_place_back() -> None:
+    refused: Counter[str] = Counter()
+    searches = Searches(refused, longest=0.0)
+    for person in "aabcd":
+        with pytest.raises(SearchBusy):
+            async with searches.slot(person):
+                await asyncio.Event().wait()
+    assert refused == {"time": 5}

@@ -9,6 +9,8 @@ import sqlalchemy as sa
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import FromClause
 
+from forebay.model.schema import Kind
+
 Expression = ColumnElement[Any]
 
 REMOVED = "removed"  # the parameter that names the keys to take out of threads' metadata, by thread
@@ -105,6 +107,9 @@ class Sql(Protocol):
 
     def result(self, document: Expression) -> Expression:
         """A JSON document as the statement returns it: text."""
+
+    def size(self, value: Expression, kind: Kind) -> Expression:
+        """How many bytes a text, list or object takes in an answer, about, for next to nothing; null for null."""
 
     def sortable(self, activity: Expression) -> Expression:
         """Text that compares by code point."""

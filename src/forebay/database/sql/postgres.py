@@ -24,7 +24,7 @@ from forebay.database.sql.dialect import (
 )
 from forebay.model import schema
 from forebay.model.changes import STAR
-from forebay.model.schema import MADE_AT, threads
+from forebay.model.schema import MADE_AT, Kind, threads
 
 
 class PostgresSql:
@@ -166,18 +166,28 @@ class PostgresSql:
         """Text, since SQLAlchemy has the driver parse JSON with a slower parser."""
         return sa.cast(document, sa.Text())
 
+    def size(self, value: Expression, kind: Kind) -> Expression:
+        """A text's stands beside it. JSON's is its own once it is unpacked, which `#> '{}'` does; a list is small."""
+        if kind is Kind.OBJECT:
+            return sa.func.pg_column_size(value.op("#>")(sa.literal_column("'{}'::text[]")))
+        return sa.func.octet_length(
+            sa.func.array_to_string(value, literal(" ")) if kind is Kind.LIST else value
+        )
+
     def sortable(self, activity: Expression) -> Expression:
         """By code point is the collation "C"."""
         return sa.collate(activity, "C")
 
     def contains(self, column: Expression) -> Expression:
-        """Not by ILIKE, which tries the whole needle at each letter, and can't be ended while it does."""
-        needle = sa.func.lower(sa.bindparam(NEEDLE, type_=sa.Text()))
-        return sa.func.strpos(sa.func.lower(column), needle) > literal(0)
+        """By a regular expression, which goes through a text once and can be ended while it does.
+
+        ILIKE and `strpos` try the needle at each letter, and end only with the text.
+        """
+        return column.op("~*")(sa.bindparam(NEEDLE, type_=sa.Text()))
 
     def needle(self, search: str) -> str:
-        """The text itself: the server takes its case away, as it does with what it looks through."""
-        return search
+        """`***=` says that all which follows stands for itself."""
+        return f"***={search}"
 
     def is_passed_on(self) -> Expression:
         """By a JSON array of ids."""

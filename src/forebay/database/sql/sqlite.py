@@ -30,6 +30,7 @@ _KEEP_STAR = "forebay_keep_star"
 _CASEFOLD = "forebay_casefold"
 _DIGEST = "forebay_digest"
 _KEY_MOMENTS = "forebay_key_moments"
+_PIECE = 100_000  # letters
 
 
 class SqliteSql:
@@ -154,6 +155,11 @@ class SqliteSql:
         """It is text."""
         return document
 
+    def size(self, value: Expression, kind: Kind) -> Expression:
+        """All is text, whose `length` is in characters; a BLOB's is in bytes, and known."""
+        del kind
+        return sa.func.length(sa.cast(sa.type_coerce(value, sa.Text()), sa.LargeBinary()))
+
     def sortable(self, activity: Expression) -> Expression:
         """SQLite compares bytes."""
         return activity
@@ -240,7 +246,12 @@ def _key_moments(
 
 
 def _casefold(value: Any) -> str | None:
-    return None if value is None else str(value).casefold()
+    """In pieces: while one is folded, no other thread of the process goes on."""
+    if value is None:
+        return None
+    text = str(value)
+    pieces = (text[start : start + _PIECE].casefold() for start in range(0, len(text), _PIECE))
+    return "".join(pieces)
 
 
 def _digest(value: Any) -> str:
