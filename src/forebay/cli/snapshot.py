@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from prometheus_client.parser import text_string_to_metric_families
+
+# Several workers are ready if each is, and their oldest change is the oldest of any.
+_OVER_WORKERS: dict[str, Callable[[Iterable[float]], float]] = {"ready": min, "queue_oldest_age_seconds": max}
 
 
 @dataclass(frozen=True)
@@ -29,9 +32,9 @@ class Snapshot:
         return cls(at, dict(samples))
 
     def total(self, name: str) -> float | None:
-        """A metric's sum over its labels; None where there is none of this name."""
+        """A metric over its labels, as a rule the sum; None where there is none of this name."""
         found = self.samples.get(f"forebay_{name}")
-        return None if found is None else sum(found.values())
+        return None if found is None else _OVER_WORKERS.get(name, sum)(found.values())
 
     def by_label(self, name: str, label: str) -> dict[str, float]:
         """A metric's sum for each value of a label, without those that are 0."""

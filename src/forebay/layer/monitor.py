@@ -25,7 +25,12 @@ class Operations:
 
     def __init__(self, settings: Settings, engine: Pipeline, metrics: Metrics) -> None:
         self.listener = Listener(
-            settings.metrics_address, metrics.registry, engine.health.reason, lambda: _ended(engine)
+            settings.metrics_address,
+            metrics.registry,
+            engine.health.reason,
+            lambda: _ended(engine),
+            lambda: engine.health.closing,
+            settings.journal_dir,
         )
         self._settings = settings
         self._is_off = settings.metrics_address.strip().lower() == "off"
@@ -36,13 +41,13 @@ class Operations:
         self._asking: asyncio.Task[None] | None = None
         engine.on_start.append(self.start)
         if settings.metrics_in_app:
-            app_route.publish(metrics.registry)
+            app_route.publish(self.listener.everybodys_registry)
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin, in this loop; once more where the engine moves to another one."""
         self._pulse.start(loop)
         if self._settings.metrics_in_app:  # the Chainlit app may have come after the layer
-            app_route.publish(self._metrics.registry)
+            app_route.publish(self.listener.everybodys_registry)
         if self._is_off:
             return
         self.listener.abandon()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Awaitable, Callable
 
 from prometheus_client import CollectorRegistry
 from starlette.requests import Request
@@ -14,8 +15,8 @@ from forebay.telemetry.listener import exposition
 _ROUTE = "forebay-metrics"
 
 
-def publish(registry: CollectorRegistry) -> None:
-    """Serve a registry from the Chainlit app, if there is one in this process; a later one takes its place.
+def publish(registry: Callable[[], Awaitable[CollectorRegistry]]) -> None:
+    """Serve what `registry` gives from the Chainlit app, if there is one in this process; a later one takes its place.
 
     Chainlit answers every path that it does not know with its page, so the route stands before that one, and
     below the path that `--root-path` gives.
@@ -28,7 +29,7 @@ def publish(registry: CollectorRegistry) -> None:
     routes[:] = [route for route in routes if getattr(route, "name", "") != _ROUTE]
 
     async def metrics(request: Request) -> Response:
-        body, content_type = exposition(registry, request.headers.get("accept", ""))
+        body, content_type = exposition(await registry(), request.headers.get("accept", ""))
         return Response(body, headers={"Content-Type": content_type})
 
     path = f"{server.config.run.root_path}/metrics"

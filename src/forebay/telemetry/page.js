@@ -13,6 +13,7 @@ function parse(text) {
   return { at: performance.now() / 1000, samples };
 }
 const total = (look, name) => (look.samples[name] || []).reduce((sum, one) => sum + one[1], 0);
+const most = (look, name) => Math.max(0, ...(look.samples[name] || []).map((one) => one[1]));  // of several workers
 const number = (value) => Math.round(value).toLocaleString("en");
 function reasons(look, name) {
   const found = {};
@@ -63,7 +64,7 @@ function troubles(look, reason) {
   add(total(look, "writer_paused"), "Nearly every row is refused, so the writer waits between two tries", "forebay dead-letters list");
   add(fill(look, "queue").share >= 0.9, "The queue is nearly full: writes will wait, then fail", "forebay doctor");
   add(fill(look, "journal").share >= 0.9, "The journal is nearly full: writes will wait, then fail", "forebay doctor");
-  const age = total(look, "queue_oldest_age_seconds");
+  const age = most(look, "queue_oldest_age_seconds");
   add(age > 5, `Writes do not keep up: the oldest has waited for ${seconds(age)}`, "forebay status --watch", "warn");
   const contents = total(look, "upload_failures_total");
   add(contents, `${number(contents)} elements were stored without their content`, "forebay doctor", "warn");
@@ -113,7 +114,7 @@ function show(look, reason) {
   document.getElementById("nothing").hidden = wrong.length > 0;
   const rows = [], queue = fill(look, "queue"), journal = fill(look, "journal");
   rows.push(row("Queue", queue.said, queue.share));
-  rows.push(row("Queued", `${number(total(look, "queue_changes"))} rows, the oldest ${seconds(total(look, "queue_oldest_age_seconds"))} old`));
+  rows.push(row("Queued", `${number(total(look, "queue_changes"))} rows, the oldest ${seconds(most(look, "queue_oldest_age_seconds"))} old`));
   if (look.samples.journal_bytes) rows.push(row("Journal", journal.said, journal.share));
   rows.push(row("Accepted", flow(look, "changes_accepted_total")), row("Coalesced", flow(look, "changes_coalesced_total")));
   rows.push(row("Written", flow(look, "rows_written_total")));
