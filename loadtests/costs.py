@@ -368,6 +368,15 @@ def _line(one: Figures) -> str:
     return f"{one.database:10}  {one.case:58} {seconds}  {rest}"
 
 
+def _save(figures: list[Figures]) -> None:
+    """Also what is there of a run that is under way; it takes minutes."""
+    machine = (
+        f"{os.cpu_count()} cores with a load of {os.getloadavg()[1]:.0f}, Python {platform.python_version()}"
+    )
+    found = {"machine": machine, "figures": [asdict(one) for one in figures]}
+    _RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+
+
 @click.command()
 @click.option("--only", default="", help="Cases whose name contains this.")
 @click.option("--database", type=click.Choice(["postgresql", "sqlite", "both"]), default="both")
@@ -387,11 +396,8 @@ def main(only: str, database: str, small: bool, save: bool) -> None:
                         if kind == "postgresql":
                             server.drop_database(url)
                     click.echo(_line(figures[-1]))
-    if save:
-        machine = f"{os.cpu_count()} cores, Python {platform.python_version()}"
-        _RESULTS.write_text(
-            json.dumps({"machine": machine, "figures": [asdict(one) for one in figures]}, indent=1) + "\n"
-        )
+                    if save:
+                        _save(figures)
 
 
 if __name__ == "__main__":
