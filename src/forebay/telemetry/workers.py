@@ -22,6 +22,7 @@ import aiohttp
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
+from typing_extensions import override
 
 from forebay.primitives import posix
 
@@ -48,6 +49,7 @@ class Workers:
         self._slot: int | None = None
         self._met = False
 
+    @override
     def __repr__(self) -> str:
         return f"<Workers number {self.number}>"
 
@@ -182,6 +184,7 @@ class Together(Collector):
     def __init__(self, of_workers: Mapping[int, Families]) -> None:
         self._of_workers = of_workers
 
+    @override
     def collect(self) -> Iterator[Metric]:
         """See Collector."""
         found: dict[str, Metric] = {}
