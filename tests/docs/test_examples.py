@@ -29,11 +29,13 @@ def _examples() -> Iterator[Any]:
 
 
 def _commands() -> Iterator[Any]:
+    """Those below a line that names the database, in the same block."""
+    below = rf"^    export FOREBAY_DATABASE_URL={re.escape(_URL)}\n((?:    .*\n)+)"
     for page in texts.PAGES:
-        for command in re.findall(
-            rf"^    (forebay [^#\n]*{re.escape(_URL)}[^#\n]*)", page.read_text(), re.MULTILINE
-        ):
-            yield pytest.param(command.strip(), id=f"{texts.name_of(page)}: {command.strip()}")
+        for block in re.findall(below, page.read_text(), re.MULTILINE):
+            for command in re.findall(r"^    (forebay [^#\n]*)", block, re.MULTILINE):
+                if "--database-url" not in command:
+                    yield pytest.param(command.strip(), id=f"{texts.name_of(page)}: {command.strip()}")
 
 
 @pytest.fixture
@@ -76,7 +78,8 @@ def test_a_command_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)  # for what it writes
     environment = {"FOREBAY_JOURNAL_DIR": str(tmp_path), "FOREBAY_AUTO_MIGRATE": "true"}
-    words = shlex.split(command.replace("/path/to/journals", str(tmp_path)).replace(_URL, postgres_url))
+    environment["FOREBAY_DATABASE_URL"] = postgres_url
+    words = shlex.split(command.replace("/path/to/journals", str(tmp_path)))
     result = CliRunner().invoke(main, words[1:], env=environment)
     assert result.exit_code == 0, result.output
 
