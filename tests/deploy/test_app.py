@@ -88,7 +88,7 @@ def _wait_for(url: str) -> None:
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
-            urllib.request.urlopen(url, timeout=5).close()
+            urllib.request.urlopen(url, timeout=PATIENCE).close()
         except OSError:
             assert time.monotonic() < deadline, url
             time.sleep(0.05)

@@ -9,16 +9,26 @@ from pathlib import Path
 import pytest
 
 _TESTS = Path(__file__).parent.parent
-_LIMITS = ("asyncio.timeout", "asyncio.wait_for", "anyio.fail_after", "anyio.move_on_after")
+_LIMITS = (
+    *("asyncio.timeout", "asyncio.wait_for", "anyio.fail_after", "anyio.move_on_after"),
+    *("stop_after_delay", "subprocess.run", "urllib.request.urlopen"),
+)
+_METHODS = ("communicate", "join", "result", "wait")  # a process's, a thread's, a future's
+_NO_LIMIT = "asyncio.wait"  # of what it does not wait for nothing fails
 _CLOCKS = ("time.monotonic", "time.perf_counter", "time.time", "perf_counter", "monotonic")
 _ENOUGH = 120.0  # seconds
 
 
 def _is_short(call: ast.Call) -> bool:
     """A limit in seconds that a slow machine may need longer than."""
-    if ast.unparse(call.func) not in _LIMITS:
+    name = ast.unparse(call.func)
+    is_method = isinstance(call.func, ast.Attribute) and call.func.attr in _METHODS and name != _NO_LIMIT
+    if name not in _LIMITS and not is_method:
         return False
-    limits = (*call.args[-1:], *(keyword.value for keyword in call.keywords))
+    limits = (
+        *call.args[-1:],
+        *(keyword.value for keyword in call.keywords if keyword.arg in ("timeout", "delay")),
+    )
     values = (each.value for each in limits if isinstance(each, ast.Constant))
     return any(isinstance(value, int | float) and value < _ENOUGH for value in values)
 
@@ -66,6 +76,9 @@ def test_no_test_depends_on_the_machines_speed() -> None:
         "await asyncio.wait_for(it, 30)",
         "with anyio.fail_after(30): ...",
         "await asyncio.wait_for(it, timeout=1.5)",
+        "subprocess.run(command, check=True, timeout=30)",
+        "process.wait(10)",
+        "stop = stop_after_delay(30)",
         "assert time.monotonic() - started < 9",
         "deadline = time.monotonic() + 20",
     ],

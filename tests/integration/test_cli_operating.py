@@ -194,7 +194,8 @@ async def test_watching_goes_on_until_interrupted(make_layer: MakeLayer, migrate
             said = b""
             while b"/s, 1 in all" not in said:
                 said += await watching.stdout.read(1000) or pytest.fail(said.decode())
-            watching.send_signal(signal.SIGINT)
+        watching.send_signal(signal.SIGINT)
+        async with patience():
             _, errors = await watching.communicate()
     finally:
         if watching.returncode is None:

@@ -77,7 +77,7 @@ def a_loop_that_lives() -> Iterator[Callable[[Work], Any]]:
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     try:
-        yield lambda work: asyncio.run_coroutine_threadsafe(in_context(work), loop).result(30)
+        yield lambda work: asyncio.run_coroutine_threadsafe(in_context(work), loop).result(PATIENCE)
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()

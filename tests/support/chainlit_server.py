@@ -88,7 +88,7 @@ class ChainlitServer:
 
     def _answers(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.url}{self._path}", timeout=5) as response:
+            with urllib.request.urlopen(f"{self.url}{self._path}", timeout=PATIENCE) as response:
                 return bool(response.status == 200)
         except OSError:
             return False

@@ -62,14 +62,14 @@ class PrometheusServer:
         if self._process is not None:
             self._process.terminate()
             try:
-                self._process.wait(10)
+                self._process.wait(PATIENCE)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
 
     def _answers(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.url}/-/ready", timeout=5) as response:
+            with urllib.request.urlopen(f"{self.url}/-/ready", timeout=PATIENCE) as response:
                 return bool(response.status == 200)
         except OSError:
             return False
@@ -82,7 +82,7 @@ class PrometheusServer:
     def api(self, name: str, **parameters: str) -> Any:
         """The data of one of the server's API calls."""
         url = f"{self.url}/api/v1/{name}?{urllib.parse.urlencode(parameters)}"
-        with urllib.request.urlopen(url, timeout=10) as response:
+        with urllib.request.urlopen(url, timeout=PATIENCE) as response:
             answer = json.load(response)
         assert answer["status"] == "success", answer
         return answer["data"]

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from forebay.database.urls import parse_url
+from tests.support.patience import PATIENCE
 
 
 async def rows(url: str, query: str) -> list[Any]:
@@ -25,7 +26,7 @@ async def become(url: str, query: str, expected: list[dict[str, Any]]) -> None:
     """Wait until a query gives these rows: what was acknowledged is written a little later."""
     async for attempt in AsyncRetrying(
         wait=wait_fixed(0.05),
-        stop=stop_after_delay(30),
+        stop=stop_after_delay(PATIENCE),
         retry=retry_if_exception_type(AssertionError),
         reraise=True,
     ):

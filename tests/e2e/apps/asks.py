@@ -33,7 +33,7 @@ async def start() -> None:
     async with cl.Step(name="setup", type="tool") as step:
         step.input = "nothing yet"
         actions = [cl.Action(name="go", payload={"value": 1}, label="Go")]
-        answer = await cl.AskActionMessage("Pick", actions=actions, timeout=30).send()
+        answer = await cl.AskActionMessage("Pick", actions=actions, timeout=600).send()
         step.output = f"picked {answer['name'] if answer else 'nothing'}"
     greeting.content = "You have chosen"
     await greeting.update()
