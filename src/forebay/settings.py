@@ -8,6 +8,9 @@ hold a password.
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -280,6 +283,31 @@ class ChainlitVariables(BaseSettings):
 def variable_of(field: str) -> str:
     """The environment variable that sets a field: `linger` gives `FOREBAY_LINGER`."""
     return f"{Settings.model_config.get('env_prefix', '')}{field}".upper()
+
+
+def unknown_variables(environment: Mapping[str, str] = os.environ) -> dict[str, str | None]:
+    """Variables that look like forebay's and set nothing, each with the one that may be meant."""
+    former = (f"FOREBAY_FORMER_{name}".upper() for name in ChainlitVariables.model_fields)
+    known = [variable_of(name) for name in Settings.model_fields]
+    known_too = {*known, *former, "FOREBAY_APP"}
+    unknown = sorted(
+        name
+        for name in environment
+        if name.startswith("FOREBAY_")
+        and name not in known_too
+        and not name.startswith(_OTHERS)
+        and not _of_kubernetes(name)
+    )
+    return {name: next(iter(get_close_matches(name, known, 1)), None) for name in unknown}
+
+
+# Of the commands and the tests, which have variables of their own.
+_COMMANDS = "BENCH BLOBS CONFIG DEAD_LETTERS DELETE DEMO DOCTOR DRAIN EXPORT IMPORT MIGRATE PURGE STATUS TEST"
+_OTHERS = tuple(f"FOREBAY_{name}_" for name in _COMMANDS.split())
+# What it sets in every pod for a service whose name begins so.
+_of_kubernetes = re.compile(
+    r"FOREBAY_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
+).fullmatch
 
 
 def _explain(error: ValidationError) -> str:

@@ -11,10 +11,13 @@ from typing import Any
 import asyncpg
 import pytest
 import sqlalchemy as sa
+from prometheus_client import generate_latest
 
 from forebay import ForebayDataLayer, Settings
 from forebay.database.store import Store
 from forebay.database.urls import label_of, parse_url
+from forebay.doctor.database import Target, database_of
+from forebay.doctor.disk import check_disk
 from forebay.journal.dead_letters import DeadLetters
 from forebay.journal.journal import Journal
 from forebay.journal.log_reader import read_heads
@@ -70,6 +73,16 @@ async def test_two_schemas_are_two_databases(
     assert "journal left alone" in caplog.text
     assert f"forebay drain {folder}" in caplog.text
     assert path.exists()
+    assert "forebay_journals_left_alone 1.0" in generate_latest(another.registry).decode()
+    (found,) = [
+        one
+        for one in check_disk(
+            Settings(journal_dir=folder), *await database_of(Target(there, another.settings))
+        )
+        if one.check == "journals"
+    ]
+    assert "another database" in (found.remedy or "") or "it is for" in (found.remedy or "")
+    assert "--any-database" in (found.remedy or "")
     own = make_journaled(here, auto_migrate=True)
     await _recovered(own)
     assert await _steps(own, thread_id) == 1

@@ -57,6 +57,33 @@ async def test_the_first_use_starts_it_in_the_running_loop(layer: ForebayDataLay
     assert {task.get_name() for task in tasks()} == {"forebay-writer", "forebay-uploads", "forebay-garbage"}
 
 
+def _said(caplog: pytest.LogCaptureFixture, word: str) -> list[str]:
+    return [line for line in caplog.messages if line.startswith(word)]
+
+
+@pytest.mark.parametrize("address", ["off", "127.0.0.1:0"])
+async def test_the_log_tells_what_runs_and_whether_the_database_can_be_used(
+    make_layer: MakeLayer,
+    emptied_url: str,
+    address: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("FOREBAY_METRICS_ADDRESS", address)
+    monkeypatch.setenv("FOREBAY_JOURNL_DIR", "nowhere")
+    caplog.set_level("INFO", "forebay")
+    good, bad = make_layer(emptied_url), make_layer(UNREACHABLE)
+    for layer, said in ((good, "database answers"), (bad, "not usable reason=")):
+        await layer.start()
+        await until(lambda said=said: bool(_said(caplog, said)))  # type: ignore[misc]
+    assert len(_said(caplog, "started version=")) == 2
+    assert "did you mean FOREBAY_JOURNAL_DIR?" in caplog.text
+    assert "remedy=`forebay doctor`" in caplog.text
+    await a_thread(good)
+    await good.close()
+    assert _said(caplog, "stopped accepted=1 written=1 ")
+
+
 async def test_a_layer_that_was_never_used_closes_without_a_database() -> None:
     await ForebayDataLayer(UNREACHABLE).close()
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
+from forebay.cli import main
 from forebay.errors import SettingsError
-from forebay.settings import Settings, variable_of
+from forebay.settings import Settings, unknown_variables, variable_of
 
 _GIVEN: dict[str, tuple[str, Any]] = {
     "database_url": ("sqlite:///x.db", "sqlite:///x.db"),
@@ -144,3 +147,34 @@ def test_settings_are_frozen_and_keep_the_url_to_themselves() -> None:
     with pytest.raises(ValueError, match="frozen"):
         settings.linger = 1.0  # type: ignore[misc]
     assert "hunter2" not in repr(settings)
+
+
+def test_a_variable_with_a_typo_is_told_with_the_one_that_is_meant() -> None:
+    environment = {
+        "FOREBAY_JOURNL_DIR": "x",
+        "FOREBAY_DURABILTY": "x",
+        "FOREBAY_NOTHING_LIKE_IT_AT_ALL": "x",
+        "FOREBAY_LINGER": "0",
+        "FOREBAY_FORMER_STORAGE": "folder",
+        "FOREBAY_FORMER_BUCKET_NAME": "b",
+        "OTHER": "x",
+    }
+    assert unknown_variables(environment) == {
+        "FOREBAY_DURABILTY": "FOREBAY_DURABILITY",
+        "FOREBAY_JOURNL_DIR": "FOREBAY_JOURNAL_DIR",
+        "FOREBAY_NOTHING_LIKE_IT_AT_ALL": None,
+    }
+
+
+def test_what_the_commands_and_kubernetes_set_is_no_typo() -> None:
+    def variables(command: click.Command) -> Iterator[str]:
+        for parameter in command.params:
+            yield from [parameter.envvar] if isinstance(parameter.envvar, str) else parameter.envvar or ()
+        for child in getattr(command, "commands", {}).values():
+            yield from variables(child)
+
+    of_kubernetes = (
+        *("FOREBAY_SERVICE_HOST", "FOREBAY_SERVICE_PORT", "FOREBAY_SERVICE_PORT_METRICS", "FOREBAY_PORT"),
+        *("FOREBAY_PORT_9464_TCP", "FOREBAY_PORT_9464_TCP_ADDR", "FOREBAY_DRAIN_SERVICE_HOST"),
+    )
+    assert unknown_variables(dict.fromkeys([*variables(main), *of_kubernetes], "x")) == {}

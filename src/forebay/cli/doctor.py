@@ -98,10 +98,11 @@ async def _examine(url: str | None, app: Path | None, replicas: int, tell: Any) 
 
 
 async def _checks(url: str | None, app: Path | None, replicas: int) -> AsyncIterator[Finding]:
-    from forebay.doctor.database import check_database
+    from forebay.doctor.database import check_database, database_of
     from forebay.doctor.disk import check_disk
-    from forebay.doctor.findings import error, note, ok
+    from forebay.doctor.findings import error, note, ok, warning
     from forebay.doctor.surroundings import check_metrics, check_secret, check_storage
+    from forebay.settings import unknown_variables
 
     try:
         application = application_of(app, url)
@@ -116,9 +117,16 @@ async def _checks(url: str | None, app: Path | None, replicas: int) -> AsyncIter
             "app", "it is still on SQLAlchemyDataLayer", "return a ForebayDataLayer with the same arguments"
         )
     yield ok("settings", f"durability={target.settings.durability} writer={target.settings.writer}")
+    for name, near in unknown_variables().items():
+        meant = f"did you mean {near}?" if near else "`forebay config` shows all that there are"
+        yield warning("settings", f"{name} sets nothing", meant)
     async for finding in check_database(target, replicas):
         yield finding
-    for finding in (*await asyncio.to_thread(lambda: list(check_disk(target.settings))), *check_secret()):
+    whose = await database_of(target)
+    for finding in (
+        *await asyncio.to_thread(lambda: list(check_disk(target.settings, *whose))),
+        *check_secret(),
+    ):
         yield finding
     async for finding in check_storage(storage):
         yield finding

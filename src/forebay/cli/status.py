@@ -214,8 +214,10 @@ def _view(looks: dict[str, _Look], before: dict[str, _Look]) -> RenderableType:
 
 
 def _is_worth_a_row(name: str, looks: dict[str, _Look]) -> bool:
-    metric = _WHERE_THERE_IS_ONE.get(name)
-    return metric is None or any(look.snapshot and look.snapshot.total(metric) for look in looks.values())
+    metrics = _WHERE_THERE_IS_ONE.get(name)
+    return metrics is None or any(
+        look.snapshot and look.snapshot.total(metric) for look in looks.values() for metric in metrics
+    )
 
 
 def _cells(cell: _Cell, looks: dict[str, _Look], before: dict[str, _Look]) -> Sequence[Text]:
@@ -254,6 +256,13 @@ def _parked(now: Snapshot, _before: Snapshot | None) -> Text:
     threads, changes = now.total("parked_threads") or 0, now.total("parked_changes") or 0
     said = f"{threads:,.0f} threads that the database holds up, {changes:,.0f} changes"
     return Text(said, "yellow") if threads else Text("none", "green")
+
+
+def _journals(now: Snapshot, _before: Snapshot | None) -> Text:
+    unread, others = now.total("journals_parked") or 0, now.total("journals_left_alone") or 0
+    said = [f"{unread:,.0f} can't be read or removed"] if unread else []
+    said += [f"{others:,.0f} are another database's: `forebay doctor` says what to type"] if others else []
+    return printing.cell("; ".join(said), "yellow") if said else Text("none", "green")
 
 
 def _flow(name: str) -> _Cell:
@@ -305,9 +314,10 @@ def _versions(now: Snapshot, _before: Snapshot | None) -> Text:
 
 # These rows stand where the process has what they are about: a journal, another one that writes.
 _WHERE_THERE_IS_ONE = {
-    "journal": "journal_capacity_bytes",
-    "handed over": "changes_handed_over_total",
-    "parked": "parked_threads",
+    "journal": ("journal_capacity_bytes",),
+    "handed over": ("changes_handed_over_total",),
+    "parked": ("parked_threads",),
+    "journals left behind": ("journals_parked", "journals_left_alone"),
 }
 
 _ROWS: tuple[tuple[str, _Cell], ...] = (
@@ -316,6 +326,7 @@ _ROWS: tuple[tuple[str, _Cell], ...] = (
     ("queued", _queued),
     ("journal", _fill("journal_bytes", "journal_capacity_bytes")),
     ("parked", _parked),
+    ("journals left behind", _journals),
     ("accepted", _flow("changes_accepted_total")),
     ("coalesced", _flow("changes_coalesced_total")),
     ("written", _flow("rows_written_total")),
@@ -354,7 +365,7 @@ def _summary(look: _Look) -> dict[str, Any]:
     names = (
         *("queue_changes", "queue_bytes", "queue_capacity_bytes", "queue_oldest_age_seconds"),
         *("journal_bytes", "journal_capacity_bytes", "journal_spilled_changes"),
-        *("parked_threads", "parked_changes"),
+        *("parked_threads", "parked_changes", "journals_parked", "journals_left_alone"),
         *("changes_accepted_total", "changes_coalesced_total", "rows_written_total"),
         *("changes_handed_over_total", "flush_retries_total"),
     )

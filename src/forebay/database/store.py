@@ -148,7 +148,7 @@ class Store:
                     try:
                         await self._check_schema()
                         async with self._questioning():
-                            self.database_id = await self._ask_id()
+                            self.database_id = await self.ask_id()
                     except BaseException:
                         # It may be the connection's: another role's settings, or another server behind the name.
                         self._connections.endpoint.fitness.condemn()
@@ -180,17 +180,19 @@ class Store:
                 "the database's tables are not forebay's yet: run `forebay migrate`, or set FOREBAY_AUTO_MIGRATE=true"
             )
 
-    async def _ask_id(self) -> str | None:
+    async def ask_id(self) -> str | None:
         """The id in the tables, and which copy of them this is: a copied database or schema keeps the id.
 
-        The server's own word for it is the same for every user and host, and behind a pooler that renames it.
+        The server's own word for it is the same for every user and host, and behind a pooler that renames it. The
+        tables stay as they are. Raises a DatabaseError, also where they are not forebay's yet.
         """
         place: sa.ColumnElement[str] = sa.literal(Path(self.url.database or "").name)
         if self._postgres:
             place = sa.func.concat(sa.func.current_database(), ".", sa.func.current_schema())
-        async with self.engine.connect() as connection:
-            row = (await connection.execute(sa.select(schema.database.c.id, place))).first()
-            return f"{row[0]} {row[1]}" if row is not None else None
+        with translated(self.location, sends_rows=False):
+            async with self.engine.connect() as connection:
+                row = (await connection.execute(sa.select(schema.database.c.id, place))).first()
+                return f"{row[0]} {row[1]}" if row is not None else None
 
     async def own_id(self) -> str | None:
         """The database's own id and name, which it keeps under every URL; None where somebody has deleted the id.

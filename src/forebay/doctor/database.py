@@ -71,6 +71,29 @@ class Target:
         return {**from_url, **self.connect_args}.get("statement_cache_size") == 0
 
 
+async def database_of(target: Target) -> tuple[str | None, str | None]:
+    """Where the database is and its own id, as journals name them; None for what can't be told. It stays as it is."""
+    try:
+        store = target.store()
+    except SettingsError:
+        return None, None
+    settings = target.settings
+    try:
+        if not _is_there(store):
+            return store.label, None
+        with anyio.fail_after(settings.connect_timeout + settings.statement_timeout):
+            return store.label, await store.ask_id()
+    except (DatabaseError, TimeoutError):
+        return store.label, None
+    finally:
+        await store.close()
+
+
+def _is_there(store: Store) -> bool:
+    """False for a SQLite file that asking would make."""
+    return is_postgres(store.url) or Path(store.url.database or "").exists()
+
+
 async def check_database(target: Target, replicas: int = 1) -> AsyncIterator[Finding]:
     """Everything about it. `replicas`: how many processes will have a pool each."""
     try:

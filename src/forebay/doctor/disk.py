@@ -13,7 +13,7 @@ from pathlib import Path
 from forebay.doctor.findings import Finding, error, note, ok, warning
 from forebay.errors import JournalError
 from forebay.journal.dead_letters import DeadLetters
-from forebay.journal.orphan import journal_paths
+from forebay.journal.orphan import journal_paths, reason_left_alone
 from forebay.journal.ownership import is_owned, is_written_out
 from forebay.settings import MIB, Settings
 
@@ -39,8 +39,11 @@ _SYNCS = 15
 _SLOW_SYNC = 0.02  # seconds
 
 
-def check_disk(settings: Settings) -> Iterator[Finding]:
-    """Everything about the folder. Writes a small file into it, and removes it."""
+def check_disk(settings: Settings, location: str | None, database_id: str | None) -> Iterator[Finding]:
+    """Everything about the folder. Writes a small file into it, and removes it.
+
+    `location` and `database_id`: of the app's database, as far as they are known; None: any.
+    """
     folder = settings.journal_dir
     if settings.durability != "journal":
         yield note("journal", f"durability={settings.durability}: no journal is written")
@@ -49,7 +52,7 @@ def check_disk(settings: Settings) -> Iterator[Finding]:
     yield from check_file_system("journal folder", folder)
     if settings.durability == "journal":
         yield from _check_writing(settings)
-    yield from _check_journals(folder)
+    yield from _check_journals(folder, location, database_id)
     yield _check_letters(folder)
 
 
@@ -159,9 +162,14 @@ def _check_space(folder: Path, wanted: int) -> Finding:
     return ok("journal space", said)
 
 
-def _check_journals(folder: Path) -> Iterator[Finding]:
+def _check_journals(folder: Path, location: str | None, database_id: str | None) -> Iterator[Finding]:
     journals = journal_paths(folder)
-    orphans = [path for path in journals if not is_written_out(path) and not is_owned(path)]
+    left = [path for path in journals if not is_written_out(path) and not is_owned(path)]
+    reasons = {path: reason_left_alone(path, location, database_id) for path in left}
+    orphans = [path for path, reason in reasons.items() if reason is None]
+    for path, reason in reasons.items():
+        if reason is not None:
+            yield warning("journals", f"{path.name} is left alone", reason)
     unattended = [path for path in journals if not is_written_out(path) and is_owned(path)]
     drain = f"forebay drain {folder}"
     if orphans:
@@ -176,7 +184,7 @@ def _check_journals(folder: Path) -> Iterator[Finding]:
             f"{len(unattended)} of processes with FOREBAY_WRITER=external, which nobody writes out",
             f"{drain} --watch",
         )
-    if not (orphans or unattended):
+    if not (left or unattended):
         yield ok("journals", f"{len(journals)} in use, none left behind")
     damaged = sorted(folder.glob("*.damaged")) if folder.is_dir() else []
     if damaged:

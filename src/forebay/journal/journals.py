@@ -33,11 +33,13 @@ class Journals:
     """The journals in `folder` that other processes have left, or append to.
 
     `parked` holds those that can't be read, decoded or removed, by id. Each is tried again with backoff, and by the
-    next process at its start. Calls block.
+    next process at its start. `left_alone`: the ids of those that are another database's, as far as was looked last.
+    Calls block.
     """
 
     def __init__(self, folder: Path, clock: Callable[[], float]) -> None:
         self.parked: dict[str, Parked] = {}
+        self.left_alone: frozenset[str] = frozenset()
         self._folder = folder
         self._clock = clock
 
@@ -62,21 +64,26 @@ class Journals:
     ) -> Orphan | None:
         """See `orphan.adopt`; those that are parked are left alone until it is time. Raises no error."""
         now = self._clock()
-        left = [journal_id for journal_id, parked in self.parked.items() if parked.until > now]
+        waiting = [journal_id for journal_id, parked in self.parked.items() if parked.until > now]
+        others: set[str] = set()
         try:
             if self._folder.is_dir():
                 sweep(self._folder)
-            return adopt(
+            orphan = adopt(
                 self._folder,
                 location,
                 database_id=database_id,
                 owned=owned,
-                but=(*but, *left),
+                but=(*but, *waiting),
                 on_error=self._not_taken,
+                on_left=others.add,
             )
         except OSError as error:
             logger.error("journals not looked for in=%s reason=%s", self._folder, reason_of(error))
             return None
+        if orphan is None:  # all were looked at
+            self.left_alone = frozenset(others)
+        return orphan
 
     def park(self, orphan: Orphan, reason: str) -> None:
         """Leave a journal for a while, for this process or another."""

@@ -107,13 +107,14 @@ def adopt(
     owned: bool = False,
     but: Sequence[str] = (),
     on_error: Callable[[str, OSError], None] | None = None,
+    on_left: Callable[[str], None] = lambda _id: None,
 ) -> Orphan | None:
     """Take the oldest journal in the folder that nobody writes out; two adopters never take one.
 
     `database_id`: for that database only; `location`: the same, for journals that do not say the id, and None for any
     database; `owned`: also those that a living process appends to;
-    `but`: not these ids; `on_error` is told the id of one that can't be taken, and the others are tried. Raises
-    OSError where the folder can't be read.
+    `but`: not these ids; `on_error` is told the id of one that can't be taken, and the others are tried; `on_left`,
+    the id of one that is not for this database. Raises OSError where the folder can't be read.
     """
     if not folder.is_dir():
         return None
@@ -121,7 +122,7 @@ def adopt(
         try:
             if path.stem in but:
                 continue
-            orphan = _take(path, location, database_id, owned=owned)
+            orphan = _take(path, location, database_id, on_left, owned=owned)
         except OSError as error:
             if on_error is None:
                 raise
@@ -132,7 +133,14 @@ def adopt(
     return None
 
 
-def _take(path: Path, location: str | None, database_id: str | None, *, owned: bool) -> Orphan | None:
+def _take(
+    path: Path,
+    location: str | None,
+    database_id: str | None,
+    on_left: Callable[[str], None],
+    *,
+    owned: bool,
+) -> Orphan | None:
     if not owned and is_held(path.with_suffix(OWNER)):
         return None
     lock_file = lock(path.with_suffix(LOCK))
@@ -141,7 +149,9 @@ def _take(path: Path, location: str | None, database_id: str | None, *, owned: b
     try:
         if not path.exists():  # somebody else wrote it out in between
             path.with_suffix(LOCK).unlink(missing_ok=True)
-        elif _is_for(path, location, database_id):
+        elif reason_left_alone(path, location, database_id) is not None:
+            on_left(path.stem)
+        else:
             orphan, lock_file = Orphan(path, lock_file, owned=owned), None
             return orphan
     finally:
@@ -187,20 +197,20 @@ def _age(path: Path) -> float:
 _left_alone: set[Path] = set()  # told once
 
 
-def _is_for(path: Path, location: str | None, database_id: str | None) -> bool:
-    """Whether the journal can be read by this release and is for the database."""
-    planted = distrusted(path)
-    if planted is not None:
-        if path not in _left_alone:
-            _left_alone.add(path)
-            logger.error("journal left alone path=%s reason=%s", path, planted)
-        return False
-    reason = _strangeness(path, location, database_id)
+def reason_left_alone(path: Path, location: str | None, database_id: str | None) -> str | None:
+    """Why a journal is not for the database, or not this release's to read, with what to type; None: it is taken.
+
+    It is logged once.
+    """
+    reason = distrusted(path)
+    if reason is None:
+        strange = _strangeness(path, location, database_id)
+        remedy = f"`forebay drain {path.parent}` with its database's URL, or with --any-database into yours"
+        reason = f"{strange}; {remedy}" if strange is not None else None
     if reason is not None and path not in _left_alone:
         _left_alone.add(path)
-        remedy = f"`forebay drain {path.parent}` with its database's URL, or with --any-database into yours"
-        logger.error("journal left alone path=%s reason=%s", path, f"{reason}; {remedy}")
-    return reason is None
+        logger.error("journal left alone path=%s reason=%s", path, reason)
+    return reason
 
 
 def _strangeness(path: Path, location: str | None, database_id: str | None) -> str | None:

@@ -214,6 +214,7 @@ class ForebayDataLayer(BaseDataLayer):
         """
         self._engine.start()
         await self._engine.check_folder()
+        self._operations.look_once()
 
     @_at_home
     async def flush(self) -> None:

@@ -9,6 +9,8 @@ from typing import NoReturn
 import anyio
 
 from forebay.errors import DatabaseError, ForebayError, JournalError
+from forebay.layer import announcements
+from forebay.layer.announcements import Acquaintance
 from forebay.pipeline.pipeline import Pipeline
 from forebay.settings import Settings
 from forebay.telemetry import app_route
@@ -39,6 +41,8 @@ class Operations:
         self._pulse = Pulse(self._beat)
         self._serving: asyncio.Task[None] | None = None
         self._asking: asyncio.Task[None] | None = None
+        self._acquaintance = Acquaintance()
+        self._has_begun = False
         engine.on_start.append(self.start)
         if settings.metrics_in_app:
             app_route.publish(self.listener.everybodys_registry)
@@ -46,6 +50,9 @@ class Operations:
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin, in this loop; once more where the engine moves to another one."""
         self._pulse.start(loop)
+        if not self._has_begun:
+            self._has_begun = True
+            announcements.began(self._settings, self._engine.store.location)
         if self._settings.metrics_in_app:  # the Chainlit app may have come after the layer
             app_route.publish(self.listener.everybodys_registry)
         if self._is_off:
@@ -56,6 +63,14 @@ class Operations:
         context = contextvars.Context()
         self._serving = loop.create_task(self._serve(), name="forebay-listener", context=context)
         self._asking = loop.create_task(self._ask(), name="forebay-probe", context=context)
+
+    def look_once(self) -> None:
+        """Where no probe asks the database, ask it once, so that the log tells whether it can be used."""
+        if self._is_off and self._asking is None:
+            loop = asyncio.get_running_loop()
+            self._asking = loop.create_task(
+                self._ask_once(), name="forebay-probe", context=contextvars.Context()
+            )
 
     async def closing(self) -> None:
         """Not ready from now on, and no word to the database any more; the probes go on answering."""
@@ -68,6 +83,8 @@ class Operations:
         self._pulse.stop()
         serving, self._serving = self._serving, None
         await _end(serving)
+        if self._has_begun:
+            announcements.ended(self._engine.counts)
 
     def _beat(self, lag: float) -> None:
         self._metrics.event_loop_lag.observe(lag)
@@ -90,7 +107,10 @@ class Operations:
             await anyio.sleep(_ASK_INTERVAL)
 
     async def _ask_once(self) -> None:
-        self._engine.health.note(await self._failure())
+        failure = await self._failure()
+        self._acquaintance.met(failure)
+        if not self._is_off:  # or nobody would take it back
+            self._engine.health.note(failure)
 
     async def _failure(self) -> ForebayError | None:
         try:

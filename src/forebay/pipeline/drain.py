@@ -162,6 +162,7 @@ class Drain:
                 self._journals.adopt, self._location, self._store.database_id, owned=owned, but=held
             )
             self.counts.journals_parked = len(self._journals.parked)
+            self.counts.journals_left_alone = len(self._journals.left_alone)
             if journal is None:
                 return found
             found = True

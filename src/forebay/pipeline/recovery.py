@@ -85,14 +85,20 @@ class Recovery:
         """One journal's trouble is its own: the others, and new changes, go on."""
         self._orphan = None
         await asyncio.to_thread(self._journals.park, orphan, str(error))
-        self._counts.journals_parked = len(self._journals.parked)
+        self._count()
 
     async def _adopt_next(self) -> None:
         if await asyncio.to_thread(self._journals.are_there):
             database_id = await self._writer.until_answered(self._database.own_id)
             self._orphan = await asyncio.to_thread(self._journals.adopt, self._location, database_id)
-        self._counts.journals_parked = len(self._journals.parked)
+        else:
+            self._journals.left_alone = frozenset()
+        self._count()
         self._replay, self._replayed = None, 0
+
+    def _count(self) -> None:
+        self._counts.journals_parked = len(self._journals.parked)
+        self._counts.journals_left_alone = len(self._journals.left_alone)
 
     async def _write_some(self, orphan: Orphan) -> None:
         if self._replay is None:
@@ -106,7 +112,7 @@ class Recovery:
         is_gone = await asyncio.to_thread(let_go, orphan)
         self._orphan = None
         self._journals.finished(orphan)
-        self._counts.journals_parked = len(self._journals.parked)
+        self._count()
         if not is_gone:
             return
         logger.warning("journal recovered changes=%d journal=%s", self._replayed, orphan.id)

@@ -132,6 +132,11 @@ INSTRUMENTS = (
         "Journals of ended processes that can't be read, or removed, at present; the log names each.",
     ),
     Instrument(
+        "forebay_journals_left_alone",
+        _G,
+        "Journals that are another database's, and that nobody writes out here; the log names each, and what to type.",
+    ),
+    Instrument(
         "forebay_checkpoint_alarms",
         _C,
         "How often the database was not where it was left: it had `gone_back`, as after a failover, and was given "

@@ -299,6 +299,7 @@ def _counters(counts: Counts) -> dict[str, _Source]:
         },
         "forebay_journal_replayed_changes": lambda: {(): counts.replayed},
         "forebay_journals_parked": lambda: {(): counts.journals_parked},
+        "forebay_journals_left_alone": lambda: {(): counts.journals_left_alone},
         "forebay_uploads_pending": lambda: {(): counts.uploads_pending},
         "forebay_upload_retries": lambda: {(): counts.upload_retries},
         "forebay_upload_failures": lambda: {(): counts.upload_failures},

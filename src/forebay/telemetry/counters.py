@@ -33,6 +33,7 @@ class Counts:
     paused: bool = False  # the writer waits, since nearly every row is refused
     replayed: int = 0  # changes that a process before this one left in its journal
     journals_parked: int = 0  # of other processes, that can't be dealt with at present
+    journals_left_alone: int = 0  # of ended processes, that are another database's
     spilled: int = 0  # changes that lay in the journal alone for a while
 
     @property

@@ -57,6 +57,8 @@ function troubles(look, reason) {
   add(refused, `${number(refused)} changes were turned away (${reasons(look, "changes_refused_total")})`, "forebay doctor");
   add(letters, `The database refused ${number(letters)} rows since the start`, "forebay dead-letters list", "warn");
   add(parked, `${number(parked)} journals can't be read or removed`, "forebay doctor");
+  const alone = total(look, "journals_left_alone");
+  add(alone, `${number(alone)} journals are another database's, and nobody writes them out`, "forebay doctor", "warn");
   const held = total(look, "parked_threads");
   add(held, `The database holds ${number(held)} threads up, whose ${number(total(look, "parked_changes"))} changes wait`, "forebay doctor", "warn");
   const alarms = total(look, "checkpoint_alarms_total");
