@@ -387,3 +387,33 @@ def test_an_apps_own_layer_is_checked(
     assert code is None or done.returncode == code
     assert words in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+
+
+# ---- another layer
+
+
+def test_the_official_layers_tables_are_named_with_what_brings_their_chats(
+    postgres_server: PostgresServer, migrated_postgres_url: str
+) -> None:
+    assert "official layer" not in _examine(migrated_postgres_url)
+    for table in ("Thread", "Step"):
+        postgres_server.execute(f'CREATE TABLE "{table}" (id text)', name_of(migrated_postgres_url))
+    (found,) = _examine(migrated_postgres_url)["official layer"]
+    assert (found["level"], "forebay import" in found["remedy"]) == ("note", True)
+
+
+def test_an_app_that_forgets_its_layer_is_told_which_one_it_runs_on(tmp_path: Path) -> None:
+    app = tmp_path / "app.py"
+    app.write_text("import chainlit as cl\n")
+    said = [
+        subprocess.run(
+            [sys.executable, "-m", "forebay", "doctor", "--app", str(app)],
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        ).stderr
+        for environment in ({"DATABASE_URL": "postgresql://x@127.0.0.1:1/y"}, {})
+    ]
+    assert ["makes no data layer" in one for one in said] == [True, True]
+    assert ["official layer" in one for one in said] == [True, False]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -89,11 +90,19 @@ def _of_app(app: Path, url: str | None) -> Application:
         arguments = {} if said.get("ssl_require") else dict(said.get("connect_args") or {})
         target = Target(url or said["conninfo"], Settings(), arguments, bool(said.get("ssl_require")))
         return Application(target, lambda: layer.storage_provider, is_forebays=False)
-    raise click.ClickException(
-        f"{app} makes no data layer; its @cl.data_layer must return a ForebayDataLayer"
-        if layer is None
-        else f"{app} makes a {type(layer).__name__}, not a ForebayDataLayer"
-    )
+    raise click.ClickException(_not_a_layer(app, layer))
+
+
+def _not_a_layer(app: Path, layer: Any) -> str:
+    if layer is not None:
+        return f"{app} makes a {type(layer).__name__}, not a ForebayDataLayer"
+    said = f"{app} makes no data layer; its @cl.data_layer must return a ForebayDataLayer"
+    if os.environ.get("DATABASE_URL"):  # as Chainlit decides
+        said += (
+            ". Chainlit takes its official layer without a word, since DATABASE_URL is set;"
+            " `forebay import` brings along what is in that one's tables"
+        )
+    return said
 
 
 def _made_by(app: Path) -> Any:

@@ -39,6 +39,7 @@ _SERVER = sa.text(
     " (SELECT count(*) FROM pg_catalog.pg_stat_activity WHERE backend_type = 'client backend') AS used,"
     " (SELECT ssl FROM pg_catalog.pg_stat_ssl WHERE pid = pg_backend_pid()) AS encrypted"
 )
+_OFFICIAL = sa.text("""SELECT to_regclass('"Thread"') IS NOT NULL AND to_regclass('"Step"') IS NOT NULL""")
 _NOW = sa.text("SELECT extract(epoch FROM clock_timestamp())::float8")
 _NO_CACHE = "statement_cache_size=0"
 _UNREACHABLE = "check the host and the port in the URL, whether the server runs, and the network between"
@@ -141,6 +142,7 @@ async def _check_postgres(target: Target, store: Store, replicas: int) -> AsyncI
                     _connections(server, settings.pool_size, replicas, pooled=pooled),
                     *(about_role := await check_role(connection, settings, settings.pool_size * replicas)),
                 ]
+                findings += [finding async for finding in _official(connection)]
                 if not any(one.level is Level.ERROR and one.check == "rights" for one in about_role):
                     findings += [finding async for finding in _tables(cautious, connection)]
             findings.append(await _pooler(target, cautious, store, pooled=pooled))
@@ -150,6 +152,15 @@ async def _check_postgres(target: Target, store: Store, replicas: int) -> AsyncI
         await cautious.close()
     for finding in findings:
         yield finding
+
+
+async def _official(connection: AsyncConnection) -> AsyncIterator[Finding]:
+    if (await connection.execute(_OFFICIAL)).scalar_one():
+        yield note(
+            "official layer",
+            "the tables of Chainlit's official layer are in this database too",
+            "`forebay import` copies their chats into forebay's, while both run: see its --help",
+        )
 
 
 async def _backend_pid(connection: AsyncConnection) -> int:
