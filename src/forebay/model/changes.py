@@ -352,7 +352,7 @@ def fold(older: Upsert, newer: Upsert) -> Upsert:
         is_whole = False
     elif MADE_AT in row:
         _fold_made(older, newer, row)
-    if "objectKey" in row or REPLACED in row:
+    if older.table == "elements":
         _fold_contents(older, newer, row)
     removed = _fold_removed(older, newer, row)
     if not is_whole or MOMENTS in row or EXTRA in row:
