@@ -8,7 +8,6 @@ It is a hint between two that live. Nobody syncs it, so after a crash of the mac
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import mmap
 import os
@@ -24,6 +23,7 @@ _DURABLE, _APPLIED, _FAILING, _PARKED = 0, 8, 16, 24
 _SIZE = 32
 _FORMER_SIZE = 24  # of a release that did not tell what is parked
 _PARKED_FILE = ".parked"
+_UNTOLD = 1 << 63  # in the number of what is parked: the file does not say it, as the disk is full
 
 
 class Progress:
@@ -73,17 +73,29 @@ class Progress:
         self._set(_FAILING, int(failing))
 
     def park(self, thread_ids: Iterable[str]) -> None:
-        """Say which threads wait by themselves, before `applied` passes what waits. The file's number tells of news."""
+        """Say which threads wait by themselves, before `applied` passes what waits. The file's number tells of news.
+
+        Where the disk takes no names, every thread may be one of them until the next call.
+        """
         if self._size < _SIZE:
             return
         ids = sorted(thread_ids)
         if not ids and not self._get(_PARKED):
             return
-        with contextlib.suppress(OSError):
-            fresh = self._names.with_suffix(_PARKED_FILE + ".new")
-            fresh.write_bytes(orjson.dumps(ids))
-            fresh.rename(self._names)
-        self._set(_PARKED, self._get(_PARKED) + 1)
+        number = (self._get(_PARKED) & ~_UNTOLD) + 1
+        try:
+            self._write_names(ids)
+        except OSError:
+            number |= _UNTOLD
+        self._set(_PARKED, number)
+
+    def _write_names(self, ids: list[str]) -> None:
+        if not ids:  # that takes no room
+            self._names.unlink(missing_ok=True)
+            return
+        fresh = self._names.with_suffix(_PARKED_FILE + ".new")
+        fresh.write_bytes(orjson.dumps(ids))
+        fresh.rename(self._names)
 
     @property
     def has_news(self) -> bool:
@@ -91,13 +103,23 @@ class Progress:
         return self._size >= _SIZE and self._get(_PARKED) != self._seen
 
     def is_parked(self, thread_id: str) -> bool:
-        """Whether what was written to the thread waits, though `applied` has passed it."""
+        """Whether what was written to the thread waits, or may wait, though `applied` has passed it."""
         number = self._get(_PARKED) if self._size >= _SIZE else 0
+        if number & _UNTOLD:
+            return True
         if number != self._seen:
-            with contextlib.suppress(OSError, orjson.JSONDecodeError):
-                self._parked = frozenset(orjson.loads(self._names.read_bytes()))
-                self._seen = number
+            try:
+                self._parked = self._read_names()
+            except (OSError, orjson.JSONDecodeError):
+                return True
+            self._seen = number
         return thread_id in self._parked
+
+    def _read_names(self) -> frozenset[str]:
+        try:
+            return frozenset(orjson.loads(self._names.read_bytes()))
+        except FileNotFoundError:
+            return frozenset()
 
     def close(self) -> None:
         """Unmap the file."""
