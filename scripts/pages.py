@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from scripts import figures, reference
+from scripts import figures, history, reference
 
 ROOT = Path(__file__).parents[1]
 _BLOCK = re.compile(r"(<!-- generated: (\w+)(?: (\S+))? -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
@@ -23,6 +23,7 @@ GENERATORS: dict[str, Callable[[str], str]] = {
     "elements": lambda _: figures.elements(),
     "errors": lambda _: reference.errors(),
     "growth": figures.growth,
+    "history": lambda _: history.markdown(),
     "layout": lambda _: reference.layout(),
     "load": lambda _: figures.load(),
     "metrics": lambda _: reference.metrics(),
