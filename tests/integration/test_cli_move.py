@@ -251,6 +251,34 @@ def test_another_mover_may_be_quicker(moving: Callable[..., Any], tmp_path: Path
     assert len(_in_folder(tmp_path / "new")) == 3
 
 
+def test_what_was_not_read_whole_stays_and_is_told(moving: Callable[..., Any], tmp_path: Path) -> None:
+    async def shorten(_: ForebayDataLayer, key: str, made: list[File]) -> None:
+        for path in (tmp_path / "old").glob("moving-*/*"):  # a second name of what is stored, which stays
+            path.unlink()
+            path.write_bytes(b"ke")
+
+    tally = moving(shorten)
+    assert (tally.fates, {*tally.why.values()}) == (
+        {Fate.FAILED: 3},
+        {"it was not read whole, or has changed meanwhile"},
+    )
+    assert _in_folder(tmp_path / "new") == set()
+    old = {file.path.read_bytes() for file in LocalStorageClient(tmp_path / "old").stored()}
+    assert old == {b"kept 0", b"kept 1", b"kept 2"}
+
+
+def test_what_a_process_still_stores_in_the_former_storage_stays(
+    moving: Callable[..., Any], tmp_path: Path
+) -> None:
+    async def store(_: ForebayDataLayer, key: str, made: list[File]) -> None:
+        await LocalStorageClient(tmp_path / "old").upload_file(key, b"newer")
+
+    tally = moving(store)
+    assert tally.fates == {Fate.FAILED: 3}
+    assert all("a process still stores there" in why for why in tally.why.values())
+    assert {file.path.read_bytes() for file in LocalStorageClient(tmp_path / "old").stored()} == {b"newer"}
+
+
 def test_what_can_not_be_stored_stays_and_is_told(moving: Callable[..., Any], tmp_path: Path) -> None:
     async def in_the_way(_: ForebayDataLayer, key: str, made: list[File]) -> None:
         note = LocalStorageClient(tmp_path / "new")._note(key)
