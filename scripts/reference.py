@@ -24,6 +24,7 @@ from forebay.telemetry.catalogue import INSTRUMENTS
 from scripts.markdown import code, paragraph, table
 
 _SOURCE = Path(__file__).parents[1] / "src" / "forebay"
+DOOR = "Its door:"  # how the paragraph begins that names what other rooms may import of a room
 _WIDTH = 100  # of a command's help
 _UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 
@@ -241,7 +242,9 @@ def _is_revisions(folder: Path) -> bool:
 
 def _room(folder: Path) -> str:
     name = folder.relative_to(_SOURCE).as_posix()
-    return f"### {name}\n\n{_says(folder / '__init__.py')}\n\n{_modules(folder)}"
+    parts = _paragraphs(folder / "__init__.py")
+    says = [parts[0], *(part for part in parts[1:] if part.startswith(DOOR))]
+    return "\n\n".join([f"### {name}", *says, _modules(folder)])
 
 
 def _modules(folder: Path) -> str:
@@ -251,4 +254,9 @@ def _modules(folder: Path) -> str:
 
 def _says(path: Path) -> str:
     """The first paragraph of a module's docstring; it is not imported."""
-    return paragraph(ast.get_docstring(ast.parse(path.read_text())) or "")
+    return _paragraphs(path)[0]
+
+
+def _paragraphs(path: Path) -> list[str]:
+    text = ast.get_docstring(ast.parse(path.read_text())) or ""
+    return [paragraph(part) for part in text.split("\n\n")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -78,3 +79,35 @@ def test_what_a_page_names_exists(page: Path) -> None:
 def test_the_readme_is_a_first_page() -> None:
     assert len(_README.read_text().splitlines()) <= 150
     assert "on_app_startup" in _README.read_text()
+
+
+# ---- the layout
+
+_LAYOUT = texts.DOCS / "contributing" / "layout.md"
+_SOURCE = texts.ROOT / "src" / "forebay"
+_HAND_WRITTEN, _, _ROOMS = _LAYOUT.read_text().partition("<!-- generated: layout -->")
+
+
+def test_the_layout_names_every_module_and_no_other() -> None:
+    named, room = set(), Path()
+    for heading, module in re.findall(r"^### ([\w/]+)$|^\| `(\w+\.py)` \|", _ROOMS, re.MULTILINE):
+        if heading:
+            room = Path(heading.removeprefix("forebay"))
+        else:
+            named.add(room / module)
+    there = {path.relative_to(_SOURCE) for path in _SOURCE.rglob("*.py") if not path.name.startswith("__")}
+    assert named == {path for path in there if path.parent.name != "versions"}
+
+
+def _names_of_the_source() -> set[str]:
+    trees = (ast.parse(path.read_text()) for path in _SOURCE.rglob("*.py"))
+    kinds = ast.ClassDef | ast.FunctionDef
+    return {node.name for tree in trees for node in tree.body if isinstance(node, kinds)}
+
+
+@pytest.mark.parametrize("name", sorted({*re.findall(r"`([\w./]+)`", _HAND_WRITTEN)}))
+def test_what_the_layout_names_is_there(name: str) -> None:
+    if re.match(r"(?:\w+\.)?[A-Z]\w+$", name):
+        assert name.rpartition(".")[2] in _names_of_the_source() | {"BaseStorageClient"}
+    elif "/" in name or name.endswith(".py"):
+        assert (texts.ROOT / name).exists() or [*_SOURCE.rglob(name.rstrip("/"))]

@@ -1,4 +1,8 @@
-"""What `forebay doctor` finds out. Each check yields findings; none raises, and none changes anything that stays."""
+"""What `forebay doctor` finds out. Each check yields findings; none raises, and none changes anything that stays.
+
+Its door: `check_database`, `check_disk`, `check_metrics`, `check_secret`, `check_storage`,
+`configured_client`, `error`, `Finding`, `Level`, `note`, `ok`, `Target`.
+"""
 
 from forebay.doctor.findings import Finding, Level
 

@@ -1,1 +1,5 @@
-"""What was acknowledged, kept until the database has it; and what the database refused."""
+"""What was acknowledged, kept until the database has it; and what the database refused.
+
+Its door: `check_folder`, `DeadLetters`, `is_owned`, `is_written_out`, `Journal`, `journal_paths`,
+`Journals`, `let_go`, `Letter`, `Orphan`, `Record`, `SideJournal`, `Unfit`.
+"""

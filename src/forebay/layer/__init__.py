@@ -1,1 +1,4 @@
-"""Chainlit's face: its methods come in, its dicts go out; the start and the end of all the rest."""
+"""Chainlit's face: its methods come in, its dicts go out; the start and the end of all the rest.
+
+Its door: `ForebayDataLayer`, `lifespan`.
+"""

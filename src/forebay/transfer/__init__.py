@@ -1,1 +1,5 @@
-"""Taking chats along: all rows as lines of JSON, and back into any database of forebay's."""
+"""Taking chats along: all rows as lines of JSON, and back into any database of forebay's.
+
+Its door: `bring_export`, `Brought`, `ChangeOver`, `Choices`, `Contents`, `lines`, `Pass`, `take`, `Taken`,
+`Zones`.
+"""
