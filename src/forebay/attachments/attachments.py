@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from chainlit.data.storage_clients.base import BaseStorageClient
 from chainlit.element import Element, ElementDict
+from typing_extensions import override
 
 from forebay.attachments.access import access
 from forebay.attachments.blobs import Blobs
@@ -118,23 +119,28 @@ class StoredAttachments(Attachments):
         self._collector = Collector(writer, store.statements, self._blobs, self.uploads)
         self.uploads.sweep = self._collector.sweep
 
+    @override
     def start(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
         """As there."""
         self.uploads.start(loop)
 
+    @override
     def drain(self, timeout: float) -> Awaitable[None]:
         """As there."""
         return self.uploads.drain(timeout)
 
+    @override
     async def close(self) -> None:
         """As there."""
         await self.uploads.close()
         await self._blobs.close()
 
+    @override
     def note(self, element: Element, element_id: str) -> Content | None:
         """As there."""
         return Content.of(element, element_id)
 
+    @override
     def store(
         self, content: Content, change: Upsert, owner: Callable[[], Awaitable[str | None]]
     ) -> Awaitable[None]:
@@ -142,28 +148,34 @@ class StoredAttachments(Attachments):
         return self.uploads.store(content, change, owner)
 
     @property
+    @override
     def steps(self) -> frozenset[str]:
         """As there."""
         return self.uploads.steps
 
+    @override
     def drop(
         self, *, element_id: str | None = None, thread_id: str | None = None, steps: Iterable[str] = ()
     ) -> list[Job]:
         """As there."""
         return self.uploads.drop(element_id=element_id, thread_id=thread_id, steps=steps)
 
+    @override
     def forget(self, dropped: list[Job]) -> Awaitable[None]:
         """As there."""
         return self.uploads.forget(dropped)
 
+    @override
     def collect(self) -> Awaitable[None]:
         """As there."""
         return self._collector.collect()
 
+    @override
     def settle(self, thread_id: str | None) -> Awaitable[None]:
         """As there."""
         return self.uploads.settle(thread_id)
 
+    @override
     def sign(self, elements: Sequence[ElementDict]) -> Awaitable[None]:
         """As there."""
         return self._blobs.sign(elements)

@@ -22,6 +22,7 @@ import anyio.to_thread
 import asyncpg
 import orjson
 import sqlalchemy as sa
+from typing_extensions import override
 
 from forebay.database import error_codes, migrations
 from forebay.database.bookmarks import Bookmarks
@@ -115,6 +116,7 @@ class Store:
         self._writer: Held | None = None
         self._is_writing = False
 
+    @override
     def __repr__(self) -> str:
         return f"<Store {self.location}>"
 
