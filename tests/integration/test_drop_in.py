@@ -191,7 +191,9 @@ async def test_metadata_that_is_no_object_is_refused(layer: ForebayDataLayer) ->
         await layer.update_thread(new_id(), metadata="[1]")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["execute_sql", "_get_user_identifer_by_id"])
+@pytest.mark.parametrize(
+    "name", ["execute_sql", "_get_user_identifer_by_id", "get_current_timestamp", "clean_result"]
+)
 def test_what_nothing_would_call_is_refused_when_the_class_is_made(name: str) -> None:
     async def unheard(*_: Any) -> None: ...
 

@@ -127,6 +127,30 @@ async def test_what_nobody_waits_for_is_stored_though_its_loop_has_ended(
     assert accounted_for(layer)
 
 
+@pytest.mark.parametrize("durability", DURABILITIES)
+async def test_what_a_thread_writes_while_home_is_busy_keeps_its_order(
+    make_layer: MakeLayer, emptied_url: str, durability: str
+) -> None:
+    """Several calls have come before home takes the first: each has its place, as a tool's step that ends."""
+    layer = make_layer(emptied_url, settings=Settings(durability=durability))  # type: ignore[arg-type]
+    thread_id = await a_thread(layer)
+    step = a_step(thread_id, output="0")
+
+    async def write() -> None:
+        changed: list[Any] = [{**step, "output": str(number)} for number in range(1, 6)]
+        calls = [layer.create_step(step), *map(layer.update_step, changed)]
+        for call in (*calls, layer.update_thread(thread_id, name="last")):
+            asyncio.get_running_loop().create_task(call)
+
+    for work in (write, write):
+        thread = threading.Thread(target=run_in_thread, args=(work,))
+        thread.start()
+        thread.join()  # home stands still meanwhile
+    stored = await stored_thread(layer, thread_id)
+    assert [each["output"] for each in stored["steps"]] == ["5"]
+    assert stored["name"] == "last"
+
+
 async def test_the_order_of_two_threads_that_take_turns_is_the_order_of_their_calls(
     layer: ForebayDataLayer,
 ) -> None:

@@ -174,6 +174,25 @@ async def test_of_one_moment_a_parent_is_shown_before_its_child(layer: ForebayDa
     assert [step["id"] for step in (await stored_thread(layer, thread_id))["steps"]] == [parent, child]
 
 
+@pytest.mark.parametrize("flushed", [False, True], ids=["folded", "apart"])
+async def test_steps_of_one_moment_are_shown_as_they_were_sent_whichever_is_changed_last(
+    layer: ForebayDataLayer, ada: PersistedUser, flushed: bool
+) -> None:
+    thread_id = await a_thread(layer, user_id=ada.id)
+    steps = [a_step(thread_id) for _ in range(6)]
+    for step in steps:
+        await layer.create_step(step)
+    if flushed:
+        await layer.flush()
+    for step in steps[3::-1]:
+        await layer.update_step({**step, "output": "done"})
+    wanted = [step["id"] for step in steps]
+    assert [step["id"] for step in (await stored_thread(layer, thread_id))["steps"]] == wanted
+    (thread,) = await layer.get_all_user_threads(ada.id) or []
+    assert [step["id"] for step in thread["steps"]] == wanted
+    assert all("forebaySentAt" not in step for step in thread["steps"])
+
+
 async def test_times_with_an_offset_are_kept_in_utc(layer: ForebayDataLayer) -> None:
     step = a_step(
         new_id(), createdAt="2026-01-01T10:30:00+02:00", start="2026-01-01T10:30:00+02:00", end="noon"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from chainlit.data.storage_clients.base import BaseStorageClient
@@ -22,7 +23,7 @@ from forebay.attachments.uploads import Uploads
 from forebay.database.sql.statement import Statement
 from forebay.database.store import Store
 from forebay.model.changes import Upsert, moment_of
-from forebay.primitives.awaitables import NOTHING
+from forebay.primitives.awaitables import NOTHING, Deferred
 from forebay.settings import Settings
 from forebay.telemetry.collector import Metrics
 from forebay.telemetry.counters import Counts
@@ -78,12 +79,12 @@ class Attachments:
     def drop(
         self, *, element_id: str | None = None, thread_id: str | None = None, steps: Iterable[str] = ()
     ) -> list[Job]:
-        """Have these elements' uploads leave neither row nor content; `forget` them then."""
+        """These elements' uploads wait for a delete, which `follow` gets: they are to leave neither row nor content."""
         return []
 
-    def forget(self, dropped: list[Job]) -> Awaitable[None]:
-        """Make sure that no process after this one goes on with them."""
-        return NOTHING
+    def follow(self, dropped: list[Job], delete: Awaitable[None]) -> Awaitable[None]:
+        """Carry out the delete, whoever waits for it; uploads whose delete the database refuses go on."""
+        return delete
 
     def collect(self) -> Awaitable[None]:
         """Delete the contents whose elements are gone; what can't be deleted soon is tried in the background."""
@@ -161,9 +162,9 @@ class StoredAttachments(Attachments):
         return self.uploads.drop(element_id=element_id, thread_id=thread_id, steps=steps)
 
     @override
-    def forget(self, dropped: list[Job]) -> Awaitable[None]:
+    def follow(self, dropped: list[Job], delete: Awaitable[None]) -> Awaitable[None]:
         """As there."""
-        return self.uploads.forget(dropped)
+        return Deferred(partial(asyncio.shield, self.uploads.follow(dropped, delete))) if dropped else delete
 
     @override
     def collect(self) -> Awaitable[None]:

@@ -113,7 +113,7 @@ class Contents:
             mime = source.content.mime or _DEFAULT_MIME
             key = source.content.object_key(await source.owner())
             note = Note(key, mime, encode([job.change]).decode())
-            if job.dropped:
+            if await job.is_gone():
                 await self._in_thread(partial(self._spool.remove, path))
                 return None
             return await self._in_thread(partial(self._spool.enter, path, note))

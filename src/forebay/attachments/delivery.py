@@ -86,7 +86,7 @@ class Delivery:
             self._failing.discard(job)
 
     async def _upload(self, job: Job, entry: Entry) -> Stored | None:
-        if job.dropped:
+        if await job.is_gone():
             return None
         async with self._slots.place(job.holder):
             job.begun = True
@@ -163,7 +163,7 @@ def retrying(job: Job, counts: Counts) -> AsyncRetrying:
     async def pause(seconds: float) -> None:
         with anyio.move_on_after(seconds):
             await job.woken.wait()
-        if not job.dropped:
+        if not job.is_dropped:
             job.woken.clear()
 
     def note(state: RetryCallState) -> None:

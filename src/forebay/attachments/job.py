@@ -21,7 +21,9 @@ class Job:
     tried: asyncio.Future[None] = field(default_factory=lambda: _quiet_future())
     done: asyncio.Event = field(default_factory=asyncio.Event)
     woken: asyncio.Event = field(default_factory=asyncio.Event)
-    dropped: bool = False
+    deletes: int = 0  # those of it of which nobody knows yet whether the database takes them
+    deleted: bool = False
+    decided: asyncio.Event = field(default_factory=asyncio.Event)  # whether it takes one of them
     is_late: bool = False  # another process has begun it, so that the row may be newer by now
     told: bool = False  # its row was written without content
     begun: bool = False  # an upload was tried, so something may be in the storage
@@ -33,6 +35,29 @@ class Job:
     def step_id(self) -> str | None:
         """Whose element it is."""
         return self.change.row.get("forId")
+
+    def drop(self) -> None:
+        """Somebody deletes it: it waits until `decide` says what has become of that."""
+        self.deletes += 1
+        self.woken.set()
+
+    def decide(self, *, deleted: bool) -> None:
+        """A delete of it is done, or was refused."""
+        self.deletes -= 1
+        self.deleted = self.deleted or deleted
+        self.decided.set()
+
+    @property
+    def is_dropped(self) -> bool:
+        """Whether it is deleted, as far as is known."""
+        return self.deleted or self.deletes > 0
+
+    async def is_gone(self) -> bool:
+        """Whether it is deleted, once that is known."""
+        while self.deletes and not self.deleted:
+            self.decided.clear()
+            await self.decided.wait()
+        return self.deleted
 
     def settle(self, error: Exception | None = None) -> None:
         """Let go on who waits for its first attempt."""

@@ -11,7 +11,7 @@ import asyncio
 import contextvars
 import logging
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -189,13 +189,13 @@ class Uploads:
 
     def among(self, object_keys: Iterable[str]) -> set[str]:
         """Those of the keys that a content is on its way to; its element's id is part of its key."""
-        ids = {job.change.key for job in self._jobs if not job.dropped}
+        ids = {job.change.key for job in self._jobs if not job.deleted}
         return {key for key in object_keys if not ids.isdisjoint(key.split("/"))}
 
     def drop(
         self, *, element_id: str | None = None, thread_id: str | None = None, steps: Iterable[str] = ()
     ) -> list[Job]:
-        """Have these elements' uploads leave neither row nor content; `forget` them then."""
+        """These elements' uploads wait for a delete, which `follow` gets: they are to leave neither row nor content."""
         self.start()
         of_steps = frozenset(steps)
         dropped = [
@@ -206,11 +206,29 @@ class Uploads:
             or job.change.thread_id == thread_id is not None
         ]
         for job in dropped:
-            job.dropped = True
-            job.woken.set()
+            job.drop()
         return dropped
 
-    async def forget(self, dropped: Iterable[Job]) -> None:
+    def follow(self, dropped: Sequence[Job], delete: Awaitable[None]) -> asyncio.Task[None]:
+        """Carry out a delete, whoever waits for it; uploads whose delete the database refuses go on."""
+        task = self._background(self._follow(dropped, delete), "forebay-delete")
+        task.add_done_callback(lambda done: None if done.cancelled() else done.exception() and None)
+        return task
+
+    async def _follow(self, dropped: Sequence[Job], delete: Awaitable[None]) -> None:
+        deleted = True
+        try:
+            await delete
+        except RowError:
+            deleted = False
+            raise
+        finally:
+            for job in dropped:
+                job.decide(deleted=deleted)
+            if deleted:
+                await self._forget_all(dropped)
+
+    async def _forget_all(self, dropped: Sequence[Job]) -> None:
         """Make sure that no process after this one goes on with them."""
         for job in dropped:
             if job.entry is not None:
@@ -335,7 +353,7 @@ class Uploads:
         """What comes of it, as often as it takes; False for a job that was dropped."""
 
         async def asked() -> bool:
-            return not job.dropped and await ask()
+            return not await job.is_gone() and await ask()
 
         retry = retry_if_exception_type(ForebayError) & retry_if_not_exception_type((RowError, LayerClosed))
         return await retrying(job, self._counts).copy(retry=retry)(asked)

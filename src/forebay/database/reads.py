@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import anyio
 
-from forebay.database.sql.statement import Statement
+from forebay.database.sql.statement import Statement, steps_in_order
 from forebay.database.store import Store
 from forebay.model import cleaning
 from forebay.settings import Settings
@@ -124,6 +124,8 @@ class Reads:
             value=page.feedback,
             needle=self._statements.needle(cleaning.text(page.search or "")),
         )
+        for thread in found if page.with_steps else ():
+            thread["steps"] = steps_in_order(thread["steps"])
         return found
 
     async def step(self, step_id: str) -> Document | None:

@@ -723,14 +723,18 @@ class ForebayDataLayer(BaseDataLayer):
             return NOTHING  # no row can have it
         delete = Delete(table, key, in_thread)
         deleted = self._engine.submit(delete, committed=True)
-        dropped = self._attachments.drop(**contents) if contents else []
-        return Deferred(partial(self._deleted, delete, deleted, dropped))
+        done: Awaitable[None] = Deferred(partial(self._carried_out, delete, deleted))
+        if contents:
+            done = self._attachments.follow(self._attachments.drop(**contents), done)
+        return Deferred(partial(self._deleted, delete, done))
 
-    async def _deleted(self, delete: Delete, deleted: Awaitable[None], dropped: list[Any]) -> None:
-        await self._attachments.forget(dropped)
+    async def _carried_out(self, delete: Delete, deleted: Awaitable[None]) -> None:
         await deleted
         if self.settings.writer == "external":
             await self._confirm(delete)
+
+    async def _deleted(self, delete: Delete, done: Awaitable[None]) -> None:
+        await done
         if delete.table != "feedbacks":
             await self._attachments.collect()
 

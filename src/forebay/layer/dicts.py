@@ -30,7 +30,7 @@ def user(document: Document) -> PersistedUser:
         id=document["id"],
         identifier=document["identifier"],
         createdAt=document["createdAt"] or "",
-        metadata=document["metadata"] or {},
+        metadata=_object(document["metadata"]),
     )
 
 
@@ -38,7 +38,7 @@ def thread(document: Document) -> ThreadDict:
     """A thread; without steps and elements where the statement left them out."""
     steps = [step(inner) for inner in document.pop("steps", ())]
     elements = [element(inner) for inner in document.pop("elements", ())]
-    metadata = document.pop("metadata") or {}
+    metadata = _object(document.pop("metadata"))
     for name in ("activity", "followed"):  # only pages have them
         document.pop(name, None)
     return cast("ThreadDict", {**document, "metadata": metadata, "steps": steps, "elements": elements})
@@ -48,7 +48,7 @@ def step(document: Document) -> StepDict:
     """A step, with the keys given back that no column was for."""
     _open_extra(document)
     _to_bools(document, _STEP_BOOLS)
-    document["metadata"] = document["metadata"] or {}
+    document["metadata"] = _object(document["metadata"])
     if document["showInput"] in (None, "false"):
         document["input"] = ""
     document["input"] = document["input"] or ""
@@ -70,8 +70,13 @@ def element(document: Document) -> ElementDict:
     """An element, with the stored URL."""
     _open_extra(document)
     _to_bools(document, _ELEMENT_BOOLS)
-    document["props"] = document["props"] or {}
+    document["props"] = _object(document["props"])
     return cast("ElementDict", document)
+
+
+def _object(value: object) -> dict[str, Any]:
+    """An object; other JSON, which somebody else has stored, counts as an empty one."""
+    return value if isinstance(value, dict) else {}
 
 
 def _open_extra(document: Document) -> None:

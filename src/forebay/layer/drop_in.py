@@ -12,8 +12,9 @@ from chainlit.types import PageInfo, PaginatedResponse, Pagination, ThreadDict, 
 
 from forebay.errors import OverrideError
 
-# Chainlit's layer runs every statement through the first, and looks owners up with the second.
-_NEVER_CALLED = ("execute_sql", "_get_user_identifer_by_id")
+# Chainlit's layer runs every statement through the first and what it returns through the last, looks owners up with the
+# second, and asks the third when a row is made.
+_NEVER_CALLED = ("execute_sql", "_get_user_identifer_by_id", "get_current_timestamp", "clean_result")
 
 
 @dataclass(frozen=True, slots=True)

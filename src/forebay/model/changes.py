@@ -361,6 +361,8 @@ def fold(older: Upsert, newer: Upsert) -> Upsert:
     size = OVERHEAD_BYTES + size_of(row)
     if removed:
         size += sum(map(len, removed))
+    if older.table == "steps" and (sent_at := older.row.get(SENT_AT) or older.row.get(WRITTEN_AT)):
+        row[SENT_AT] = sent_at  # its moment is the newer one's from now on
     return Upsert(older.table, older.key, row, thread_id, size, removed)
 
 

@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import Any, TypeVar
 
 from forebay.model import cleaning
-from forebay.model.schema import WRITTEN_AT
+from forebay.model.schema import SENT_AT
 
 _Document = TypeVar("_Document", bound=Mapping[str, Any])
 
@@ -15,7 +15,7 @@ _Document = TypeVar("_Document", bound=Mapping[str, Any])
 def in_order(steps: Sequence[_Document]) -> list[_Document]:
     """Steps by their `createdAt`, which is UTC; what has none comes last.
 
-    Of those of one moment a parent comes before what is below it, and else what was written before.
+    Of those of one moment a parent comes before what is below it, and else what was sent before.
     """
     ordered = sorted(steps, key=_place)
     if len({step["createdAt"] for step in steps}) == len(steps):
@@ -30,7 +30,7 @@ def _created(step: Mapping[str, Any]) -> str:
 
 
 def _place(step: Mapping[str, Any]) -> tuple[str, int, str]:
-    return _created(step), step.get(WRITTEN_AT) or 0, step["id"]
+    return _created(step), step.get(SENT_AT) or 0, step["id"]
 
 
 def _parents_first(steps: Sequence[_Document]) -> Iterator[_Document]:

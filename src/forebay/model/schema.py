@@ -85,7 +85,8 @@ EXTRA = "forebayExtra"
 NOW = object()  # a default: the time at which the change was made
 # When the newest change of a row was made, in microseconds since 1970: what comes late can't overwrite it.
 WRITTEN_AT = "forebayWrittenAt"
-# When an element was first sent, in microseconds since 1970: a message's elements are shown in this order.
+# When a step or an element was first sent, in microseconds since 1970: those of one moment, and a message's elements,
+# are shown in this order.
 SENT_AT = "forebaySentAt"
 # Of a row's columns, and of the keys of an object that is merged by key, those that were written at another moment
 # than the newest change was made, and which: `{"name": 17, "metadata": {"a key": 18}}`. Also of keys that were removed.
@@ -115,6 +116,10 @@ OWNER = "forebayOwner"
 
 def _written_at() -> sa.Column[Any]:
     return sa.Column(WRITTEN_AT, sa.BigInteger(), info={"kind": Kind.INT, "merge": Merge.LAST})
+
+
+def _sent_at() -> sa.Column[Any]:
+    return sa.Column(SENT_AT, sa.BigInteger(), info={"kind": Kind.INT, "merge": Merge.MIN})
 
 
 def _moments() -> sa.Column[Any]:
@@ -173,6 +178,7 @@ steps = sa.Table(
     _column("autoCollapse", Kind.BOOL),
     _column("modes", Kind.OBJECT),
     _column(EXTRA, Kind.OBJECT, merge=Merge.KEYS),
+    _sent_at(),
     _written_at(),
     _moments(),
 )
@@ -197,7 +203,7 @@ elements = sa.Table(
     _column("autoPlay", Kind.BOOL),
     _column("playerConfig", Kind.OBJECT),
     _column(EXTRA, Kind.OBJECT, merge=Merge.KEYS),
-    sa.Column(SENT_AT, sa.BigInteger(), info={"kind": Kind.INT, "merge": Merge.MIN}),
+    _sent_at(),
     _written_at(),
     _moments(),
 )

@@ -154,6 +154,7 @@ class Pipeline:
         self._moving = threading.RLock()
         self._arrivals = Arrivals(settings.queue_max_bytes)
         self._brought: set[asyncio.Task[Any]] = set()
+        self._is_taking = False
         self._task: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self.is_forked = False
@@ -647,13 +648,18 @@ class Pipeline:
 
     def _take_arrivals(self) -> None:
         loop = asyncio.get_running_loop()
-        if loop is not self._loop:
-            return  # this was its home
-        while (call := self._arrivals.next()) is not None:
-            task = call.begin(loop)
-            if task is not None:
-                self._brought.add(task)
-                task.add_done_callback(self._brought.discard)
+        # Not where this was its home, nor while one is taking its place: what came after it would come before it.
+        if loop is not self._loop or self._is_taking:
+            return
+        self._is_taking = True
+        try:
+            while (call := self._arrivals.next()) is not None:
+                task = call.begin(loop)
+                if task is not None:
+                    self._brought.add(task)
+                    task.add_done_callback(self._brought.discard)
+        finally:
+            self._is_taking = False
 
     async def _answer_to(self, call: Call) -> Any:
         began = self._clock()

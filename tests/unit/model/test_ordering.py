@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forebay.model.ordering import in_order
-from forebay.model.schema import WRITTEN_AT
+from forebay.model.schema import SENT_AT
 
 
 def _step(
     key: str, created: str | None = "2026-01-01Z", parent: str | None = None, at: int | None = 0
 ) -> Any:
-    return {"id": key, "createdAt": created, "parentId": parent, WRITTEN_AT: at}
+    return {"id": key, "createdAt": created, "parentId": parent, SENT_AT: at}
 
 
 def _ids(*steps: Any) -> str:
@@ -25,7 +25,7 @@ def test_by_time_and_what_has_none_last() -> None:
     assert _ids(_step("c", None), _step("b", "2026-01-02Z"), _step("a", "2026-01-03Z")) == "bac"
 
 
-def test_of_one_time_a_parent_comes_first_and_else_what_was_written_first() -> None:
+def test_of_one_time_a_parent_comes_first_and_else_what_was_sent_first() -> None:
     assert _ids(_step("a", at=3), _step("b", at=2), _step("c", at=None)) == "cba"
     assert _ids(_step("a", parent="b", at=1), _step("b", parent="c", at=2), _step("c", at=3)) == "cba"
     assert _ids(_step("a", parent="z"), _step("b", parent="a")) == "ab"

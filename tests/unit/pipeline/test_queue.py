@@ -14,6 +14,7 @@ from typing_extensions import override
 from forebay.errors import QueueFull
 from forebay.model import changes
 from forebay.model.changes import Change, Delete, Upsert
+from forebay.model.schema import SENT_AT
 from forebay.pipeline.queue import Batch, Inbox, Waiting
 from forebay.telemetry.counters import Counts
 
@@ -500,7 +501,9 @@ def state(changes_in_order: Iterable[Change]) -> dict[str, Any]:
         if isinstance(change, Delete):
             rows.pop(change.key, None)
         else:
-            rows[change.key] = {**rows.get(change.key, {}), **change.row}
+            # When it was first sent, a fold notes; one by one, the database does.
+            row = {name: value for name, value in change.row.items() if name != SENT_AT}
+            rows[change.key] = {**rows.get(change.key, {}), **row}
     return rows
 
 

@@ -69,11 +69,22 @@ def _deletes(sql: Sql) -> dict[str, tuple[sa.sql.ClauseElement | None, ...]]:
 def _delete_step(sql: Sql) -> tuple[sa.sql.ClauseElement | None, ...]:
     tree = _tree()
     in_tree = sa.select(tree.c.id)
-    thread_id = sa.select(tree.c.threadId).limit(sa.literal_column("1")).scalar_subquery()
-    rated = sql.among(feedbacks.c.forId, in_tree) & (feedbacks.c.threadId == thread_id)
-    beside = elements.c.threadId.is_(None) | (elements.c.threadId == thread_id)
-    attached = sql.among(elements.c.forId, in_tree) & beside
     below = sql.among(steps.c.id, in_tree)
+    # What came before its step, which has not come yet, hangs on it all the same.
+    there = steps.alias("there")
+    itself = sa.select(id_parameter("id")).where(
+        ~sa.exists(sa.select(there.c.id).where(there.c.id == id_parameter("id")))
+    )
+    hung = sa.select(tree.c.id).union_all(itself)
+    thread_id = sa.func.coalesce(
+        sa.select(tree.c.threadId).limit(sa.literal_column("1")).scalar_subquery(), id_parameter("thread_id")
+    )
+
+    def hangs(row: sa.Table) -> Expression:
+        mine = sql.among(row.c.forId, hung) & (_written(row) <= _number("up_to"))
+        return mine & (thread_id.is_(None) | row.c.threadId.is_(None) | (row.c.threadId == thread_id))
+
+    rated, attached = hangs(feedbacks), hangs(elements)
     return (
         _lock(sql, steps),
         _note_itself(sql, steps),

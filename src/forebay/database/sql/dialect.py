@@ -135,7 +135,7 @@ class Sql(Protocol):
     def patience(self) -> Expression | None:
         """Always true. From then on the transaction waits only briefly for a lock. None where a lock is the file's."""
 
-    def among(self, column: sa.Column[Any], found: sa.Select[Any]) -> Expression:
+    def among(self, column: sa.Column[Any], found: sa.SelectBase) -> Expression:
         """Whether the column is one of what the select finds, which is few."""
 
     def is_favorite(self) -> Expression:

@@ -214,7 +214,7 @@ class PostgresSql:
         name, value = literal("lock_timeout"), literal(str(LOCK_PATIENCE_MS))
         return sa.func.set_config(name, value, sa.true()).is_not(None)
 
-    def among(self, column: sa.Column[Any], found: sa.Select[Any]) -> Expression:
+    def among(self, column: sa.Column[Any], found: sa.SelectBase) -> Expression:
         """An array: with IN, the planner takes a tree of steps for thousands, and reads the table through."""
         return column == sa.func.any(sa.func.array(found.scalar_subquery()))
 

@@ -24,7 +24,18 @@ from forebay.database.sql.statement import (
     text_parameter,
 )
 from forebay.model import schema
-from forebay.model.schema import EXTRA, NOTES, WRITTEN_AT, Kind, elements, feedbacks, steps, threads, users
+from forebay.model.schema import (
+    EXTRA,
+    NOTES,
+    SENT_AT,
+    WRITTEN_AT,
+    Kind,
+    elements,
+    feedbacks,
+    steps,
+    threads,
+    users,
+)
 
 
 class Reads(Compiler):
@@ -66,7 +77,7 @@ class Reads(Compiler):
         }
         columns[SELDOM] = self._seldom({name: all_values[name] for name in _SELDOM_IN_STEPS})
         columns["feedback"] = self._sql.result(self._newest_feedback())
-        columns[WRITTEN_AT] = steps.c[WRITTEN_AT]
+        columns[SENT_AT] = sent_at(steps)
         nothing = [sa.null().label(name) for name in columns]
         values = [value.label(name) for name, value in columns.items()]
         tail = sa.select(sa.null().label("doc"), *values).where(steps.c.threadId == key)
@@ -283,7 +294,9 @@ class Reads(Compiler):
         return self._sql.object({**values, "userIdentifier": _identifier(threads), **more})
 
     def _of_thread(self, table: sa.Table, *, bounded: bool = False) -> Expression:
-        document = self._step_document() if table is steps else self._document(table)
+        document = (
+            self._step_document(**{SENT_AT: sent_at(steps)}) if table is steps else self._document(table)
+        )
         order = sent_at(table) if table is elements else table.c.createdAt
         found = sa.select(document.label("doc"), order.label("createdAt"), table.c.id)
         if bounded:
@@ -295,8 +308,8 @@ class Reads(Compiler):
         array = self._sql.array(found.order_by(order, table.c.id).correlate(threads))
         return sa.select(array).correlate(threads).scalar_subquery()
 
-    def _step_document(self) -> Expression:
-        return self._sql.object({**self._values(steps), "feedback": self._newest_feedback()})
+    def _step_document(self, **more: Expression) -> Expression:
+        return self._sql.object({**self._values(steps), "feedback": self._newest_feedback(), **more})
 
     def _newest_feedback(self) -> Expression:
         newest = (

@@ -191,7 +191,7 @@ class SqliteSql:
     def patience(self) -> None:
         """There are no locks of rows."""
 
-    def among(self, column: sa.Column[Any], found: sa.Select[Any]) -> Expression:
+    def among(self, column: sa.Column[Any], found: sa.SelectBase) -> Expression:
         """IN."""
         return column.in_(found)
 
@@ -226,9 +226,11 @@ def _an_object(document: str | None) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _keep_star(stored: str | None, given: str | None) -> str | None:
-    if stored is None or given is None or f'"{STAR}"' not in stored:
-        return stored if given is None else given
+def _keep_star(stored: str | float | None, given: str | None) -> str | float | None:
+    if given is None:
+        return stored
+    if not isinstance(stored, str) or f'"{STAR}"' not in stored:  # JSON that is a number is stored as one
+        return given
     try:
         return keep_star(stored, given).decode()
     except orjson.JSONDecodeError:

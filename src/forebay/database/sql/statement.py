@@ -46,10 +46,15 @@ class Inner:
                 if type(document[name]) is str:
                     document[name] = orjson.loads(document[name])
             found.append(document)
-        ordered = in_order(found)
-        for document in ordered:
-            del document[WRITTEN_AT]
-        return ordered
+        return steps_in_order(found)
+
+
+def steps_in_order(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A thread's steps as they are shown, without the note that tells their order."""
+    ordered = in_order(found)
+    for document in ordered:
+        del document[SENT_AT]
+    return ordered
 
 
 SELDOM = "seldom"
@@ -132,9 +137,9 @@ class Compiler:
         return {c.name: self._sql.plain(c) for c in table.columns if c.name not in NOTES.union(leaving_out)}
 
 
-def sent_at(elements: sa.sql.FromClause) -> Expression:
-    """When an element was sent, as far as anybody has noted it: those that were written before come first."""
-    return sa.func.coalesce(elements.c[SENT_AT], elements.c[WRITTEN_AT], sa.literal_column("0"))
+def sent_at(table: sa.sql.FromClause) -> Expression:
+    """When a step or an element was sent, as far as anybody has noted it: those that were written before come first."""
+    return sa.func.coalesce(table.c[SENT_AT], table.c[WRITTEN_AT], sa.literal_column("0"))
 
 
 def text_parameter(name: str) -> sa.BindParameter[Any]:

@@ -21,6 +21,7 @@ from forebay.model.moments import KEYED, PLAIN
 from forebay.model.schema import (
     MADE_AT,
     MOMENTS,
+    SENT_AT,
     WRITTEN_AT,
     Merge,
     deleted,
@@ -345,6 +346,8 @@ class Upserts(Compiler):
             owner = sa.select(users.c.identifier).where(users.c.id == source.c["userId"])
             return sa.func.coalesce(source.c[column.name], owner.scalar_subquery())
         given: Expression = source.c[column.name]
+        if column.name == SENT_AT:  # what was written once was sent then
+            return sa.func.coalesce(given, source.c[WRITTEN_AT])
         if column is threads.c.metadata:
             return sa.func.coalesce(given, self._sql.empty_object())
         if not partial or column.name not in MUST_HAVE[column.table.name] or column.name == "id":
