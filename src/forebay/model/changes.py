@@ -361,9 +361,15 @@ def fold(older: Upsert, newer: Upsert) -> Upsert:
     size = OVERHEAD_BYTES + size_of(row)
     if removed:
         size += sum(map(len, removed))
-    if older.table == "steps" and (sent_at := older.row.get(SENT_AT) or older.row.get(WRITTEN_AT)):
-        row[SENT_AT] = sent_at  # its moment is the newer one's from now on
+    _keep_sent_at(older, row)
     return Upsert(older.table, older.key, row, thread_id, size, removed)
+
+
+def _keep_sent_at(older: Upsert, row: Row) -> None:
+    """A step's moment is the newer one's from now on."""
+    sent_at = older.row.get(SENT_AT) or older.row.get(WRITTEN_AT)
+    if sent_at and older.table == "steps":
+        row[SENT_AT] = sent_at
 
 
 def late_beneath(change: Upsert, stored: moments.Stored) -> Upsert:
