@@ -101,6 +101,12 @@ class Settings(BaseSettings):
         ge=0,
         description="What the database has and is kept is at most this many bytes, and a segment of 8 MiB.",
     )
+    dead_letters_max_bytes: int = Field(
+        default=256 * MIB,
+        ge=64 * KIB,
+        description="The dead letters in `journal_dir` take at most this many bytes; then a further refused row waits"
+        " beside the others, up to 16 MiB of them.",
+    )
     close_timeout: float = Field(
         default=20.0, gt=0, description="How long close() may take to write out the queue, in seconds."
     )

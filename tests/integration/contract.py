@@ -82,9 +82,9 @@ def dead_letters(layer: ForebayDataLayer) -> int:
 
 
 def accounted_for(layer: ForebayDataLayer) -> bool:
-    """Whether every accepted change is written, folded, given up, dropped, parked or still queued."""
+    """Whether every accepted change is written, folded, given up, dropped, parked, or still waits."""
     engine = layer._engine
-    return engine.counts.pending == engine.inbox.pending + engine.lanes.changes
+    return engine.counts.pending == engine.inbox.pending + engine.lanes.changes + engine.letterbox.changes
 
 
 # ---- a database that is busy

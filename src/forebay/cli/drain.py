@@ -135,7 +135,12 @@ async def _run(
     )
     try:
         if watch:
-            async with Listener(settings.metrics_address, metrics.registry, health.reason):
+            async with Listener(
+                settings.metrics_address,
+                metrics.registry,
+                health.reason,
+                warning=lambda: draining.letterbox.warning,
+            ):
                 await _watch(draining, settings.close_timeout)
         else:
             with printing.console(stderr=True).status("Writing out the journals"):

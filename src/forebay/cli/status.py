@@ -288,16 +288,22 @@ def _quantiles(name: str) -> _Cell:
 
 def _losses(now: Snapshot, _before: Snapshot | None) -> Text:
     found = {
-        "refused rows": now.by_label("changes_dead_lettered_total", "reason"),
         "dropped": now.by_label("changes_dropped_total", "reason"),
         "turned away": now.by_label("changes_refused_total", "reason"),
     }
-    lines = [
+    lines = _letters(now) + [
         f"{sum(reasons.values()):,.0f} {name} ({', '.join(reasons)})"
         for name, reasons in found.items()
         if reasons
     ]
     return printing.cell("; ".join(lines), "red") if lines else Text("none", "green")
+
+
+def _letters(now: Snapshot) -> list[str]:
+    """What lies there now: those that were retried, or discarded, since are nobody's concern any more."""
+    letters, waiting = now.total("dead_letters") or 0, now.total("dead_letters_waiting") or 0
+    said = [f"{letters:,.0f} dead letters"] if letters else []
+    return said + ([f"{waiting:,.0f} refused rows that can't be kept as such yet"] if waiting else [])
 
 
 def _retries(now: Snapshot, _before: Snapshot | None) -> Text:
@@ -366,6 +372,7 @@ def _summary(look: _Look) -> dict[str, Any]:
         *("queue_changes", "queue_bytes", "queue_capacity_bytes", "queue_oldest_age_seconds"),
         *("journal_bytes", "journal_capacity_bytes", "journal_spilled_changes"),
         *("parked_threads", "parked_changes", "journals_parked", "journals_left_alone"),
+        *("dead_letters", "dead_letters_waiting"),
         *("changes_accepted_total", "changes_coalesced_total", "rows_written_total"),
         *("changes_handed_over_total", "flush_retries_total"),
     )

@@ -1,7 +1,7 @@
 """The dead letters: the changes that a database refused, kept beside the journals until somebody decides.
 
 One SQLite file a folder, which all processes on it share. A letter that comes again, as after a crash
-between the letter and the checkpoint, is the same letter.
+between the letter and the checkpoint, is the same letter. The file is bounded, and gives back what it needs no more.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ CREATE TABLE IF NOT EXISTS letters (
 _FIND = """
 SELECT id, made_at, database, row_table, row_id, sqlstate, error, database_id, change FROM letters ORDER BY id
 """
+# What is removed leaves the disk, in the file and at its end; the latter only in a file that begins so.
+_SETTINGS = ("PRAGMA synchronous = FULL", "PRAGMA secure_delete = ON", "PRAGMA auto_vacuum = FULL")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +61,35 @@ class Letter:
         return self.database == location
 
 
+@dataclass(frozen=True, slots=True)
+class Pile:
+    """How many letters there are, and the bytes of their file."""
+
+    letters: int = 0
+    size: int = 0
+
+
 class Unfit(JournalError):
     """No letter can hold this change, however often it is tried."""
 
 
-class DeadLetters:
-    """The letters in a folder. Its calls block, and raise JournalError where the file can't be used."""
+def encoded(change: Change) -> bytes:
+    """A change as a letter holds it. Raises Unfit."""
+    try:
+        return changes.encode([change])
+    except Exception as failed:
+        raise Unfit(f"the change can't be kept ({type(failed).__name__})") from None
 
-    def __init__(self, folder: Path) -> None:
+
+class DeadLetters:
+    """The letters in a folder. Its calls block, and raise JournalError where the file can't be used.
+
+    `max_bytes`: the file takes no more than that, but for a letter that is alone in it.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int | None = None) -> None:
         self.path = folder / FILE_NAME
+        self._max_bytes = max_bytes
 
     @override
     def __repr__(self) -> str:
@@ -76,11 +98,7 @@ class DeadLetters:
     def keep(
         self, database: str, change: Change, error: ForebayError, database_id: str | None = None
     ) -> None:
-        """Write a refused change to the disk; returns when it is synced."""
-        try:
-            encoded = changes.encode([change])
-        except Exception as failed:
-            raise Unfit(f"the change can't be kept ({type(failed).__name__})") from None
+        """Write a refused change to the disk; returns when it is synced. Raises JournalError where there is no room."""
         values = (
             time.time(),
             database,
@@ -88,10 +106,11 @@ class DeadLetters:
             change.key,
             getattr(error, "sqlstate", None),
             str(error),
-            encoded,
+            encoded(change),
             database_id,
         )
         with self._opened() as connection:
+            self._set_bound(connection)
             connection.execute(
                 "INSERT INTO letters (made_at, database, row_table, row_id, sqlstate, error, change, database_id)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
@@ -100,10 +119,15 @@ class DeadLetters:
 
     def count(self) -> int:
         """How many there are."""
+        return self.pile().letters
+
+    def pile(self) -> Pile:
+        """How many there are, and how much they take up."""
         if not self.path.exists():
-            return 0
+            return Pile()
         with self._opened() as connection:
-            return int(connection.execute("SELECT count(*) FROM letters").fetchone()[0])
+            letters = int(connection.execute("SELECT count(*) FROM letters").fetchone()[0])
+            return Pile(letters, self.path.stat().st_size)
 
     def find(self, ids: Sequence[int] | None = None) -> list[Letter]:
         """These letters, or all, the oldest first."""
@@ -132,16 +156,26 @@ class DeadLetters:
         try:
             self._create()
             with contextlib.closing(sqlite3.connect(self.path, timeout=10)) as connection, connection:
-                connection.execute("PRAGMA synchronous = FULL")
+                for setting in _SETTINGS:
+                    connection.execute(setting)
                 connection.execute(_TABLE)
                 _add_column(connection)
                 yield connection
         except (sqlite3.Error, OSError) as error:
-            reason = getattr(error, "sqlite_errorname", None) or type(error).__name__
-            raise JournalError(
-                f"the dead letters in {self.path} can't be used ({reason}); make room, or set FOREBAY_JOURNAL_DIR to"
-                " a folder that this process may write to"
-            ) from None
+            raise JournalError(self._explain(error)) from None
+
+    def _set_bound(self, connection: sqlite3.Connection) -> None:
+        if self._max_bytes is None or connection.execute("SELECT 1 FROM letters LIMIT 1").fetchone() is None:
+            return
+        (page_size,) = connection.execute("PRAGMA page_size").fetchone()
+        connection.execute(f"PRAGMA max_page_count = {max(1, self._max_bytes // page_size)}")
+
+    def _explain(self, error: sqlite3.Error | OSError) -> str:
+        reason = getattr(error, "sqlite_errorname", None) or type(error).__name__
+        remedy = "make room, or set FOREBAY_JOURNAL_DIR to a folder that this process may write to"
+        if reason == "SQLITE_FULL" and self._max_bytes is not None:
+            remedy = "retry or discard some, or raise FOREBAY_DEAD_LETTERS_MAX_BYTES, and look whether its disk is full"
+        return f"the dead letters in {self.path} can't be used ({reason}); {remedy}"
 
     def _create(self) -> None:
         make_folder(self.path.parent)

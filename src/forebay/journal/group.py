@@ -105,16 +105,20 @@ class Group:
         for waiter in self.waiters[self.told :]:
             tell(waiter)
 
-    def take_failed(self) -> Iterator[tuple[int, JournalError, asyncio.Future[None] | None]]:
-        """What is not on the disk, why, and who waits for it, who is somebody else's to tell from now on."""
-        faults = dict(self.unfit)
+    def take_failed(self) -> Iterator[tuple[int, str, JournalError, asyncio.Future[None] | None]]:
+        """What is not on the disk, its row's key, why, and who waits, who is somebody else's to tell from now on.
+
+        What could not be encoded has no key.
+        """
+        faults = {seq: ("", fault) for seq, fault in self.unfit.items()}
         for run in self.runs:
             if run.fault is not None:
-                faults |= dict.fromkeys(range(run.first_seq, run.last_seq + 1), run.fault)
+                keys = (change.key for line in run.lines for change in changes.decode(line))
+                faults |= {seq: (key, run.fault) for seq, key in enumerate(keys, run.first_seq)}
         for place, seq in enumerate(self.seqs):
             if seq in faults:
                 waiter, self.waiters[place] = self.waiters[place], None
-                yield seq, faults[seq], waiter
+                yield seq, *faults[seq], waiter
 
     def forget_waiters(self) -> None:
         """They have gone, with their event loop."""

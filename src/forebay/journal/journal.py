@@ -30,7 +30,7 @@ from forebay.journal.log import Log
 from forebay.journal.log_format import FORMAT, About, make_folder
 from forebay.journal.log_reader import Reader
 from forebay.journal.orphan import NO_LIMIT, Record, read_records, reason_of
-from forebay.journal.ownership import JOURNAL, LOCK, OWNER, PROGRESS, lock, remove_files
+from forebay.journal.ownership import JOURNAL, LOCK, OWNER, PROGRESS, beginning, lock, remove_files
 from forebay.journal.retention import Retention
 from forebay.journal.shared_progress import Progress
 from forebay.model.changes import Change
@@ -67,9 +67,9 @@ class Journal:
     `external`: another process writes it to the database. What the database has is kept for `keep` seconds, at
     most `keep_bytes` of it. `size` is what the database has not, `kept_size` what is kept, `unsynced` what the disk
     has not answered for, in bytes. `on_commit` is called in the journal's thread with the seconds that a commit took;
-    in the event loop, `on_failure` with the `seq` of a change that could not be written, who waits for it, and why,
-    and `on_answer` after each group. Raises JournalError when the folder can't be used. Its methods are called in one
-    event loop.
+    in the event loop, `on_failure` with the `seq` of a change that could not be written, its row's key, who waits for
+    it, and why, and `on_answer` after each group. Raises JournalError when the folder can't be used. Its methods are
+    called in one event loop.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Journal:
         keep: float = 0.0,
         keep_bytes: int = 0,
         on_commit: Callable[[float], None] | None = None,
-        on_failure: Callable[[int, asyncio.Future[None] | None, JournalError], None] | None = None,
+        on_failure: Callable[[int, str, asyncio.Future[None] | None, JournalError], None] | None = None,
         on_answer: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -354,11 +354,11 @@ class Journal:
         if not group.unfit and all(run.fault is None for run in group.runs):
             return
         failed = [*group.take_failed()]
-        for reason in sorted({str(fault) for _, fault, _ in failed}):
+        for reason in sorted({str(fault) for _, _, fault, _ in failed}):
             logger.error("journal failed reason=%s", reason)
-        for seq, fault, waiter in failed:
+        for seq, key, fault, waiter in failed:
             if self._on_failure is not None and seq not in group.unfit:
-                self._on_failure(seq, waiter, fault)
+                self._on_failure(seq, key, waiter, fault)
             else:
                 tell(waiter, fault)
 
@@ -382,10 +382,15 @@ def _create(
 ) -> tuple[Any, Progress | None, Log]:
     try:
         make_folder(folder)
-        # The log last: whoever finds it looks for the others.
-        lock_file = lock(path.with_suffix(OWNER if external else LOCK))
-        progress = Progress(path.with_suffix(PROGRESS), create=True) if external else None
-        return lock_file, progress, Log(path, About(FORMAT, path.stem, location), database_id)
+        with beginning(path) as begun:
+            # The log last: whoever finds it looks for the others.
+            lock_file = begun.enter_context(lock(path.with_suffix(OWNER if external else LOCK)))
+            progress = None
+            if external:
+                progress = begun.enter_context(
+                    contextlib.closing(Progress(path.with_suffix(PROGRESS), create=True))
+                )
+            return lock_file, progress, Log(path, About(FORMAT, path.stem, location), database_id)
     except OSError as error:
         raise _unusable(folder, error) from None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,21 @@ def remove_files(path: Path) -> None:
     for suffix in (PROGRESS, PARKED, OWNER, LOCK):
         with contextlib.suppress(OSError):
             path.with_suffix(suffix).unlink()
+
+
+@contextlib.contextmanager
+def beginning(path: Path) -> Iterator[contextlib.ExitStack]:
+    """While a journal is begun at `path`: where that fails, nothing of it stays, and what is pushed is closed."""
+    with contextlib.ExitStack() as undo:
+        undo.callback(_forget, path)
+        yield undo
+        undo.pop_all()
+
+
+def _forget(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        _delete(path.with_suffix(".new"))
+        remove_files(path)
 
 
 def sweep(folder: Path) -> None:

@@ -19,9 +19,9 @@ import orjson
 
 # Native and aligned, so that each number is read and written whole.
 _NUMBER = struct.Struct("@Q")
-_DURABLE, _APPLIED, _FAILING, _PARKED = 0, 8, 16, 24
-_SIZE = 32
-_FORMER_SIZE = 24  # of a release that did not tell what is parked
+_DURABLE, _APPLIED, _FAILING, _PARKED, _HELD = 0, 8, 16, 24, 32
+_SIZE = 40
+_FORMER_SIZE = 24  # of a release that did not tell what is parked, nor what is held
 _PARKED_FILE = ".parked"
 _UNTOLD = 1 << 63  # in the number of what is parked: the file does not say it, as the disk is full
 
@@ -72,12 +72,32 @@ class Progress:
     def failing(self, failing: bool) -> None:
         self._set(_FAILING, int(failing))
 
+    @property
+    def held(self) -> int | None:
+        """What comes behind this `seq` has to stay, though the database has it; None for nothing."""
+        number = self._get(_HELD) if self._can_hold else 0
+        return number - 1 if number else None
+
+    def hold(self, seq: int | None) -> bool:
+        """Say so, before `applied` passes it. False where its owner does not know what that means."""
+        if self._can_hold:
+            self._set(_HELD, seq + 1 if seq is not None else 0)
+        return self._can_hold or seq is None
+
+    @property
+    def _can_hold(self) -> bool:
+        return self._size >= _HELD + _NUMBER.size
+
+    @property
+    def _can_park(self) -> bool:
+        return self._size >= _PARKED + _NUMBER.size
+
     def park(self, thread_ids: Iterable[str]) -> None:
         """Say which threads wait by themselves, before `applied` passes what waits. The file's number tells of news.
 
         Where the disk takes no names, every thread may be one of them until the next call.
         """
-        if self._size < _SIZE:
+        if not self._can_park:
             return
         ids = sorted(thread_ids)
         if not ids and not self._get(_PARKED):
@@ -100,11 +120,11 @@ class Progress:
     @property
     def has_news(self) -> bool:
         """Whether other threads are parked than when `is_parked` was asked last: what was may be written."""
-        return self._size >= _SIZE and self._get(_PARKED) != self._seen
+        return self._can_park and self._get(_PARKED) != self._seen
 
     def is_parked(self, thread_id: str) -> bool:
         """Whether what was written to the thread waits, or may wait, though `applied` has passed it."""
-        number = self._get(_PARKED) if self._size >= _SIZE else 0
+        number = self._get(_PARKED) if self._can_park else 0
         if number & _UNTOLD:
             return True
         if number != self._seen:

@@ -33,6 +33,7 @@ class Operations:
             lambda: _ended(engine),
             lambda: engine.health.closing,
             settings.journal_dir,
+            warning=lambda: engine.letterbox.warning,
         )
         self._settings = settings
         self._is_off = settings.metrics_address.strip().lower() == "off"
@@ -104,6 +105,7 @@ class Operations:
             else:
                 await self._look_at_folder()
             seen = written
+            await self._engine.letterbox.count()
             await anyio.sleep(_ASK_INTERVAL)
 
     async def _ask_once(self) -> None:

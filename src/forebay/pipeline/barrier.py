@@ -16,6 +16,9 @@ class Waiters:
         self._heap: list[tuple[int, int, asyncio.Future[None]]] = []
         self._number = itertools.count()  # tells entries of one seq apart, which futures can't be
 
+    def __len__(self) -> int:
+        return len(self._heap)
+
     def add(self, seq: int, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
         """A future that is done when everything up to `seq` is written; its error is not reported."""
         done = quiet_future(loop)

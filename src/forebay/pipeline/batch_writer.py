@@ -12,7 +12,6 @@ back, as one does that took over from a primary which it lagged behind, it is gi
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -24,9 +23,9 @@ import anyio
 
 from forebay.database import error_codes
 from forebay.database.checkpoint import Checkpoint, CheckpointMoved, Position
-from forebay.database.store import LeftOut, Store
+from forebay.database.store import LeftOut
 from forebay.errors import DatabaseError, JournalError, RowError, TransientError
-from forebay.journal.dead_letters import DeadLetters, Unfit
+from forebay.journal.dead_letters import Unfit
 from forebay.model.changes import Change, Delete, Upsert
 from forebay.pipeline.cursor import Cursor
 from forebay.pipeline.queue import Batch, Op, batch_of
@@ -95,25 +94,20 @@ class Parking(Protocol):
         """
 
 
-Keep = Callable[[Change, RowError], Awaitable[None]]
+class Keep(Protocol):
+    """Where refused changes go. See `letterbox`."""
 
-
-def keep_in(letters: DeadLetters, store: Store) -> Keep:
-    """Keeps what a database refuses among the dead letters."""
-
-    async def keep(change: Change, error: RowError) -> None:
-        await asyncio.to_thread(letters.keep, store.label, change, error, store.database_id)
-
-    return keep
+    async def __call__(self, change: Change, error: RowError, cursor: Cursor | None, /) -> bool:
+        """Keep a change; False: it waits until it can be kept. Raises JournalError, and Unfit where it never can."""
 
 
 class Writer:
     """Writes batches, one at a time. `failure` is why it can't at present, None while it works.
 
-    `keep` stores a refused change and raises JournalError where it can't; `keep_is_vital`: then the change
-    must not be let go. `pending` tells the log how much waits. `on_failure` is called with the error of each attempt
-    that will be repeated, and with None when one is answered again. `lanes`, set afterwards: where what is held up
-    goes; without, it is tried on.
+    `keep` stores a refused change and raises JournalError where it can't, nor may more of them wait; `keep_is_vital`:
+    then the change must not be let go. `pending` tells the log how much waits. `on_failure` is called with the error of
+    each attempt that will be repeated, and with None when one is answered again. `lanes`, set afterwards: where what is
+    held up goes; without, it is tried on.
     """
 
     def __init__(
@@ -277,8 +271,11 @@ class Writer:
 
     async def _conclude(self, task: _Task, batch: Batch) -> None:
         """Say that all of the batch is accounted for, where its last row was given up."""
-        if task.cursor is not None and batch.last_seq > task.cursor.at.seq:
+        if task.cursor is None:
+            return
+        if batch.last_seq > task.cursor.at.seq and not task.cursor.is_held:
             await self._apply(task, Batch(batch.oldest, last_seq=batch.last_seq))
+        task.cursor.written(batch.last_seq)
 
     def _settle(self, task: _Task, part: Batch, gone: frozenset[str | LeftOut]) -> None:
         self._refusals.note_accepted(len(part.ops))
@@ -329,7 +326,7 @@ class Writer:
         if not is_somebodys:
             self._refusals.note_refused()
         task.given_up.add(id(part.ops[0]))
-        await self._give_up(part.ops[0], error)
+        await self._give_up(task, part.ops[0], error)
 
     async def verify(self, cursor: Cursor) -> None:
         """Look whether the database is where it was left, and give it again what it lacks. Raises a DatabaseError."""
@@ -339,7 +336,7 @@ class Writer:
 
     async def _realign(self, cursor: Cursor, moved: CheckpointMoved) -> None:
         """Go on from where the database stands; what was acknowledged is never discarded on trust."""
-        position, known = moved.position, cursor.at
+        position, known_seq = moved.position, cursor.written_seq
         if cursor.has_tried(position):
             cursor.reached(position)
             return
@@ -349,16 +346,16 @@ class Writer:
             cursor.renew()
             logger.critical(
                 "checkpoint not ours journal=%s stored=%d known=%d goes_on_as=%s reason=somebody else writes it too",
-                *(journal_id, position.seq, known.seq, cursor.journal_id),
+                *(journal_id, position.seq, known_seq, cursor.journal_id),
             )
             return
         self._counts.checkpoint_alarms["gone_back"] += 1
         logger.critical(
             "database gone back journal=%s stored=%d known=%d; what it lacks is written again",
-            *(cursor.journal_id, position.seq, known.seq),
+            *(cursor.journal_id, position.seq, known_seq),
         )
         cursor.went_back(position)
-        missing = known.seq - position.seq - await self._write_again(cursor, known.seq)
+        missing = known_seq - position.seq - await self._write_again(cursor, known_seq)
         if missing > 0:
             self._counts.checkpoint_alarms["not_kept"] += 1
             logger.critical(
@@ -369,8 +366,8 @@ class Writer:
     async def _write_again(self, cursor: Cursor, up_to_seq: int) -> int:
         """Write what the database has lost, beneath what is newer in it; how many changes that were."""
         again = 0
-        while cursor.source is not None and cursor.at.seq < up_to_seq:
-            records = await cursor.source.read(cursor.at.seq, _AGAIN_BYTES)
+        while cursor.source is not None and cursor.written_seq < up_to_seq:
+            records = await cursor.source.read(cursor.written_seq, _AGAIN_BYTES)
             records = [record for record in records if record[0] <= up_to_seq]
             if not records:
                 break
@@ -392,25 +389,26 @@ class Writer:
         finally:
             self._counts.paused = False
 
-    async def _give_up(self, op: Op, error: RowError) -> None:
-        async def attempt() -> Unfit | None:
+    async def _give_up(self, task: _Task, op: Op, error: RowError) -> None:
+        async def attempt() -> bool | Unfit:
             try:
-                await self._keep(op.change, error)
+                return await self._keep(op.change, error, task.cursor)
             except Unfit as unfit:
                 return unfit
-            return None
 
-        reason = error.sqlstate or "encoding"
         try:
-            unfit = await (self.until_answered(attempt) if self._keep_is_vital else attempt())
-            if unfit is not None:
-                raise unfit
+            is_kept = await (self.until_answered(attempt) if self._keep_is_vital else attempt())
+            if isinstance(is_kept, Unfit):
+                raise is_kept
         except JournalError as lost:
             self._counts.dropped["no_dead_letter"] += 1
-            logger.error("row lost table=%s refused_for=%s reason=%s", op.change.table, reason, lost)
+            logger.error(
+                "row lost table=%s refused_for=%s reason=%s", op.change.table, reason_of(error), lost
+            )
         else:
-            self._counts.dead_lettered[op.change.table, reason] += 1
             logger.error("row refused table=%s reason=%s", op.change.table, error)
+            if is_kept:
+                self._counts.dead_lettered[op.change.table, reason_of(error)] += 1
         op.settle(error)
 
     async def _apply(self, task: _Task, part: Batch) -> frozenset[str | LeftOut]:
@@ -514,6 +512,11 @@ class Writer:
         self.failure = None
         self._backoff.reset()
         self._on_failure(None)
+
+
+def reason_of(error: RowError) -> str:
+    """What a refused row is counted under."""
+    return error.sqlstate or "encoding"
 
 
 @dataclass(slots=True)

@@ -20,8 +20,9 @@ from forebay.journal.dead_letters import DeadLetters
 from forebay.journal.journals import Journals
 from forebay.journal.orphan import Orphan, journal_paths, let_go
 from forebay.journal.side_journal import SideJournal
-from forebay.pipeline.batch_writer import Writer, keep_in
+from forebay.pipeline.batch_writer import Writer
 from forebay.pipeline.lanes import Lanes
+from forebay.pipeline.letterbox import Letterbox
 from forebay.pipeline.queue import Batch
 from forebay.pipeline.replay import Replay, begin
 from forebay.pipeline.tombstones import Tombstones
@@ -36,21 +37,34 @@ _POLL_BUSY, _POLL_IDLE = 0.002, 0.01
 _BUSY_FOR = 5.0
 _LOOK_FOR_JOURNALS = 0.25
 _LOOK_FOR_OWNER = 0.5
+_LOOK_FOR_LETTERS = 5.0
 
 
 @dataclass(slots=True)
 class _Followed:
-    """A journal that this process writes out. `owned`: its owner was alive when that was looked at last."""
+    """A journal that this process writes out. `owned`: its owner was alive when that was looked at last.
+
+    `told_seq`: up to where its owner has been told before that it is written. `ended`: it is read to its end.
+    """
 
     journal: Orphan
     replay: Replay
     owned: bool
+    told_seq: int = 0
     looked: float = 0.0
+    ended: bool = False
 
     def is_left(self) -> bool:
         """Whether its owner has ended, now that this is asked; who has does not come back."""
         self.owned = self.owned and self.journal.owned
         return not self.owned
+
+    def tell(self) -> None:
+        """Let its owner know how far it is written, and what has to stay: also what is being written once more."""
+        progress, at, read_seq = self.journal.progress, self.replay.cursor, self.replay.read_seq
+        must_stay = at.is_held or read_seq < self.told_seq
+        if progress is not None and progress.hold(at.at.seq if must_stay else None):
+            progress.applied = read_seq
 
     @property
     def has_more(self) -> bool:
@@ -84,6 +98,13 @@ class Drain:
         self._store = store
         self._batch_bytes = settings.batch_max_bytes
         self._location = None if any_database else store.label
+        self.letterbox = Letterbox(
+            DeadLetters(folder, settings.dead_letters_max_bytes),
+            store,
+            self.counts,
+            clock,
+            make_log=self._new_log,
+        )
         self._clock = clock
         self._followed: dict[str, _Followed] = {}
         self._writer = Writer(
@@ -92,7 +113,7 @@ class Drain:
             metrics,
             Tombstones(self.counts),
             clock,
-            keep=keep_in(DeadLetters(folder), store),
+            keep=self.letterbox.keep,
             keep_is_vital=True,
             pending=lambda: self.pending,
             on_failure=lambda error: self._tell_owners(failing=error is not None),
@@ -130,27 +151,39 @@ class Drain:
                 followed.journal.release()
             self._followed.clear()
             await self._lanes.close(LayerClosed("the journals are not written out any more"))
+            await self.letterbox.close()
 
     async def _once(self) -> None:
         while await self._adopt_all(owned=False):
             while self._followed:
-                for followed in list(self._followed.values()):
-                    await self._advance(followed)
+                wrote = [await self._advance(followed) for followed in list(self._followed.values())]
+                if self._followed and not any(wrote):
+                    await self._give_back()
         for lane in list(self._lanes.open.values()):
             with contextlib.suppress(ThreadHeldUp):  # it stays for another time, in a journal of its own
                 await lane.settle()
 
+    async def _give_back(self) -> None:
+        """What is written out but for a row that was refused and can't be kept stays for another time."""
+        for followed in [followed for followed in self._followed.values() if followed.ended]:
+            await self._park(followed, f"a row that was refused can't be kept: {self.letterbox.failure}")
+
     async def _watch(self, stop: asyncio.Event) -> None:
-        looked = worked = 0.0
+        looked = worked = counted = 0.0
         while self._followed or not stop.is_set():
             now = self._clock()
             if now - looked >= _LOOK_FOR_JOURNALS:
                 await self._adopt_all(owned=True)
                 looked = now
+            if now - counted >= _LOOK_FOR_LETTERS:
+                await self.letterbox.count()
+                counted = now
             wrote = [await self._advance(followed) for followed in list(self._followed.values())]
             if any(wrote):
                 worked = self._clock()
             else:
+                if stop.is_set():
+                    await self._give_back()
                 await asyncio.sleep(_POLL_BUSY if now - worked < _BUSY_FOR else _POLL_IDLE)
 
     async def _adopt_all(self, *, owned: bool) -> bool:
@@ -171,9 +204,10 @@ class Drain:
     async def _follow(self, journal: Orphan) -> None:
         replay = await begin(journal, self._store, self._writer, self.counts, self._clock)
         is_owned = journal.owned
-        self._followed[journal.id] = _Followed(journal, replay, owned=is_owned)
+        told_seq = journal.progress.applied if journal.progress is not None and is_owned else 0
+        followed = self._followed[journal.id] = _Followed(journal, replay, is_owned, told_seq)
+        followed.tell()
         if journal.progress is not None:
-            journal.progress.applied = replay.read_seq
             journal.progress.failing = False
             journal.progress.park(self._lanes.threads)
         logger.info("journal adopted journal=%s owned=%s", journal.id, is_owned)
@@ -183,13 +217,21 @@ class Drain:
         try:
             return await self._advance_one(followed)
         except JournalError as error:
-            self._followed.pop(followed.journal.id, None)
-            await asyncio.to_thread(self._journals.park, followed.journal, str(error))
-            self.counts.journals_parked = len(self._journals.parked)
+            await self._park(followed, str(error))
             return True
 
+    async def _park(self, followed: _Followed, reason: str) -> None:
+        self._followed.pop(followed.journal.id, None)
+        await asyncio.to_thread(self._journals.park, followed.journal, reason)
+        self.counts.journals_parked = len(self._journals.parked)
+
     async def _advance_one(self, followed: _Followed) -> bool:
+        if followed.ended:
+            if not followed.replay.cursor.is_held:
+                await self._finish(followed)
+            return False
         if not followed.has_more:
+            followed.tell()
             self._look_for_owner(followed)
             return False
         # What an owner left behind goes beneath what has been written since: its threads may go on elsewhere.
@@ -197,10 +239,10 @@ class Drain:
         written = await followed.replay.advance(self._batch_bytes, late=followed.is_left)
         if written:
             self.changes += written
-            if followed.journal.progress is not None:
-                followed.journal.progress.applied = followed.replay.read_seq
+            followed.tell()
         elif is_left:
-            await self._finish(followed)
+            followed.ended = True
+            return await self._advance_one(followed)
         return bool(written)
 
     def _look_for_owner(self, followed: _Followed) -> None:

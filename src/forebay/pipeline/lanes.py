@@ -216,12 +216,15 @@ class Lanes:
                 return written
 
     async def _end(self, lane: Lane) -> None:
+        is_held = self._replays[lane.key].cursor.is_held
         del self.open[lane.key], self._replays[lane.key]
         self._rows = {row: key for row, key in self._rows.items() if key != lane.key}
         self._threads = {each.thread_id: key for key, each in self.open.items() if each.thread_id is not None}
         self._on_change()
         logger.warning("thread goes on lane=%s changes=%d", lane.log.id, lane.last_seq)
-        if isinstance(lane.log, SideJournal):
+        if isinstance(lane.log, SideJournal) and is_held:
+            lane.log.release()  # whoever adopts it finds the refused row in it that is nowhere else yet
+        elif isinstance(lane.log, SideJournal):
             try:
                 await asyncio.to_thread(let_go, lane.log)
             except JournalError as error:  # whoever adopts it finds that the database has it

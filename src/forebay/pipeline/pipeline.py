@@ -32,6 +32,7 @@ from forebay.errors import (
     LayerClosed,
     LayerForked,
     QueueFull,
+    RowError,
     SettingsError,
     ThreadHeldUp,
     TransientError,
@@ -43,12 +44,13 @@ from forebay.journal.orphan import Record
 from forebay.journal.side_journal import SideJournal
 from forebay.model.changes import OVERHEAD_BYTES, Change
 from forebay.pipeline.barrier import Waiters
-from forebay.pipeline.batch_writer import Writer, keep_in
+from forebay.pipeline.batch_writer import Writer
 from forebay.pipeline.crossing import Arrivals, Call
 from forebay.pipeline.cursor import Cursor
 from forebay.pipeline.external_writer import Handover
 from forebay.pipeline.lane import Log, MemoryLog
 from forebay.pipeline.lanes import Lanes
+from forebay.pipeline.letterbox import Letterbox
 from forebay.pipeline.queue import Inbox, Waiting
 from forebay.pipeline.recovery import Recovery
 from forebay.pipeline.tombstones import Tombstones
@@ -117,13 +119,21 @@ class Pipeline:
             )
         self._external = self._journals and settings.writer == "external"
         self._tombstones = Tombstones(self.counts)
+        self.letterbox = Letterbox(
+            DeadLetters(settings.journal_dir, settings.dead_letters_max_bytes),
+            store,
+            self.counts,
+            clock,
+            make_log=self._side_journal if self._journals else None,
+            on_unsafe=self._not_kept,
+        )
         self.writer = Writer(
             store,
             self.counts,
             metrics,
             self._tombstones,
             clock,
-            keep=keep_in(DeadLetters(settings.journal_dir), store),
+            keep=self.letterbox.keep,
             keep_is_vital=self._journals,
             pending=lambda: self.inbox.pending,
             on_failure=self._fail_readers,
@@ -162,6 +172,9 @@ class Pipeline:
         self._readers = Waiters()
         self._flushes = Waiters()
         self._commits = Waiters()  # for what this machine's disk has not taken
+        self._unsafe: dict[str, list[tuple[int, asyncio.Future[None]]]] = {}  # the same, by the row's key
+        # Rows that were refused and no letter holds, up to which change, while the journal's answer is not there yet.
+        self._unkept: dict[str, tuple[int, RowError]] = {}
         self._spilled_tickets: dict[int, tuple[Any, ...]] = {}
         _pipelines.add(self)
         metrics.observe(
@@ -198,9 +211,7 @@ class Pipeline:
         whole = self.settings.journal_max_bytes if on_disk else self.settings.queue_max_bytes
 
         def make_log() -> Log:
-            if not on_disk:
-                return MemoryLog()
-            return SideJournal(self.settings.journal_dir, self.store.label, self.store.database_id)
+            return self._side_journal() if on_disk else MemoryLog()
 
         return Lanes(
             make_log,
@@ -211,6 +222,9 @@ class Pipeline:
             max_bytes=whole // 4,
             on_size=(lambda _bytes: None) if on_disk else self.inbox.hold,
         )
+
+    def _side_journal(self) -> SideJournal:
+        return SideJournal(self.settings.journal_dir, self.store.label, self.store.database_id)
 
     def _make_worker(self, clock: Callable[[], float]) -> Worker | Handover:
         if self._external:
@@ -303,16 +317,28 @@ class Pipeline:
             return None
         if self._has_room(change):
             return self.journal.append(seq, change)
-        return self._commits.add(seq, self._ensure_running())
+        waiter = quiet_future(self._ensure_running())
+        self._await_commit(seq, change.key, waiter)
+        return waiter
 
-    def _not_journaled(self, seq: int, waiter: asyncio.Future[None] | None, error: JournalError) -> None:
+    def _await_commit(self, seq: int, key: str, waiter: asyncio.Future[None]) -> None:
+        """Of what this machine's disk has not taken; `key`: of its row."""
+        self._commits.join(seq, waiter)
+        self._unsafe.setdefault(key, []).append((seq, waiter))
+
+    def _not_journaled(
+        self, seq: int, key: str, waiter: asyncio.Future[None] | None, error: JournalError
+    ) -> None:
         """The disk has not taken a change: it is made all the same where it is queued too, and lost elsewhere."""
         if seq > self.inbox.queued_seq:
             self._lose(seq)
             if waiter is not None:
                 fail(waiter, error)
         elif waiter is not None:
-            self._commits.join(seq, waiter)
+            refused_seq, refusal = self._unkept.get(key, (0, None))
+            if refusal is not None and seq <= refused_seq:
+                fail(waiter, refusal)
+            self._await_commit(seq, key, waiter)
         self._reached()
 
     def _spilled(self, seq: int, change: Change, tickets: tuple[Any, ...]) -> _Durable:
@@ -480,17 +506,42 @@ class Pipeline:
         if error is not None:
             self._readers.fail(_unreadable(error))
 
+    def _not_kept(self, change: Change, error: RowError, cursor: Cursor) -> None:
+        """No letter holds a row that was refused: where the journal has it not either, it was not made."""
+        batch_seq = self.inbox.in_flight_seq
+        if cursor is not self.cursor or batch_seq is None:
+            return
+        if self.journal is not None and not self.journal.is_quiet:
+            self._unkept[change.key] = batch_seq, error
+        for seq, waiter in self._unsafe.get(change.key, ()):
+            if seq <= batch_seq:
+                fail(waiter, error)
+
     # ---- what the worker tells
 
     def batch_settled(self) -> None:
         """See `write_loop.Owner`."""
         if self.journal is not None:
-            self.journal.trim(self.inbox.applied_seq)
+            self._trim(self.journal)
             if self.journal.database_id is None and self.store.database_id is not None:
                 self.journal.name(self.store.database_id)
         if self.inbox.waiting:
             self._admit()
         self._reached()
+
+    def _trim(self, journal: Journal) -> None:
+        """Not what a refused row is in that nothing else holds yet."""
+        held_seq = journal.progress.held if journal.progress is not None else None
+        if held_seq is not None:
+            journal.trim(min(held_seq, self.inbox.applied_seq))
+        elif not self.cursor.is_held:
+            journal.trim(self.inbox.applied_seq)
+
+    @property
+    def _is_held(self) -> bool:
+        """Whether the journal has to stay, though the database has it whole."""
+        progress = self.journal.progress if self.journal is not None else None
+        return self.cursor.is_held or (progress is not None and progress.held is not None)
 
     def _admit(self) -> None:
         for waiting in self.inbox.admit(self._clock(), self._has_room, spill_only=self._external):
@@ -505,6 +556,8 @@ class Pipeline:
 
     def _journal_answered(self) -> None:
         """The disk has taken something, or given up: whoever stands at the door may come in."""
+        if self._unkept and self.journal is not None and self.journal.is_quiet:
+            self._unkept.clear()
         if self.inbox.waiting:
             self._admit()
             self._notify(now=False)
@@ -518,6 +571,8 @@ class Pipeline:
         self._readers.reached(applied_seq)
         self._flushes.reached(applied_seq)
         self._commits.reached(applied_seq)
+        if self._unsafe and not self._commits:
+            self._unsafe.clear()
         if self.journal is not None:
             self.journal.written(applied_seq)
         if self._external:
@@ -764,6 +819,7 @@ class Pipeline:
         )
         self._task.add_done_callback(_report_end)
         self.lanes.rebind()
+        self.letterbox.rebind()
         for start in self.on_start:
             start(loop)
 
@@ -779,6 +835,7 @@ class Pipeline:
             self.recovery.rebind()
         self.inbox.take_back()
         self._readers, self._flushes, self._commits = Waiters(), Waiters(), Waiters()
+        self._unsafe.clear()
         self._worker = self._make_worker(self._clock)
 
     def forked(self) -> None:
@@ -806,6 +863,7 @@ class Pipeline:
         self.closed = True
         await self._stop_worker()
         await self._fail_waiters()
+        await self.letterbox.close()
         await self._close_journal()
         await self.store.close()
 
@@ -834,7 +892,7 @@ class Pipeline:
             )
 
     async def _close_journal(self) -> None:
-        finished = not self.inbox.pending
+        finished = not self.inbox.pending and not self._is_held
         if self.journal is not None:
             await self.journal.close(remove=finished, patience=self.settings.close_timeout)
         if finished and self.inbox.accepted_seq:

@@ -174,6 +174,11 @@ class Inbox:
         return sum(len(batch.ops) for batch in batches) + self.spilled
 
     @property
+    def in_flight_seq(self) -> int | None:
+        """Up to which change the batch goes that is being written, None while none is."""
+        return self._in_flight.last_seq if self._in_flight is not None else None
+
+    @property
     def waiting(self) -> int:
         """How many changes stand at the door."""
         return len(self._waiting)

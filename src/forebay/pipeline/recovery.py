@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -30,6 +31,15 @@ class Database(replay.Database, Protocol):
 
     async def own_id(self) -> str | None:
         """The database's own id."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A journal that is written out, and that alone has a refused row which can't be kept elsewhere yet."""
+
+    orphan: Orphan
+    replay: Replay
+    replayed: int
 
 
 class Recovery:
@@ -59,6 +69,7 @@ class Recovery:
         self._orphan: Orphan | None = None
         self._replay: Replay | None = None
         self._replayed = 0
+        self._held: list[_Held] = []
 
     @override
     def __repr__(self) -> str:
@@ -66,6 +77,7 @@ class Recovery:
 
     async def advance(self) -> bool:
         """Write one batch of what was left behind. False when there is nothing to do before `due`."""
+        await self._finish_held()
         if self._orphan is None and self._clock() < self.due:
             return False
         if self._orphan is None:
@@ -78,12 +90,12 @@ class Recovery:
         try:
             await self._write_some(self._orphan)
         except JournalError as error:
-            await self._park(self._orphan, error)
+            orphan, self._orphan = self._orphan, None
+            await self._park(orphan, error)
         return True
 
     async def _park(self, orphan: Orphan, error: JournalError) -> None:
         """One journal's trouble is its own: the others, and new changes, go on."""
-        self._orphan = None
         await asyncio.to_thread(self._journals.park, orphan, str(error))
         self._count()
 
@@ -106,16 +118,27 @@ class Recovery:
         replayed = await self._replay.advance(_BATCH_BYTES, late=lambda: True)
         self._replayed += replayed
         if not replayed:
-            await self._finish(orphan)
+            if self._replay.cursor.is_held:
+                self._held.append(_Held(orphan, self._replay, self._replayed))
+            else:
+                await self._finish(orphan, self._replayed)
+            self._orphan = None
 
-    async def _finish(self, orphan: Orphan) -> None:
+    async def _finish_held(self) -> None:
+        for held in [one for one in self._held if not one.replay.cursor.is_held]:
+            self._held.remove(held)
+            try:
+                await self._finish(held.orphan, held.replayed)
+            except JournalError as error:
+                await self._park(held.orphan, error)
+
+    async def _finish(self, orphan: Orphan, replayed: int) -> None:
         is_gone = await asyncio.to_thread(let_go, orphan)
-        self._orphan = None
         self._journals.finished(orphan)
         self._count()
         if not is_gone:
             return
-        logger.warning("journal recovered changes=%d journal=%s", self._replayed, orphan.id)
+        logger.warning("journal recovered changes=%d journal=%s", replayed, orphan.id)
         await self._writer.until_answered(self._database.clear_checkpoints)
 
     def rebind(self) -> None:
@@ -125,7 +148,10 @@ class Recovery:
             self.done_once.set()
 
     def release(self) -> None:
-        """Let go of the journal that is being written out; another process may go on with it."""
+        """Let go of the journals that are being written out; another process may go on with them."""
         if self._orphan is not None:
             self._orphan.release()
             self._orphan = None
+        for held in self._held:
+            held.orphan.release()
+        self._held.clear()

@@ -63,6 +63,11 @@ class Replay:
     def __repr__(self) -> str:
         return f"<Replay of {self.journal.id} up to {self.read_seq}>"
 
+    @property
+    def cursor(self) -> Cursor:
+        """Where it stands. While that is held, the journal must stay."""
+        return self._cursor
+
     async def advance(self, max_bytes: int, *, late: Callable[[], bool]) -> int:
         """Write the next changes, about `max_bytes` of them; how many, 0 at the end of what is there.
 

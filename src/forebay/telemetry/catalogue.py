@@ -64,6 +64,17 @@ INSTRUMENTS = (
         "Rows that the database refused, kept as dead letters.",
         ("table", "reason"),
     ),
+    Instrument(
+        "forebay_dead_letters",
+        _G,
+        "Dead letters in the journals' folder, of all processes on it, until they are retried or discarded.",
+    ),
+    Instrument("forebay_dead_letters_bytes", _G, "Bytes of their file."),
+    Instrument(
+        "forebay_dead_letters_waiting",
+        _G,
+        "Rows that the database refused and that can't be kept as dead letters at present; they wait on the disk.",
+    ),
     Instrument("forebay_changes_dropped", _C, "Changes that were queued and then left out.", ("reason",)),
     Instrument(
         "forebay_changes_handed_over", _C, "Changes that `forebay drain` has written for this process."

@@ -34,6 +34,9 @@ class Counts:
     replayed: int = 0  # changes that a process before this one left in its journal
     journals_parked: int = 0  # of other processes, that can't be dealt with at present
     journals_left_alone: int = 0  # of ended processes, that are another database's
+    letters: int = 0  # dead letters that lie there, of whichever process, when that was looked at last
+    letters_size: int = 0  # and the bytes that they take up
+    letters_waiting: int = 0  # refused rows that can't be kept as dead letters at present
     spilled: int = 0  # changes that lay in the journal alone for a while
 
     @property

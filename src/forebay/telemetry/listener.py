@@ -1,7 +1,7 @@
 """The listener for operators: `/metrics`, `/healthz` and `/readyz`, beside the application and off its port.
 
 `/` is a page to look at. `/healthz` answers 200 while the process should live, `/readyz` while it should get traffic;
-else 503 and why.
+else 503 and why. What somebody should look at meanwhile, `/readyz` says as well.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class Listener:
     """Serves a registry and probes on `address`: `host:port`, port 0 for any free one, or `off`.
 
     `ready` and `alive` say why the process should get no traffic, or be started again; `closing`, whether it ends by
-    itself. An asynchronous context manager. An address that can't be used is a warning in the log, never an error.
+    itself; `warning`, what else is wrong. An asynchronous context manager. An address that can't be used is a warning
+    in the log, never an error.
 
     With `journal_dir`, the processes that share it and the address are workers of one command. One of them has the
     port and serves them all; where it ends, another takes it. Such a port is ready, and alive, if all of them are.
@@ -56,12 +57,15 @@ class Listener:
         alive: Check = lambda: None,
         closing: Callable[[], bool] = lambda: False,
         journal_dir: Path | None = None,
+        *,
+        warning: Check = lambda: None,
     ) -> None:
         self._address = address
         self._where = parse_address(address)
         self._registry = registry
         self._checks = {"ready": ready, "alive": alive}
         self._closing = closing
+        self._warning = warning
         self._socket: socket.socket | None = None
         self._runners: list[web.AppRunner] = []
         self._waiting: asyncio.Task[None] | None = None
@@ -181,7 +185,7 @@ class Listener:
         application.router.add_get("/", _page)
         application.router.add_get("/metrics", self._metrics)
         application.router.add_get("/healthz", self._probe("alive"))
-        application.router.add_get("/readyz", self._probe("ready"))
+        application.router.add_get("/readyz", self._probe("ready", self._warning))
         return application
 
     async def _metrics(self, request: web.Request) -> web.Response:
@@ -204,12 +208,15 @@ class Listener:
         together.register(Together(of_workers))
         return together
 
-    def _probe(self, name: str) -> Callable[[web.Request], Awaitable[web.Response]]:
+    def _probe(
+        self, name: str, warning: Check = lambda: None
+    ) -> Callable[[web.Request], Awaitable[web.Response]]:
         async def answer(_request: web.Request) -> web.Response:
-            reason = await self._reason(name)
-            if reason is None:
-                return web.json_response({"status": "ok"})
-            return web.json_response({"status": "failing", "reason": reason}, status=503)
+            reason, also = await self._reason(name), warning()
+            said = {"status": "ok"} if reason is None else {"status": "failing", "reason": reason}
+            if also is not None:
+                said["warning"] = also
+            return web.json_response(said, status=200 if reason is None else 503)
 
         return answer
 

@@ -149,10 +149,11 @@ class Bench:
             pause=10.0,
         )
 
-    async def keep(self, change: Change, error: RowError) -> None:
+    async def keep(self, change: Change, error: RowError, cursor: Cursor | None, /) -> bool:
         if self.letters_fail:
             raise self.letters_fail.pop(0)
         self.letters.append(change.key)
+        return True
 
     def put(self, *keys: str) -> None:
         for key in keys:
