@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
+import sys
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from forebay import ForebayDataLayer, Settings, TransientError
@@ -193,6 +197,145 @@ async def _seen(layer: ForebayDataLayer, thread_id: str) -> list[int]:
                 continue
             assert thread is not None
             return sorted(int(step["output"].split()[0]) for step in thread["steps"])
+
+
+# ---- what went in beside the process's own journal
+
+
+@asynccontextmanager
+async def _held(url: str, thread_id: str) -> AsyncIterator[None]:
+    """While it lasts, somebody holds the thread's row."""
+    human = await asyncpg.connect(url)
+    try:
+        async with human.transaction():
+            await human.execute("SELECT 1 FROM threads WHERE id = $1 FOR UPDATE", uuid.UUID(thread_id))
+            yield
+    finally:
+        await human.close()
+
+
+async def _write_parked(layer: ForebayDataLayer, url: str, thread_id: str, numbers: range) -> None:
+    """Half of them are held up, in a lane that ends; the others of the thread come after them."""
+    middle = len(numbers) // 2
+    async with _held(url, thread_id):
+        await _write(layer, thread_id, numbers[:middle])
+        await until(lambda: bool(layer._engine.lanes.open))
+    async with patience():
+        await layer.flush()
+    assert not layer._engine.lanes.open
+    await _write(layer, thread_id, numbers[middle:])
+    await layer.flush()
+
+
+async def _recovered(layer: ForebayDataLayer) -> None:
+    recovery = layer._engine.recovery
+    assert recovery is not None
+    await until(recovery.done_once.is_set)
+    async with patience():
+        await layer.flush()
+
+
+async def test_what_a_lane_wrote_is_given_again(place: _Place, make_journaled: MakeLayer) -> None:
+    """In its order, also beside what the thread's other changes were: a row that both wrote has its newest value."""
+    layer, thread_id, both = make_journaled(place.url), str(uuid.uuid4()), str(uuid.uuid4())
+    await _write(layer, thread_id, range(5))
+    await layer.update_step(versioned(both, thread_id, 1000))
+    await layer.flush()
+    await place.copy()
+    async with _held(place.url, thread_id):
+        await layer.update_step(versioned(both, thread_id, 1001))
+        await until(lambda: bool(layer._engine.lanes.open))
+    await _write_parked(layer, place.url, thread_id, range(5, 25))
+    await layer.update_step(versioned(both, thread_id, 1002))
+    await layer.flush()
+    await place.restore()
+    await _write(layer, thread_id, range(25, 30))
+    await layer.flush()
+    await _recovered(layer)
+    assert await _versions(place.url) == [*range(30), 1002]
+    assert layer._engine.counts.checkpoint_alarms == {"gone_back": 1}
+    assert accounted_for(layer)
+    await layer.close()
+    assert list(layer.settings.journal_dir.iterdir()) == []
+
+
+async def test_a_lane_that_alone_has_gone_back(place: _Place, make_journaled: MakeLayer) -> None:
+    """The database is where the process left it, and was not yet where the lane did."""
+    layer, thread_id = make_journaled(place.url), str(uuid.uuid4())
+    await _write(layer, thread_id, range(5))
+    await layer.flush()
+    async with _held(place.url, thread_id):
+        await _write(layer, thread_id, range(5, 10))
+        await until(lambda: bool(layer._engine.lanes.open))
+        async with patience():
+            await layer.get_thread(str(uuid.uuid4()))
+    async with patience():
+        await layer.flush()
+    own = layer._engine.cursor.journal_id
+    await Audit(place.url).fetch(f"DELETE FROM forebay_checkpoints WHERE journal_id <> '{own}'")
+    await Audit(place.url).fetch("DELETE FROM steps WHERE split_part(output, ' ', 1)::int >= 5")
+    (kept,) = layer._engine.kept._kept
+    kept.until = 0.0
+    await layer._engine.kept.sweep()
+    recovery = layer._engine.recovery
+    assert recovery is not None
+    recovery.due = 0.0
+    recovery.done_once.clear()
+    await layer.create_step(versioned(str(uuid.uuid5(uuid.UUID(thread_id), "10")), thread_id, 10))
+    await _recovered(layer)
+    assert await _versions(place.url) == [*range(11)]
+    await layer.close()
+    assert list(layer.settings.journal_dir.iterdir()) == []
+
+
+@pytest.mark.parametrize("writes_itself", [True, False])
+async def test_what_was_left_by_a_process_that_was_killed_is_given_again(
+    place: _Place, make_journaled: MakeLayer, tmp_path: Path, writes_itself: bool
+) -> None:
+    """Its own journal and its lane's, which the next process has written out before the database goes back."""
+    folder, killed_thread, thread_id = tmp_path / "journals", str(uuid.uuid4()), str(uuid.uuid4())
+    layer = make_journaled(place.url)
+    await _write(layer, thread_id, range(100, 105))
+    await layer.flush()
+    await place.copy()
+    killed = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.faults.gone_back_worker", place.url, str(folder), killed_thread),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert killed.stdout is not None
+    async with patience():
+        assert await killed.stdout.readline() == b"begun\n"
+        async with _held(place.url, killed_thread):
+            killed.send_signal(signal.SIGUSR1)
+            assert await killed.stdout.readline() == b"parked\n"
+            killed.kill()
+            await killed.wait()
+    recovery = layer._engine.recovery
+    assert recovery is not None
+    recovery.due = 0.0
+    await layer.get_thread(thread_id)
+    await until(lambda: len(layer._engine.kept._kept) == 2)
+    assert await _versions(place.url) == [*range(40), *range(100, 105)]
+    if writes_itself:
+        await _write(layer, thread_id, range(105, 107))
+        await layer.flush()
+    await place.restore()
+    assert await _versions(place.url) == [*range(100, 105)]
+    if writes_itself:
+        await _write(layer, thread_id, range(107, 110))
+        await layer.flush()
+    else:
+        for kept in layer._engine.kept._kept:
+            kept.until = 0.0
+        await layer._engine.kept.sweep()
+        recovery.due = 0.0
+        recovery.done_once.clear()
+        await layer.get_thread(thread_id)
+    await _recovered(layer)
+    assert await _versions(place.url) == [*range(40), *range(100, 110 if writes_itself else 105)]
+    assert accounted_for(layer)
+    await layer.close()
+    assert list(folder.iterdir()) == []
 
 
 # ---- the statement itself

@@ -86,6 +86,7 @@ async def test_two_schemas_are_two_databases(
     own = make_journaled(here, auto_migrate=True)
     await _recovered(own)
     assert await _steps(own, thread_id) == 1
+    await own.close()
     assert not path.exists()
 
 

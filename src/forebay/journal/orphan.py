@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from forebay.errors import JournalError
 from forebay.journal.log_format import FORMAT, Group
-from forebay.journal.log_reader import Reader, read_heads
+from forebay.journal.log_reader import Reader, read_heads, segments_of
 from forebay.journal.ownership import JOURNAL, LOCK, OWNER, PROGRESS, is_held, lock, remove_files
 from forebay.journal.shared_progress import Progress
 from forebay.model import changes
@@ -36,6 +36,7 @@ class Orphan:
         self.path = path
         self.id = path.stem
         self.progress: Progress | None = None
+        self._is_end_told = False
         self._lock_file = lock_file
         self._reader = Reader(path)
         if owned and self.owned:
@@ -56,10 +57,21 @@ class Orphan:
         """Whether it ends within a group, which was never acknowledged, unless the file was cut."""
         return self._reader.torn
 
+    def tell_end(self) -> None:
+        """Say, once, that it ends within a change, now that it is read to its end."""
+        if self.torn and not self._is_end_told:
+            self._is_end_told = True
+            logger.warning("journal ends within a change journal=%s; that one was not acknowledged", self.id)
+
     @property
     def owned(self) -> bool:
         """Whether a process still appends to it."""
         return is_held(self.path.with_suffix(OWNER))
+
+    @property
+    def size(self) -> int:
+        """Its bytes on the disk. Raises OSError."""
+        return sum(segment.stat().st_size for segment in segments_of(self.path))
 
     @property
     def exists(self) -> bool:
@@ -170,10 +182,7 @@ def let_go(orphan: Orphan) -> bool:
             kept_at = orphan.set_aside()
             logger.error("journal damaged kept_at=%s reason=some of its changes can't be read back", kept_at)
             return False
-        if orphan.torn:
-            logger.warning(
-                "journal ends within a change journal=%s; that one was not acknowledged", orphan.id
-            )
+        orphan.tell_end()
         orphan.remove()
     except OSError as error:
         raise JournalError(

@@ -21,6 +21,7 @@ from forebay.journal.journals import Journals
 from forebay.journal.orphan import Orphan, journal_paths, let_go
 from forebay.journal.side_journal import SideJournal
 from forebay.pipeline.batch_writer import Writer
+from forebay.pipeline.kept_journals import KeptJournals
 from forebay.pipeline.lanes import Lanes
 from forebay.pipeline.letterbox import Letterbox
 from forebay.pipeline.queue import Batch
@@ -118,8 +119,11 @@ class Drain:
             pending=lambda: self.pending,
             on_failure=lambda error: self._tell_owners(failing=error is not None),
         )
+        self._keeps = False  # what is written out, for a while
+        self._kept = KeptJournals(store, settings.journal_keep, settings.journal_keep_bytes, clock)
         self._lanes = self._writer.lanes = Lanes(
             self._new_log,
+            self._kept,
             store,
             self._writer,
             self.counts,
@@ -144,6 +148,7 @@ class Drain:
         DatabaseError when the database can't be used at the start.
         """
         await self._store.prepare()
+        self._keeps = stop is not None
         try:
             await (self._once() if stop is None else self._watch(stop))
         finally:
@@ -152,6 +157,7 @@ class Drain:
             self._followed.clear()
             await self._lanes.close(LayerClosed("the journals are not written out any more"))
             await self.letterbox.close()
+            await self._kept.close()
 
     async def _once(self) -> None:
         while await self._adopt_all(owned=False):
@@ -259,7 +265,11 @@ class Drain:
 
     async def _finish(self, followed: _Followed) -> None:
         journal_id = followed.journal.id
-        is_gone = await asyncio.to_thread(let_go, followed.journal)
+        is_gone = not followed.journal.damaged
+        if self._keeps:
+            await self._kept.add(followed.journal, followed.replay.cursor)
+        else:
+            await asyncio.to_thread(let_go, followed.journal)
         del self._followed[journal_id]
         self._journals.finished(followed.journal)
         self.counts.journals_parked = len(self._journals.parked)

@@ -19,10 +19,10 @@ from forebay.database import error_codes
 from forebay.database.checkpoint import Checkpoint, Position
 from forebay.database.store import LeftOut
 from forebay.errors import DatabaseError, JournalError
-from forebay.journal.orphan import let_go
 from forebay.journal.side_journal import SideJournal
 from forebay.model.changes import Change, Delete
 from forebay.pipeline.batch_writer import Applies, Writer
+from forebay.pipeline.kept_journals import KeptJournals
 from forebay.pipeline.lane import Lane, Log
 from forebay.pipeline.queue import Op
 from forebay.pipeline.replay import Replay
@@ -61,14 +61,15 @@ class Database(Applies, Protocol):
 class Lanes:
     """The lanes of a process, beside its `writer`.
 
-    `make_log` makes a new one's log; `max_bytes`: with so much parked, what else is written to a thread that is held
-    up is refused. `on_size` is told by how many bytes what is parked grows and shrinks, `on_change` when one begins,
-    when its thread is known, and when it has ended.
+    `make_log` makes a new one's log, and `kept` gets it at its end; `max_bytes`: with so much parked, what else is
+    written to a thread that is held up is refused. `on_size` is told by how many bytes what is parked grows and
+    shrinks, `on_change` when one begins, when its thread is known, and when it has ended.
     """
 
     def __init__(
         self,
         make_log: Callable[[], Log],
+        kept: KeptJournals,
         store: Database,
         writer: Writer,
         counts: Counts,
@@ -82,6 +83,7 @@ class Lanes:
         self.size = 0
         self.is_full = False
         self._make_log = make_log
+        self._kept = kept
         self._store = store
         self._writer = writer
         self._counts = counts
@@ -216,17 +218,15 @@ class Lanes:
                 return written
 
     async def _end(self, lane: Lane) -> None:
-        is_held = self._replays[lane.key].cursor.is_held
-        del self.open[lane.key], self._replays[lane.key]
+        del self.open[lane.key]
+        cursor = self._replays.pop(lane.key).cursor
         self._rows = {row: key for row, key in self._rows.items() if key != lane.key}
         self._threads = {each.thread_id: key for key, each in self.open.items() if each.thread_id is not None}
         self._on_change()
         logger.warning("thread goes on lane=%s changes=%d", lane.log.id, lane.last_seq)
-        if isinstance(lane.log, SideJournal) and is_held:
-            lane.log.release()  # whoever adopts it finds the refused row in it that is nowhere else yet
-        elif isinstance(lane.log, SideJournal):
+        if isinstance(lane.log, SideJournal):
             try:
-                await asyncio.to_thread(let_go, lane.log)
+                await self._kept.add(lane.log, cursor)
             except JournalError as error:  # whoever adopts it finds that the database has it
                 logger.error("lane left behind lane=%s reason=%s", lane.log.id, error)
                 lane.log.release()

@@ -48,6 +48,7 @@ from forebay.pipeline.batch_writer import Writer
 from forebay.pipeline.crossing import Arrivals, Call
 from forebay.pipeline.cursor import Cursor
 from forebay.pipeline.external_writer import Handover
+from forebay.pipeline.kept_journals import KeptJournals
 from forebay.pipeline.lane import Log, MemoryLog
 from forebay.pipeline.lanes import Lanes
 from forebay.pipeline.letterbox import Letterbox
@@ -138,6 +139,7 @@ class Pipeline:
             pending=lambda: self.inbox.pending,
             on_failure=self._fail_readers,
         )
+        self.kept = KeptJournals(store, settings.journal_keep, settings.journal_keep_bytes, clock)
         self.lanes = self.writer.lanes = self._make_lanes(clock)
         self.recovery = self._make_recovery(clock)
         self._worker = self._make_worker(clock)
@@ -202,7 +204,13 @@ class Pipeline:
         if self.store.in_memory or self._external:
             return None
         return Recovery(
-            self.settings.journal_dir, self.store.label, self.writer, self.store, self.counts, clock
+            self.settings.journal_dir,
+            self.store.label,
+            self.writer,
+            self.store,
+            self.kept,
+            self.counts,
+            clock,
         )
 
     def _make_lanes(self, clock: Callable[[], float]) -> Lanes:
@@ -215,6 +223,7 @@ class Pipeline:
 
         return Lanes(
             make_log,
+            self.kept,
             self.store,
             self.writer,
             self.counts,
@@ -595,6 +604,7 @@ class Pipeline:
 
     def went_back(self) -> None:
         """Reads wait for what is written again as they do for what a process before this one has left."""
+        self.kept.went_back()
         if self.recovery is not None:
             self.recovery.done_once.clear()
             self.recovery.due, self._patient_until = 0.0, None
@@ -820,6 +830,7 @@ class Pipeline:
         self._task.add_done_callback(_report_end)
         self.lanes.rebind()
         self.letterbox.rebind()
+        self.kept.rebind()
         for start in self.on_start:
             start(loop)
 
@@ -864,6 +875,7 @@ class Pipeline:
         await self._stop_worker()
         await self._fail_waiters()
         await self.letterbox.close()
+        await self.kept.close()
         await self._close_journal()
         await self.store.close()
 

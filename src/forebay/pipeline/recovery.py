@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -13,9 +12,11 @@ from typing_extensions import override
 
 from forebay.errors import JournalError
 from forebay.journal.journals import Journals
-from forebay.journal.orphan import Orphan, let_go
+from forebay.journal.orphan import Orphan
 from forebay.pipeline import replay
 from forebay.pipeline.batch_writer import Writer
+from forebay.pipeline.cursor import Cursor
+from forebay.pipeline.kept_journals import KeptJournals
 from forebay.pipeline.replay import Replay, begin
 from forebay.telemetry.counters import Counts
 
@@ -33,19 +34,11 @@ class Database(replay.Database, Protocol):
         """The database's own id."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Held:
-    """A journal that is written out, and that alone has a refused row which can't be kept elsewhere yet."""
-
-    orphan: Orphan
-    replay: Replay
-    replayed: int
-
-
 class Recovery:
     """Adopts the journals for `database` in `folder` that nobody holds, and has `writer` write them.
 
-    Those that do not say the id of the database that they are for must be for `location`.
+    Those that do not say the id of the database that they are for must be for `location`. `kept` gets what is written
+    out.
     """
 
     def __init__(
@@ -54,6 +47,7 @@ class Recovery:
         location: str,
         writer: Writer,
         database: Database,
+        kept: KeptJournals,
         counts: Counts,
         clock: Callable[[], float],
     ) -> None:
@@ -69,7 +63,7 @@ class Recovery:
         self._orphan: Orphan | None = None
         self._replay: Replay | None = None
         self._replayed = 0
-        self._held: list[_Held] = []
+        self._kept = kept
 
     @override
     def __repr__(self) -> str:
@@ -77,7 +71,6 @@ class Recovery:
 
     async def advance(self) -> bool:
         """Write one batch of what was left behind. False when there is nothing to do before `due`."""
-        await self._finish_held()
         if self._orphan is None and self._clock() < self.due:
             return False
         if self._orphan is None:
@@ -118,27 +111,17 @@ class Recovery:
         replayed = await self._replay.advance(_BATCH_BYTES, late=lambda: True)
         self._replayed += replayed
         if not replayed:
-            if self._replay.cursor.is_held:
-                self._held.append(_Held(orphan, self._replay, self._replayed))
-            else:
-                await self._finish(orphan, self._replayed)
+            await self._finish(orphan, self._replay.cursor)
             self._orphan = None
 
-    async def _finish_held(self) -> None:
-        for held in [one for one in self._held if not one.replay.cursor.is_held]:
-            self._held.remove(held)
-            try:
-                await self._finish(held.orphan, held.replayed)
-            except JournalError as error:
-                await self._park(held.orphan, error)
-
-    async def _finish(self, orphan: Orphan, replayed: int) -> None:
-        is_gone = await asyncio.to_thread(let_go, orphan)
+    async def _finish(self, orphan: Orphan, cursor: Cursor) -> None:
+        is_damaged = orphan.damaged
+        await self._kept.add(orphan, cursor)
         self._journals.finished(orphan)
         self._count()
-        if not is_gone:
+        if is_damaged:
             return
-        logger.warning("journal recovered changes=%d journal=%s", replayed, orphan.id)
+        logger.warning("journal recovered changes=%d journal=%s", self._replayed, orphan.id)
         await self._writer.until_answered(self._database.clear_checkpoints)
 
     def rebind(self) -> None:
@@ -148,10 +131,7 @@ class Recovery:
             self.done_once.set()
 
     def release(self) -> None:
-        """Let go of the journals that are being written out; another process may go on with them."""
+        """Let go of the journal that is being written out; another process may go on with it."""
         if self._orphan is not None:
             self._orphan.release()
             self._orphan = None
-        for held in self._held:
-            held.orphan.release()
-        self._held.clear()
