@@ -19,6 +19,7 @@ _BLOCK = re.compile(r"(<!-- generated: (\w+)(?: (\S+))? -->\n).*?(<!-- end of \2
 GENERATORS: dict[str, Callable[[str], str]] = {
     "api": lambda _: reference.api(),
     "bench": figures.bench,
+    "costs": lambda _: figures.costs(),
     "cli": lambda _: reference.cli(),
     "elements": lambda _: figures.elements(),
     "errors": lambda _: reference.errors(),
