@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from chainlit.types import Feedback
 from chainlit.user import User
 
 from forebay import ChangeTooLarge, ForebayDataLayer, Settings
+from forebay.model.changes import LONGEST_COMMENT
 from tests.integration.conftest import MakeLayer
 from tests.integration.contract import a_step, a_thread, accounted_for, new_id, stored_step, stored_thread
 
@@ -40,9 +42,6 @@ _WRITES: dict[str, _Write] = {
     "a thread's metadata": lambda layer, thread, text: layer.update_thread(thread, metadata={"k": text}),
     "a key": lambda layer, thread, text: layer.update_thread(thread, metadata={text: None}),
     "a tag": lambda layer, thread, text: layer.update_thread(thread, tags=[text]),
-    "a feedback": lambda layer, thread, text: layer.upsert_feedback(
-        Feedback(forId=new_id(), threadId=thread, value=1, comment=text)
-    ),
     "an element": lambda layer, thread, text: layer.create_element(_element(thread, text=text)),
     "a user": lambda layer, thread, text: layer.create_user(User(identifier="ada", metadata={"k": text})),
 }
@@ -72,4 +71,21 @@ async def test_a_change_below_its_limit_is_taken(small: ForebayDataLayer, what: 
     await _WRITES[what](small, thread_id, "ж" * (_MOST // 2 - 1024))
     await small.flush()
     assert not small._engine.counts.refused
+    assert accounted_for(small)
+
+
+async def test_a_comment_has_a_limit_of_its_own(small: ForebayDataLayer) -> None:
+    """It comes with each read of its step."""
+    thread_id = await a_thread(small)
+    step = a_step(thread_id)
+    await small.create_step(step)
+    rated = Feedback(forId=step["id"], threadId=thread_id, value=1, comment="ж" * LONGEST_COMMENT)
+    await small.upsert_feedback(rated)
+    with pytest.raises(ChangeTooLarge, match=f"a comment takes {LONGEST_COMMENT} letters"):
+        await small.upsert_feedback(replace(rated, comment=f"{rated.comment}ж"))
+    await small.flush()
+    assert small._engine.counts.refused == {"ChangeTooLarge": 1}
+    shown = (await stored_step(small, step["id"]))["feedback"]
+    assert shown is not None
+    assert shown["comment"] == rated.comment
     assert accounted_for(small)
