@@ -22,13 +22,13 @@ import pytest
 
 from forebay import ForebayDataLayer, QueueFull
 from forebay.errors import JournalError
-from forebay.journal import log
+from forebay.journal import folder_check, log
 from forebay.journal.journal import Journal
 from forebay.journal.log_reader import segments_of
 from forebay.journal.orphan import adopt
 from forebay.model import changes
 from forebay.model.changes import Change, Upsert
-from forebay.pipeline import pipeline
+from forebay.pipeline import own_journal
 from tests.faults.conftest import MakeLayer
 from tests.faults.load import LONG, Audit, a_seed, versioned
 from tests.integration.contract import accounted_for, rows, until
@@ -375,7 +375,7 @@ async def test_what_only_a_full_disk_would_hold_is_refused(
 async def test_a_disk_that_does_not_answer_is_bounded_and_the_database_acknowledges(
     migrated_url: str, make_journaled: MakeLayer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "_UNSYNCED", 256 * 1024)
+    monkeypatch.setattr(own_journal, "_UNSYNCED", 256 * 1024)
     layer, thread_id = make_journaled(migrated_url, queue_max_bytes=256 * 1024), str(uuid.uuid4())
     await layer.update_thread(thread_id, name="n")
     await layer.flush()
@@ -400,7 +400,7 @@ async def test_a_disk_that_does_not_answer_is_bounded_and_the_database_acknowled
 async def test_with_an_external_writer_a_disk_that_does_not_answer_refuses_the_newest(
     migrated_sqlite_url: str, make_journaled: MakeLayer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "_UNSYNCED", 256 * 1024)
+    monkeypatch.setattr(own_journal, "_UNSYNCED", 256 * 1024)
     layer = make_journaled(
         migrated_sqlite_url, writer="external", queue_max_bytes=256 * 1024, queue_timeout=0.1
     )
@@ -431,7 +431,7 @@ async def test_a_change_that_can_not_be_encoded_fails_alone(
     good = [changes.step(versioned(str(uuid.uuid4()), thread_id, number)) for number in range(8)]
     bad = changes.step(versioned(str(uuid.uuid4()), thread_id, 0))
     bad.row["output"] = object()
-    entered = [layer._engine.write(change) for change in (*good[:4], bad, *good[4:])]
+    entered = [layer._engine.intake.write(change) for change in (*good[:4], bad, *good[4:])]
     results = await asyncio.gather(*entered, return_exceptions=True)
     assert [type(result) for result in results] == [*[bool] * 4, JournalError, *[bool] * 4]
     await layer.flush()
@@ -459,7 +459,7 @@ async def test_a_disk_that_does_not_answer_is_told(
     layer = make_journaled(migrated_sqlite_url)
     await layer.update_thread(str(uuid.uuid4()), name="n")
     await layer._engine.check_folder()
-    monkeypatch.setattr(pipeline, "_DISK_PATIENCE", 0.0)
+    monkeypatch.setattr(folder_check, "_DISK_PATIENCE", 0.0)
     answers, write = threading.Event(), os.pwritev
     monkeypatch.setattr(os, "pwritev", lambda *given: (answers.wait(), write(*given))[1])
     try:

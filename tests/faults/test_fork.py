@@ -15,8 +15,7 @@ from chainlit.context import ChainlitContext
 from forebay import ForebayDataLayer, Settings
 from forebay.journal.orphan import adopt
 from tests.faults.fork_worker import THREAD
-
-_PATIENCE = 30.0
+from tests.support.patience import PATIENCE
 
 
 class Worker:
@@ -46,7 +45,7 @@ class Worker:
         self._process.wait()
 
     def wait(self) -> int:
-        return self._process.wait(_PATIENCE)
+        return self._process.wait(PATIENCE)
 
 
 @contextmanager
@@ -54,7 +53,7 @@ def _worker(case: str, url: str, folder: Path) -> Iterator[Worker]:
     """A worker; at the end its standard input is closed, which ends those that it has left behind."""
     command = [sys.executable, "-W", "ignore", "-m", "tests.faults.fork_worker", case, url, str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        too_late = threading.Timer(_PATIENCE, process.kill)
+        too_late = threading.Timer(PATIENCE, process.kill)
         too_late.start()
         try:
             yield Worker(process)

@@ -93,7 +93,7 @@ async def test_a_backup_that_is_put_back_gets_what_came_after_it(
         await layer.flush()
     else:
         await until(lambda: not layer._store.has_writer)
-        await layer._engine.look_back()
+        await layer._engine.writer.look_back(layer._engine.cursor)
     assert await _versions(place.url) == [*range(70 if written_since else 60)]
     assert layer._engine.counts.checkpoint_alarms == {"gone_back": 1}
     assert accounted_for(layer)
@@ -415,7 +415,7 @@ async def test_two_processes_with_one_id_lose_nothing(
     await first.flush()
     await second.get_thread(thread_id)
     if durability == "journal":
-        second._engine._own_journal()
+        second._engine.intake._open_journal()
     second._engine.cursor.journal_id = first._engine.cursor.journal_id
     await _write(second, thread_id, range(5, 20))
     await second.flush()

@@ -258,7 +258,7 @@ async def test_a_bad_row_among_good_ones_passes_through_the_journal(
     steps = [_step(thread_id, number) for number in range(200)]
     # As a release before may have journaled it: by the door, nothing of the kind gets in.
     bad = changes.step({**steps.pop(77), "id": "no uuid"})
-    await asyncio.gather(*(layer.create_step(values) for values in steps), layer._engine.write(bad))
+    await asyncio.gather(*(layer.create_step(values) for values in steps), layer._engine.intake.write(bad))
     await layer.flush()
     assert await _numbers(layer, thread_id) == [number for number in range(200) if number != 77]
     assert layer._engine.counts.dead_lettered.total() == 1
@@ -312,7 +312,7 @@ async def test_a_disk_that_does_not_give_back_what_was_spilled_ends_nothing(
 
     monkeypatch.setattr(Journal, "read", failing)
     await asyncio.gather(*(layer.create_step(_step(thread_id, number, 1000)) for number in range(60)))
-    await asyncio.wait_for(layer._engine.flush(), PATIENCE)
+    await asyncio.wait_for(layer._engine.barrier.flush(), PATIENCE)
     assert failures == 0
     assert not layer._engine.ended
     assert await _numbers(layer, thread_id) == list(range(60))

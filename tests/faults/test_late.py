@@ -234,7 +234,7 @@ async def test_elements_of_a_journal_come_in_the_order_in_which_they_were_sent(
     await leave_behind(folder, *made[:6])
     await leave_behind(folder, *made[6:])
     layer = make_layer(migrated_url)
-    await layer._engine.write(again)  # the newest, and what was sent first
+    await layer._engine.intake.write(again)  # the newest, and what was sent first
     thread = await layer.get_thread(thread_id)
     assert thread is not None
     names = [each["name"] for each in thread["elements"] or ()]

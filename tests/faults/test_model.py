@@ -426,7 +426,7 @@ class EngineModel(RuleBasedStateMachine):
     def _write(self, change: Change, effect: Callable[[State], None], *, committed: bool = False) -> None:
         op = Op(effect, survives=committed or self.durability != "memory")
         self._life.log.append(op)
-        call = self._life.engine.write(change, committed=committed)
+        call = self._life.engine.intake.write(change, committed=committed)
         self._begin(Call(self._loop.create_task(call), self._life.accepted, self._loop.time(), op))
 
     def _begin(self, call: Call) -> None:
@@ -435,8 +435,8 @@ class EngineModel(RuleBasedStateMachine):
 
     async def _read(self, thread: str) -> Any:
         engine = self._life.engine
-        await engine.settle(thread)
-        return _viewed(await engine.read(self._life.store.statements.thread, id=thread))
+        await engine.barrier.settle(thread)
+        return _viewed(await engine.barrier.read(self._life.store.statements.thread, id=thread))
 
     # ---- rules: what Chainlit does
 
@@ -480,7 +480,7 @@ class EngineModel(RuleBasedStateMachine):
 
     @rule()
     def flush(self) -> None:
-        task = self._loop.create_task(self._life.engine.flush())
+        task = self._loop.create_task(self._life.engine.barrier.flush())
         self._begin(Call(task, self._life.accepted, self._loop.time(), flush=True))
 
     @precondition(lambda self: bool(self._calls))
@@ -542,7 +542,7 @@ class EngineModel(RuleBasedStateMachine):
         life.store.decide(verdict)
         self._step()
         # What the journal had no room for is acknowledged by its commit, and in memory alone until then.
-        is_journaled = self.durability == "journal" and not life.engine._commits._heap
+        is_journaled = self.durability == "journal" and not life.engine.intake._commits._waiters
         self._loop.complete(life.engine.close(), seconds=60.0)
         self._step()
         assert self._calls == [], "whoever waited is told"
@@ -616,10 +616,10 @@ class EngineModel(RuleBasedStateMachine):
         life = self._life
         life.store.locked.clear()
         life.store.decide("pass")
-        reading = self._loop.create_task(life.engine.settle(None))  # starts what was never used
+        reading = self._loop.create_task(life.engine.barrier.settle(None))  # starts what was never used
         self._step(60.0)
         reading.cancel()
-        self._loop.complete(life.engine.flush(), seconds=60.0)
+        self._loop.complete(life.engine.barrier.flush(), seconds=60.0)
         self._step()
         assert self._calls == []
         assert not self._beside, "every journal of an earlier life is written out"
@@ -727,9 +727,9 @@ async def test_what_is_read_back_stays_within_the_queues_bytes(
     monkeypatch.setattr(Inbox, "refill", watched)
     for number in range(1000):
         row = {"id": str(number), "threadId": "t", "name": "n", "type": "run", "output": str(number)}
-        await engine.write(changes.step(row))
+        await engine.intake.write(changes.step(row))
     store.decide("pass")
-    await engine.flush()
+    await engine.barrier.flush()
     await engine.close()
     assert len(sizes) > 800
     assert max(sizes) <= limit

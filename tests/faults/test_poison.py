@@ -263,14 +263,14 @@ class _Fuzz:
         if self._enters(change, by_the_door=by_the_door) and "output" in change.row:
             self.outputs[change.key] = change.row["output"]
         if not by_the_door:
-            return self._layer._engine.write(change)
+            return self._layer._engine.intake.write(change)
         return self._layer.update_step(values)  # type: ignore[arg-type]
 
     def _element(self) -> Awaitable[Any]:
         values = self._values("elements") | {"forId": self._id("steps")}
         change = changes.element(values)
         self._enters(change, by_the_door=False)
-        return self._layer._engine.write(change)
+        return self._layer._engine.intake.write(change)
 
     def _feedback(self) -> Awaitable[Any]:
         feedback = Feedback(forId="", value=0, id=self._id("feedbacks"))
@@ -280,7 +280,7 @@ class _Fuzz:
         change, by_the_door = changes.feedback(asdict(feedback)), self._rng.random() < 0.5
         self._enters(change, by_the_door=by_the_door)
         if not by_the_door:
-            return self._layer._engine.write(change)
+            return self._layer._engine.intake.write(change)
         return self._layer.upsert_feedback(feedback)
 
     def _thread(self) -> Awaitable[Any]:

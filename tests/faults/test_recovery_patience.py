@@ -53,10 +53,10 @@ async def test_reads_wait_for_a_long_recovery_once_a_process(
             timeout = 0
         return await wait(things, timeout=timeout, **options)
 
-    monkeypatch.setattr("forebay.pipeline.pipeline.asyncio.wait", noted)
+    monkeypatch.setattr("forebay.pipeline.barrier.asyncio.wait", noted)
     process = Pipeline(settings, store, Metrics(), clock)
     for _ in range(5):
-        await process.settle(thread_id)
+        await process.barrier.settle(thread_id)
     assert waits == [5.0]
 
     go_on.set()

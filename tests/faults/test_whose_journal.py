@@ -46,7 +46,7 @@ async def _steps(layer: ForebayDataLayer, thread_id: str) -> int:
 
 
 async def _recovered(layer: ForebayDataLayer) -> None:
-    layer._engine.start()
+    layer._engine.home.start()
     assert layer._engine.recovery is not None
     async with patience():
         await layer._engine.recovery.done_once.wait()

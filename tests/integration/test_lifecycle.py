@@ -329,11 +329,11 @@ async def test_a_caller_cancelled_at_the_door_of_a_full_queue_leaves_it(
 
 
 async def _with_little_patience(layer: ForebayDataLayer, step: Any) -> None:
-    layer._engine.settings = layer.settings.model_copy(update={"queue_timeout": 0.01})
+    layer._engine.intake.settings = layer.settings.model_copy(update={"queue_timeout": 0.01})
     try:
         await layer.create_step(step)
     finally:
-        layer._engine.settings = layer.settings
+        layer._engine.intake.settings = layer.settings
 
 
 async def test_a_writer_that_is_cancelled_in_a_batch_loses_nothing(

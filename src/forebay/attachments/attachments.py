@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 from chainlit.data.storage_clients.base import BaseStorageClient
 from chainlit.element import Element, ElementDict
@@ -13,14 +13,13 @@ from typing_extensions import override
 
 from forebay.attachments.access import access
 from forebay.attachments.blobs import Blobs
-from forebay.attachments.collector import Collector
+from forebay.attachments.collector import Collector, Database
 from forebay.attachments.content import Content
 from forebay.attachments.folder import LocalStorageClient
 from forebay.attachments.job import Job
 from forebay.attachments.orphans import mark_of
 from forebay.attachments.providers import configured_storage, former_storage
 from forebay.attachments.uploads import Uploads
-from forebay.database.sql.statement import Statement
 from forebay.database.store import Store
 from forebay.model.changes import Upsert, moment_of
 from forebay.primitives.awaitables import NOTHING, Deferred
@@ -29,20 +28,11 @@ from forebay.telemetry.collector import Metrics
 from forebay.telemetry.counters import Counts
 
 
-class Writer(Protocol):
-    """Writes a process's rows in order, and reads behind them."""
+class Write(Protocol):
+    """Writes rows of elements, in their order among all that the process writes."""
 
-    async def write(self, change: Upsert) -> bool:
+    async def __call__(self, change: Upsert) -> bool:
         """Queue an element's row; False where its thread is deleted. Raises a ForebayError."""
-
-    async def settle(self, thread_id: str | None) -> None:
-        """Return when what was written (None: to any thread) can be read. Raises TransientError."""
-
-    async def read(self, statement: Statement, **parameters: Any) -> Any:
-        """The statement's document. Raises a DatabaseError."""
-
-    async def write_now(self, statement: Statement, **parameters: Any) -> Any:
-        """Run a write that nothing queued depends on. Raises a DatabaseError."""
 
 
 class Attachments:
@@ -107,7 +97,8 @@ class StoredAttachments(Attachments):
         client: BaseStorageClient,
         settings: Settings,
         store: Store,
-        writer: Writer,
+        write: Write,
+        database: Database,
         counts: Counts,
         metrics: Metrics,
     ) -> None:
@@ -116,8 +107,10 @@ class StoredAttachments(Attachments):
         self._blobs = Blobs(client, counts, former_storage(settings, client))
         # The folder says whose contents are in it, for `forebay blobs`.
         mark = self._mark if isinstance(client, LocalStorageClient) and not store.in_memory else None
-        self.uploads = Uploads(client, self._blobs, settings, counts, metrics, _Rows(store, writer), mark)
-        self._collector = Collector(writer, store.statements, self._blobs, self.uploads)
+        self.uploads = Uploads(
+            client, self._blobs, settings, counts, metrics, _Rows(store, write, database), mark
+        )
+        self._collector = Collector(database, store.statements, self._blobs, self.uploads)
         self.uploads.sweep = self._collector.sweep
 
     @override
@@ -189,17 +182,17 @@ class StoredAttachments(Attachments):
 class _Rows:
     """See `uploads.Rows`."""
 
-    def __init__(self, store: Store, writer: Writer) -> None:
+    def __init__(self, store: Store, write: Write, database: Database) -> None:
         self._store = store
-        self._writer = writer
-        self.write = writer.write
+        self._database = database
+        self.write = write
 
     async def write_late(self, change: Upsert) -> None:
         await self._store.apply([change], late=True, apart=True)
 
     async def is_outdated(self, change: Upsert) -> bool:
-        await self._writer.settle(change.thread_id)
-        found = await self._writer.read(self._store.statements.content, id=change.key)
+        await self._database.settle(change.thread_id)
+        found = await self._database.read(self._store.statements.content, id=change.key)
         if found is None or found["objectKey"] is None:
             return False
         known = (found["moments"] or {}).get("objectKey", found["written_at"])
@@ -210,7 +203,8 @@ def attachments_of(
     storage_provider: BaseStorageClient | None,
     settings: Settings,
     store: Store,
-    writer: Writer,
+    write: Write,
+    database: Database,
     counts: Counts,
     metrics: Metrics,
 ) -> Attachments:
@@ -218,4 +212,4 @@ def attachments_of(
     client = storage_provider if storage_provider is not None else configured_storage(settings)
     if client is None:
         return Attachments()
-    return StoredAttachments(client, settings, store, writer, counts, metrics)
+    return StoredAttachments(client, settings, store, write, database, counts, metrics)

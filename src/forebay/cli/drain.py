@@ -18,7 +18,7 @@ from forebay.primitives.visible import visible
 
 if TYPE_CHECKING:
     from forebay.doctor.database import Target
-    from forebay.pipeline.drain import Drain
+    from forebay.pipeline import Drain
 
 
 @click.command(short_help="Write out the journals in a folder.")
@@ -122,7 +122,7 @@ def _why_left(path: Path) -> str:
 async def _run(
     folder: Path, target: Target, *, watch: bool, timeout: float | None, any_database: bool
 ) -> dict[str, Any]:
-    from forebay.pipeline.drain import Drain
+    from forebay.pipeline import Drain
     from forebay.telemetry.collector import Metrics
     from forebay.telemetry.health import Health
     from forebay.telemetry.listener import Listener

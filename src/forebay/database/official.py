@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from forebay.database.connections.endpoint import Endpoint
 from forebay.database.connections.opening import Role
+from forebay.database.queries import Row, rows_of
 from forebay.database.translation import translated
 from forebay.database.urls import is_postgres, parse_url
 from forebay.errors import SchemaError, SettingsError
@@ -26,7 +27,6 @@ from forebay.settings import Settings
 VARIABLE = "FOREBAY_IMPORT_SOURCE"
 _USERS_A_PAGE = 1000
 
-Row = Mapping[str, Any]
 
 _TABLES = ("User", "Thread", "Step", "Element", "Feedback")
 _IS_UUID = "~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'"
@@ -162,8 +162,7 @@ class Page:
     async def fetch(self, statement: str, **parameters: Any) -> Sequence[Row]:
         """A statement's rows."""
         with translated(self._location, sends_rows=False):
-            found = await self._connection.execute(sa.text(statement), parameters)
-            return [dict(row) for row in found.mappings()]
+            return await rows_of(self._connection, sa.text(statement), parameters)
 
     async def number(self, statement: str, **parameters: Any) -> int:
         """A statement's one number."""

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import sqlalchemy as sa
 
+from forebay.database.sql.activity import activity
 from forebay.database.store import Store
-from forebay.database.translation import translated
 from forebay.model.schema import steps, threads, users
-
-
-def activity() -> sa.ColumnElement[str]:
-    """When a thread was last used: its newest step, also where another layer has written it."""
-    newest = sa.select(sa.func.max(steps.c.createdAt)).where(steps.c.threadId == threads.c.id)
-    return sa.func.coalesce(threads.c.updatedAt, newest.scalar_subquery(), threads.c.createdAt)
 
 
 def is_of(identifier: str) -> sa.ColumnElement[bool]:
@@ -50,21 +44,14 @@ class Outdated:
 
     async def count(self, store: Store) -> int:
         """How many there are. Raises a DatabaseError."""
-        (number,) = await _column(
-            store, sa.select(sa.func.count()).select_from(threads).where(self._condition())
+        (row,) = await store.select(
+            sa.select(sa.func.count().label("threads")).select_from(threads).where(self._condition())
         )
-        return int(number)
+        return int(row["threads"])
 
     async def page(self, store: Store, after: str | None, size: int) -> list[str]:
         """The ids of the next ones behind `after`, in the order of the ids. Raises a DatabaseError."""
         statement = sa.select(threads.c.id).where(self._condition()).order_by(threads.c.id).limit(size)
         if after is not None:
             statement = statement.where(threads.c.id > after)
-        return [str(key) for key in await _column(store, statement)]
-
-
-async def _column(store: Store, statement: sa.Select[Any]) -> list[Any]:
-    await store.prepare()
-    with translated(store.location, sends_rows=False):
-        async with store.engine.connect() as connection:
-            return list((await connection.execute(statement)).scalars())
+        return [str(row["id"]) for row in await store.select(statement)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from forebay.database.outdated import activity, is_of
+from forebay.database.outdated import is_of
+from forebay.database.queries import Row, rows_of
+from forebay.database.sql.activity import activity
 from forebay.database.store import Store
 from forebay.database.translation import translated
 from forebay.model.schema import elements, feedbacks, steps, threads, users
@@ -18,8 +20,6 @@ from forebay.model.schema import elements, feedbacks, steps, threads, users
 # A thread's steps may be long; a page of them is held in memory.
 _THREADS_A_PAGE = 50
 _USERS_A_PAGE = 1000
-
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,7 @@ class Snapshot:
 
     async def _rows(self, statement: sa.Select[Any]) -> list[Row]:
         with translated(self._location, sends_rows=False):
-            found = (await self._connection.execute(statement)).mappings()
-            # The names as plain text: SQLAlchemy's are a kind of it that JSON does not take for a key.
-            return [{str(name): value for name, value in row.items()} for row in found]
+            return await rows_of(self._connection, statement)
 
 
 @asynccontextmanager

@@ -31,6 +31,7 @@ from forebay.database.connections.drivers import Driver
 from forebay.database.connections.endpoint import Endpoint, for_standby, merged, patience_of
 from forebay.database.connections.pool import Connections, Held, forget
 from forebay.database.connections.sqlite_file import BUSY_TIMEOUT_MS, is_held, open_file
+from forebay.database.queries import Row, rows_of
 from forebay.database.replica import Replica
 from forebay.database.sql.batch_parameters import Documents, documents
 from forebay.database.sql.claims import claim_parameters, is_claim, named_owners, owned_by, users_parameter
@@ -293,6 +294,13 @@ class Store:
                 tries -= 1
                 if tries <= 0 or not is_held(error):
                     raise
+
+    async def select(self, statement: sa.Select[Any]) -> list[Row]:
+        """The rows of a query that commands make, on a connection of its own. Raises a DatabaseError."""
+        await self.prepare()
+        with translated(self.location, sends_rows=False):
+            async with self.engine.connect() as connection:
+                return await rows_of(connection, statement)
 
     async def execute_sql(self, query: str, parameters: Mapping[str, Any]) -> list[dict[str, Any]] | int:
         """Run a statement of the caller's own: its rows, or how many it changed.

@@ -1,4 +1,4 @@
-"""The data layer itself: Chainlit's methods, each a few lines on the engine.
+"""The data layer itself: Chainlit's methods, each a few lines on the pipeline.
 
 It has the parameters, the helpers and the tables of `chainlit.data.sql_alchemy.SQLAlchemyDataLayer`.
 """
@@ -53,7 +53,7 @@ from forebay.layer.sessions import (
 from forebay.model import changes, cleaning
 from forebay.model.changes import STAR, Claimant, Delete, Upsert
 from forebay.model.schema import EXTRA
-from forebay.pipeline.pipeline import Pipeline
+from forebay.pipeline import Pipeline
 from forebay.primitives.awaitables import NOTHING, Deferred
 from forebay.primitives.threads import run as run_in_thread
 from forebay.settings import Settings
@@ -70,8 +70,8 @@ def _at_home(method: _Method) -> _Method:
 
     @wraps(method)
     async def at_home(self: ForebayDataLayer, *arguments: Any, **named: Any) -> Any:
-        if self._engine.is_away():
-            return await self._engine.bring(partial(method, self, *arguments, **named))
+        if self._home.is_away():
+            return await self._home.bring(partial(method, self, *arguments, **named))
         return await method(self, *arguments, **named)
 
     return cast("_Method", at_home)
@@ -83,8 +83,8 @@ def _timed(method: _Method) -> _Method:
     @wraps(method)
     async def timed(self: ForebayDataLayer, *arguments: Any, **named: Any) -> Any:
         with self._metrics.reading(method.__name__):
-            if self._engine.is_away():
-                return await self._engine.bring(partial(method, self, *arguments, **named))
+            if self._home.is_away():
+                return await self._home.bring(partial(method, self, *arguments, **named))
             return await method(self, *arguments, **named)
 
     return cast("_Method", timed)
@@ -149,20 +149,28 @@ class ForebayDataLayer(BaseDataLayer):
         self._store = Store(conninfo, self.settings, connect_args=connect_args, ssl_require=ssl_require)
         self._metrics = Metrics(registry)
         self._engine = Pipeline(self.settings, self._store, self._metrics)
+        self._home, self._barrier = self._engine.home, self._engine.barrier
+        self._submit = self._engine.intake.submit
         self._beginnings = Beginnings()
         counts = self._engine.counts
         self._door = Door(
-            self._engine.submit, self._engine.refuse, self.settings.queue_max_bytes, counts, self._engine
+            self._submit, self._engine.refusals.note, self.settings.queue_max_bytes, counts, self._home
         )
         self._operations = Operations(self.settings, self._engine, self._metrics)
         self._statements = self._store.statements
-        self._reads = Reads(self._store, self._engine, self.settings)
+        self._reads = Reads(self._store, self._barrier, self.settings)
         self._people = People(self._find_user, self._save_user)
         self._positions = Positions()
         self._searches = Searches(counts.searches_refused)
         self._variables = Variables()
         self._attachments = attachments_of(
-            storage_provider, self.settings, self._store, self._engine, counts, self._metrics
+            storage_provider,
+            self.settings,
+            self._store,
+            self._engine.intake.write,
+            self._barrier,
+            counts,
+            self._metrics,
         )
         self._engine.on_start.append(self._attachments.start)
         self._owners = Owners(self._get_user_id_by_thread, always=self._own.owner_lookup)
@@ -212,26 +220,26 @@ class ForebayDataLayer(BaseDataLayer):
 
         Raises JournalError where the journal can't be written, and nothing for a database that can't be reached.
         """
-        self._engine.start()
+        self._home.start()
         await self._engine.check_folder()
         self._operations.look_once()
 
     @_at_home
     async def flush(self) -> None:
         """Return when everything that was accepted is in the database, however long that takes."""
-        await self._engine.flush()
+        await self._barrier.flush()
 
     @override
     async def close(self) -> None:
         """Write out what is queued, within `close_timeout`, and disconnect. A second call does nothing."""
-        if self._engine.has_begun and self._engine.is_away():
-            await self._engine.bring(self._close)
-            await self._engine.leave()
+        if self._home.has_begun and self._home.is_away():
+            await self._home.bring(self._close)
+            await self._home.leave()
         else:
             await self._close()
 
     async def _close(self) -> None:
-        if self._engine.is_forked:  # all that runs is the parent's
+        if self._home.is_forked:  # all that runs is the parent's
             await self._engine.close()
             return
         await self._operations.closing()
@@ -253,7 +261,7 @@ class ForebayDataLayer(BaseDataLayer):
 
         Raises a DatabaseError, where Chainlit's layer logs the parameters and returns None.
         """
-        await self._engine.settle(None)
+        await self._barrier.settle(None)
         result = await self._store.execute_sql(query, parameters)
         return cast("list[dict[str, Any]] | int", self.clean_result(result))
 
@@ -309,9 +317,9 @@ class ForebayDataLayer(BaseDataLayer):
         size, most = len(identifier.encode()) + len(metadata), self.settings.change_max_bytes
         if size > most:
             error = changes.too_large("users", size, most)
-            self._engine.refuse(error)
+            self._engine.refusals.note(error)
             raise error
-        stored = await self._engine.write_now(
+        stored = await self._barrier.write_now(
             self._statements.create_user,
             id=str(uuid.uuid4()),
             identifier=identifier,
@@ -350,7 +358,7 @@ class ForebayDataLayer(BaseDataLayer):
         change = self._made(make, thread_id, name, user_id, metadata, tags)
         if user_id is not None:
             self._owners.forget(change.key)
-        return self._door.pass_through(partial(self._engine.submit, change), change.size)
+        return self._door.pass_through(partial(self._submit, change), change.size)
 
     def _owner(self, user_id: str) -> Claimant | None:
         user = user_at_hand(user_id) or self._people.known(self._store.ids.spell(user_id) or "")
@@ -420,7 +428,7 @@ class ForebayDataLayer(BaseDataLayer):
         """
         before = (datetime.now(UTC) - older_than).strftime("%Y-%m-%dT%H:%M:%S")
         outdated = Outdated(before, by, user, without_owner, keep_favorites)
-        await self._engine.settle(None)
+        await self._barrier.settle(None)
         if dry_run:
             return await outdated.count(self._store)
         return await purge(self._store, self.delete_thread, outdated, progress=progress)
@@ -603,7 +611,7 @@ class ForebayDataLayer(BaseDataLayer):
             await self.update_step(step_dict)
             return step_dict
         starred = {key: step_dict.get(key) for key in ("id", "threadId", "metadata")}
-        await self._door.pass_through(partial(self._engine.submit, self._made(changes.step, starred)))
+        await self._door.pass_through(partial(self._submit, self._made(changes.step, starred)))
         return step_dict
 
     # ---- feedback
@@ -621,7 +629,7 @@ class ForebayDataLayer(BaseDataLayer):
             values["comment"] = ""  # a feedback is changed whole
         values["threadId"] = values["threadId"] or None
         change = self._made(partial(changes.feedback, in_its_steps_thread=True), values)
-        queued = self._door.pass_through(partial(self._engine.submit, change), change.size)
+        queued = self._door.pass_through(partial(self._submit, change), change.size)
         return Deferred(partial(self._stored_feedback, feedback, change, queued))
 
     async def _stored_feedback(self, feedback: Feedback, change: Upsert, queued: Awaitable[None]) -> str:
@@ -708,7 +716,7 @@ class ForebayDataLayer(BaseDataLayer):
             change = self._store.ids.enter(make(*arguments))
             changes.check_size(change, self.settings.change_max_bytes)
         except RowError as error:
-            self._engine.refuse(error)
+            self._engine.refusals.note(error)
             raise
         self._beginnings.note(change)
         if EXTRA in change.row:
@@ -722,7 +730,7 @@ class ForebayDataLayer(BaseDataLayer):
         if key is None:
             return NOTHING  # no row can have it
         delete = Delete(table, key, in_thread)
-        deleted = self._engine.submit(delete, committed=True)
+        deleted = self._submit(delete, committed=True)
         done: Awaitable[None] = Deferred(partial(self._carried_out, delete, deleted))
         if contents:
             done = self._attachments.follow(self._attachments.drop(**contents), done)
@@ -742,12 +750,12 @@ class ForebayDataLayer(BaseDataLayer):
         """Raises a RowError for a delete that the writing process has given up, as the database refuses it."""
         undone = self._statements.undone(delete.table)
         named = {"id": delete.key, "thread_id": delete.thread_id, "moment": delete.moment}
-        if await self._engine.write_now(undone, **named):
+        if await self._barrier.write_now(undone, **named):
             raise RowError("the database refuses the deletion; `forebay dead-letters list` says why")
 
     @_at_home
     async def _settle_all(self) -> None:
-        await self._engine.settle(None)
+        await self._barrier.settle(None)
 
     def _log_call(self, method: str) -> None:
         if self.show_logger:

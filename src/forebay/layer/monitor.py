@@ -11,7 +11,7 @@ import anyio
 from forebay.errors import DatabaseError, ForebayError, JournalError
 from forebay.layer import announcements
 from forebay.layer.announcements import Acquaintance
-from forebay.pipeline.pipeline import Pipeline
+from forebay.pipeline import Pipeline
 from forebay.settings import Settings
 from forebay.telemetry import app_route
 from forebay.telemetry.collector import Metrics

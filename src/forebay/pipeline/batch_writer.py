@@ -12,6 +12,7 @@ back, as one does that took over from a primary which it lagged behind, it is gi
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from functools import partial
 from typing import Protocol, TypeVar
 
 import anyio
+from typing_extensions import override
 
 from forebay.database import error_codes
 from forebay.database.checkpoint import Checkpoint, CheckpointMoved, Position
@@ -71,6 +73,10 @@ class Applies(Protocol):
 
     async def position(self, journal_id: str) -> Position:
         """Where a journal stands."""
+
+    @property
+    def has_writer(self) -> bool:
+        """Whether the connection that batches are written on is open, as far as is known."""
 
 
 class Parking(Protocol):
@@ -146,6 +152,7 @@ class Writer:
         self._failing_since = 0.0
         self._reminded = 0.0
 
+    @override
     def __repr__(self) -> str:
         return f"<Writer {'failing' if self.failure else 'working'}>"
 
@@ -327,6 +334,15 @@ class Writer:
             self._refusals.note_refused()
         task.given_up.add(id(part.ops[0]))
         await self._give_up(task, part.ops[0], error)
+
+    async def look_back(self, cursor: Cursor, *, doubted: bool = False) -> None:
+        """Now and then, while nothing is written: is the database still where it was left?
+
+        Whoever has lost its connection may meet another server behind the same name; `doubted`: somebody has, it seems.
+        """
+        if cursor.at.seq and (doubted or not self._store.has_writer):
+            with contextlib.suppress(DatabaseError):
+                await self.verify(cursor)
 
     async def verify(self, cursor: Cursor) -> None:
         """Look whether the database is where it was left, and give it again what it lacks. Raises a DatabaseError."""

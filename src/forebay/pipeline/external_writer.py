@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
 
 import anyio
 
@@ -15,6 +14,10 @@ from forebay.database.store import Store
 from forebay.errors import TransientError
 from forebay.journal.journal import Journal
 from forebay.journal.ownership import is_written_out
+from forebay.pipeline.alarm import Alarm
+from forebay.pipeline.barrier import Barrier
+from forebay.pipeline.intake import Intake
+from forebay.pipeline.own_journal import OwnJournal
 from forebay.pipeline.queue import Inbox
 
 # How often to look, in seconds: while a reader waits, and while nobody does.
@@ -26,61 +29,46 @@ _LOOK_FOR_DAEMON = 1.0
 _MARK_INTERVAL = 1.0
 
 
-class Owner(Protocol):
-    """Whose changes are handed over; see the engine."""
-
-    @property
-    def journal(self) -> Journal | None:
-        """Where they are, if there were any."""
-
-    @property
-    def store(self) -> Store:
-        """Where they go."""
-
-    def batch_settled(self) -> None:
-        """Some of them are written."""
-
-    def handover_failed(self, error: TransientError) -> None:
-        """They can't be written at present."""
-
-
 class Handover:
-    """Runs until it is cancelled. `failure` is why nothing is written at present, None while it is."""
+    """Runs until it is cancelled, and tells intake and barrier of every step forward."""
 
-    def __init__(self, inbox: Inbox, owner: Owner, clock: Callable[[], float]) -> None:
-        self.failure: TransientError | None = None
+    def __init__(
+        self,
+        inbox: Inbox,
+        intake: Intake,
+        own: OwnJournal,
+        barrier: Barrier,
+        store: Store,
+        alarm: Alarm,
+        clock: Callable[[], float],
+    ) -> None:
         self._inbox = inbox
-        self._owner = owner
+        self._intake = intake
+        self._own = own
+        self._barrier = barrier
+        self._store = store
+        self._alarm = alarm
         self._clock = clock
-        self._work = anyio.Event()
-        self._hurry = anyio.Event()
         # By when everything up to a `seq` had come: what is not written is at least as old as the first of these says.
         self._marks: deque[tuple[int, float]] = deque()
         self._seen_daemon = 0.0
         self._looked = 0.0
 
-    def notice(self, *, now: bool) -> None:
-        """Something was journaled; `now`: somebody waits for it."""
-        self._work.set()
-        if now:
-            self._hurry.set()
-
     async def run(self) -> None:
-        """Tell the owner of every step forward."""
+        """Look again and again, while something is not written."""
         self._seen_daemon = self._clock()
         while True:
-            journal = self._owner.journal
+            journal = self._own.journal
             if journal is None or not self._inbox.spilled:
-                self._work, self._hurry = anyio.Event(), anyio.Event()
-                await self._work.wait()
+                self._alarm.hurried = False
+                await self._alarm.rest(None)
                 self._seen_daemon = self._clock()
                 continue
             self._look(journal)
-            if self._hurry.is_set():
+            if self._alarm.hurried:
                 await anyio.sleep(_POLL_HURRIED)
             else:
-                with anyio.move_on_after(_POLL):
-                    await self._hurry.wait()
+                await self._alarm.rest(self._clock() + _POLL)
 
     def _look(self, journal: Journal) -> None:
         assert journal.progress is not None
@@ -88,9 +76,9 @@ class Handover:
         if applied_seq >= journal.durable_seq and journal.is_quiet:
             applied_seq = self._inbox.accepted_seq  # what is not on the disk was refused to its caller
         if applied_seq > self._inbox.applied_seq:
-            self._owner.store.handed_over(journal.id, journal.progress.applied)
+            self._store.handed_over(journal.id, journal.progress.applied)
             self._inbox.hand_over(applied_seq)
-            self._owner.batch_settled()
+            self._intake.batch_settled()
         self._note_age()
         self._check_daemon(journal, failing=journal.progress.failing)
 
@@ -116,6 +104,4 @@ class Handover:
             )
         elif failing:
             failure = TransientError("`forebay drain` can't write to the database; its log says why")
-        self.failure = failure
-        if failure is not None:
-            self._owner.handover_failed(failure)
+        self._barrier.note(failure)

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from typing_extensions import override
+
 from forebay.database.checkpoint import Position
 from forebay.errors import DatabaseError, JournalError
 from forebay.journal.orphan import Orphan, let_go, reason_of
@@ -49,6 +51,7 @@ class KeptJournals:
         self._kept: list[_Kept] = []
         self._task: asyncio.Task[None] | None = None
 
+    @override
     def __repr__(self) -> str:
         return f"<KeptJournals {len(self._kept)}>"
 

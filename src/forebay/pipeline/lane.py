@@ -13,8 +13,8 @@ from forebay.errors import DatabaseError, ThreadHeldUp
 from forebay.journal.orphan import Record
 from forebay.model.changes import Change
 from forebay.pipeline import replay
-from forebay.pipeline.barrier import Waiters
 from forebay.pipeline.queue import Op
+from forebay.pipeline.waiters import Waiters
 
 
 class Log(replay.Log, Protocol):

@@ -301,6 +301,11 @@ class _InTurn:
         """See `batch_writer.Applies`."""
         return await self._store.position(journal_id)
 
+    @property
+    def has_writer(self) -> bool:
+        """See `batch_writer.Applies`."""
+        return self._store.has_writer
+
 
 def _step_of(change: Change) -> str:
     """The step that a feedback is on, which is where its thread is said if it says none."""

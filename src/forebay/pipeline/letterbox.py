@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import anyio
+from typing_extensions import override
 
 from forebay.errors import JournalError, RowError
 from forebay.journal.dead_letters import DeadLetters, Unfit, encoded
@@ -98,6 +99,7 @@ class Letterbox:
         self._task: asyncio.Task[None] | None = None
         self._reminded: float | None = None
 
+    @override
     def __repr__(self) -> str:
         return f"<Letterbox {self.changes} waiting, {self.size} bytes>"
 

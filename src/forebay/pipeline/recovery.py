@@ -23,6 +23,9 @@ from forebay.telemetry.counters import Counts
 logger = logging.getLogger("forebay.recovery")
 
 INTERVAL = 10.0  # seconds between two looks into the folder
+# How long the first reads wait for what a process before this one has left: a process's, not a read's, or a long
+# journal would hold each of them up. Seconds.
+_PATIENCE = 5.0
 # Small, since new changes wait while one is written.
 _BATCH_BYTES = 256 * 1024
 
@@ -64,6 +67,7 @@ class Recovery:
         self._replay: Replay | None = None
         self._replayed = 0
         self._kept = kept
+        self._patient_until: float | None = None  # when reads cease to wait, on the clock
 
     @override
     def __repr__(self) -> str:
@@ -123,6 +127,17 @@ class Recovery:
             return
         logger.warning("journal recovered changes=%d journal=%s", self._replayed, orphan.id)
         await self._writer.until_answered(self._database.clear_checkpoints)
+
+    def patience(self) -> float:
+        """For how many seconds a read may still wait until it is done once; that begins when the first one asks."""
+        if self._patient_until is None:
+            self._patient_until = self._clock() + _PATIENCE
+        return self._patient_until - self._clock()
+
+    def begin_again(self) -> None:
+        """What this process had written has to be written again: reads wait for that as for what others have left."""
+        self.done_once.clear()
+        self.due, self._patient_until = 0.0, None
 
     def rebind(self) -> None:
         """Go on in another event loop, the one before having ended: who waits there waits no more."""

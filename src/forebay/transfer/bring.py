@@ -18,7 +18,6 @@ import sqlalchemy as sa
 
 from forebay.attachments.access import Access
 from forebay.database.store import Store
-from forebay.database.translation import translated
 from forebay.errors import RowError
 from forebay.model import changes, cleaning, schema
 from forebay.model.changes import Change, Delete
@@ -93,9 +92,7 @@ class Bringer:
         users = schema.users
         named = {self.spell(person["id"]): person for person in people}
         statement = sa.select(users.c.id, users.c.identifier).where(users.c.id.in_(list(named)))
-        with translated(self._store.location):
-            async with self._store.engine.connect() as connection:
-                found = {str(row[0]): row[1] for row in await connection.execute(statement)}
+        found = {str(row["id"]): row["identifier"] for row in await self._store.select(statement)}
         return {
             named[key]["id"]: str(uuid.uuid4())
             for key, identifier in found.items()
@@ -105,9 +102,7 @@ class Bringer:
     async def _known(self, identifiers: Sequence[str]) -> dict[str, str]:
         users = schema.users
         statement = sa.select(users.c.identifier, users.c.id).where(users.c.identifier.in_(identifiers))
-        with translated(self._store.location):
-            async with self._store.engine.connect() as connection:
-                return {row[0]: str(row[1]) for row in await connection.execute(statement)}
+        return {row["identifier"]: str(row["id"]) for row in await self._store.select(statement)}
 
     def spell(self, key: str) -> str:
         """An id of a source may be any text; where the tables take UUIDs only, it becomes one, always the same."""

@@ -246,10 +246,7 @@ class ChangeOver:
         return await self._first(statement) is not None
 
     async def _first(self, statement: sa.Select[Any]) -> Mapping[str, Any] | None:
-        with translated(self._store.location, sends_rows=False):
-            async with self._store.engine.connect() as connection:
-                row = (await connection.execute(statement)).mappings().first()
-                return {str(name): value for name, value in row.items()} if row is not None else None
+        return next(iter(await self._store.select(statement)), None)
 
 
 _KEYS = "metadata"  # beside the tables' names: the keys of the thread's

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from forebay.database.official import Found, Row
+from forebay.database.official import Found
+from forebay.database.queries import Row
 from forebay.model import cleaning
 from forebay.model.schema import EXTRA, SENT_AT, WRITTEN_AT
 from forebay.transfer.clocks import Zones, microseconds, utc

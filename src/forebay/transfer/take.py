@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from forebay.attachments.access import Access
-from forebay.database.snapshot import Chosen, Row, snapshot
+from forebay.database.queries import Row
+from forebay.database.snapshot import Chosen, snapshot
 from forebay.database.store import Store
 from forebay.errors import StorageError
 from forebay.transfer.lines import Lines

@@ -16,8 +16,10 @@ from forebay.database.checkpoint import Checkpoint, CheckpointMoved, Position
 from forebay.database.store import LeftOut
 from forebay.errors import DatabaseError, JournalError, RowError, SchemaError, TransientError
 from forebay.model.changes import Change, Delete, Upsert
+from forebay.pipeline.alarm import Alarm
 from forebay.pipeline.batch_writer import Writer
 from forebay.pipeline.cursor import Cursor
+from forebay.pipeline.intake import Intake
 from forebay.pipeline.queue import Batch, Inbox, Op
 from forebay.pipeline.tombstones import Tombstones
 from forebay.pipeline.write_loop import Worker
@@ -87,6 +89,8 @@ class FakeStore:
             raise self.fails_after_the_commit.pop(0)
         return self.dead
 
+    has_writer = True
+
     async def position(self, journal_id: str) -> Position:
         return self.positions.get(journal_id, Position())
 
@@ -98,17 +102,13 @@ class FakeStore:
 
 @dataclass
 class FakeObserver:
-    """Notes what it is told."""
+    """Stands for the intake, and notes what it is told."""
 
-    cursor: Cursor = field(default_factory=lambda: Cursor("own"))
     settled: int = 0
     failures: list[str] = field(default_factory=list)
     refills: list[Callable[[], None]] = field(default_factory=list)
 
-    async def look_back(self) -> None:
-        raise AssertionError("no time has gone by")
-
-    async def refill(self) -> None:
+    async def refill(self, writer: Writer) -> None:
         self.refills.pop(0)()
 
     def batch_settled(self) -> None:
@@ -132,7 +132,12 @@ class Bench:
         self.letters: list[str] = []
         self.letters_fail: list[JournalError] = []
         self.writer = self.make_writer()
-        self.worker = Worker(self.inbox, self.writer, None, self.observer, self.clock)
+        self.alarm = Alarm(self.clock)
+        self.worker = self.make_worker(None)
+
+    def make_worker(self, recovery: Any) -> Worker:
+        intake = cast("Intake", self.observer)
+        return Worker(self.inbox, intake, self.writer, Cursor("own"), recovery, self.alarm, self.clock)
 
     def make_writer(self, *, backoff: Backoff | None = None, keep_is_vital: bool = False) -> Writer:
         return Writer(
@@ -158,7 +163,7 @@ class Bench:
     def put(self, *keys: str) -> None:
         for key in keys:
             assert self.inbox.offer(upsert(key), self.clock()) is not None
-        self.worker.notice(now=self.inbox.has_ready_batch)
+        self.alarm.notice(now=self.inbox.has_ready_batch)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -223,7 +228,7 @@ async def test_a_notice_ends_the_wait_for_company() -> None:
             await asyncio.sleep(0)
         assert bench.store.attempts == []
         bench.inbox.hurry()
-        bench.worker.notice(now=True)
+        bench.alarm.notice(now=True)
         await bench.settled()
     assert bench.store.committed == ["a"]
 
@@ -757,7 +762,7 @@ class _SlowRecovery:
 
 async def test_what_comes_while_recovery_looks_around_is_written_at_once() -> None:
     bench, recovery = Bench(), _SlowRecovery()
-    bench.worker = Worker(bench.inbox, bench.writer, cast("Any", recovery), bench.observer, bench.clock)
+    bench.worker = bench.make_worker(recovery)
     async with bench.running(), patience():
         await recovery.looks.wait()
         bench.put("1")

@@ -13,6 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.sql.selectable import FromClause
 
+from forebay.database.sql.activity import activity, computed_activity
 from forebay.database.sql.dialect import STORED_THREAD_ID, Expression, literal
 from forebay.database.sql.statement import (
     SELDOM,
@@ -225,7 +226,7 @@ class Reads(Compiler):
         stored = sa.select(threads.c.id, threads.c.updatedAt.label("activity")).where(
             threads.c.updatedAt.is_not(None), *conditions
         )
-        computed = sa.select(threads.c.id, self._sql.sortable(_computed_activity()).label("activity")).where(
+        computed = sa.select(threads.c.id, self._sortable(computed_activity()).label("activity")).where(
             threads.c.updatedAt.is_(None), *conditions
         )
         if after:
@@ -275,12 +276,15 @@ class Reads(Compiler):
             .subquery("summed")
         )
 
-    def _behind_cursor(self, activity: Expression, key: Expression) -> Expression:
+    def _behind_cursor(self, moment: Expression, key: Expression) -> Expression:
         thread = threads.alias("at")
         mine = (thread.c.id == id_parameter("cursor")) & (thread.c.userId == id_parameter("user_id"))
-        at = self._sql.sortable(sa.func.coalesce(thread.c.updatedAt, _computed_activity(thread)))
+        at = self._sortable(activity(thread))
         position = sa.func.coalesce(text_parameter("position"), sa.select(at).where(mine).scalar_subquery())
-        return sa.tuple_(activity, key) < sa.tuple_(position, id_parameter("cursor"))
+        return sa.tuple_(moment, key) < sa.tuple_(position, id_parameter("cursor"))
+
+    def _sortable(self, moment: Expression) -> Expression:
+        return self._sql.sortable(sa.func.coalesce(moment, sa.literal_column("''")))
 
     def _matches(self) -> Expression:
         said = sa.or_(self._sql.contains(steps.c.output), self._sql.contains(steps.c.input))
@@ -351,11 +355,6 @@ def _identifier(thread: FromClause) -> Expression:
     """The owner's login name as it is now: it may have changed since the thread was written."""
     owner = sa.select(users.c.identifier).where(users.c.id == thread.c["userId"])
     return sa.func.coalesce(owner.correlate(thread).scalar_subquery(), thread.c["userIdentifier"])
-
-
-def _computed_activity(thread: FromClause = threads) -> Expression:
-    newest = sa.select(sa.func.max(steps.c.createdAt)).where(steps.c.threadId == thread.c["id"])
-    return sa.func.coalesce(newest.scalar_subquery(), thread.c["createdAt"], sa.literal_column("''"))
 
 
 def _has_feedback() -> Expression:
