@@ -14,7 +14,7 @@ from typing_extensions import override
 from forebay.database.connections.drivers import AiosqliteDriver, AsyncpgDriver, Driver
 from forebay.database.connections.fitness import Fitness, Watch, old_at
 from forebay.database.connections.opening import Keepalive, Opener, Role
-from forebay.database.connections.sqlite_file import prepare_sqlite
+from forebay.database.connections.sqlite_file import File, end, prepare_sqlite
 from forebay.database.urls import in_memory, is_postgres, location_of
 from forebay.errors import SettingsError
 from forebay.settings import Settings
@@ -46,6 +46,9 @@ class Endpoint:
         self._files: WeakSet[Any] = WeakSet()
         if is_postgres(url):
             self._reach_server(arguments, settings)
+        else:  # one thread at a time uses a connection; where its loop ends, another one closes it
+            arguments.setdefault("check_same_thread", False)
+            arguments.setdefault("factory", File)
         if in_memory(url):
             self.engine = create_async_engine(url, connect_args=arguments, poolclass=StaticPool)
         else:
@@ -110,8 +113,7 @@ class Endpoint:
     def forget_connections(self) -> None:
         """Drop connections whose event loop is gone; PostgreSQL's can't be closed any more."""
         for connection in self._files:
-            if hasattr(connection, "stop"):  # since aiosqlite 0.22; it needs no event loop
-                connection.stop()
+            end(connection)
         if self._opener is not None:
             self._opener.forget()
         self.engine.sync_engine.dispose(close=False)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+from threading import Thread
 from typing import Any
 
 import sqlalchemy as sa
+from typing_extensions import override
 
 from forebay.database.sql.sqlite import SQLITE_FUNCTIONS
 
@@ -48,6 +50,38 @@ def prepare_sqlite(connection: Any) -> None:
     cursor.close()
     for name, count, function in SQLITE_FUNCTIONS:
         connection.create_function(name, count, function, deterministic=True)
+
+
+class File(sqlite3.Connection):
+    """A connection to a SQLite file whose close takes back what it has begun.
+
+    SQLite leaves that to the last cursor, which the frames of what was on its way may hold: the file would stay locked
+    until the garbage collector came by.
+    """
+
+    @override
+    def close(self) -> None:
+        """Close it."""
+        with contextlib.suppress(sqlite3.Error):
+            self.rollback()
+        super().close()
+
+
+def end(connection: Any) -> None:
+    """Close an aiosqlite connection whose event loop has ended, when it is done with what it is at."""
+    raw: sqlite3.Connection | None = getattr(connection, "_connection", None)
+    if raw is None:
+        return
+    if hasattr(connection, "stop"):  # since aiosqlite 0.22; it needs no event loop
+        connection.stop()
+    # An answer that no loop takes ends the connection's thread by an error, before it comes to that.
+    Thread(target=_close_after, args=(connection, raw), name="forebay-sqlite-end", daemon=True).start()
+
+
+def _close_after(connection: Any, raw: sqlite3.Connection) -> None:
+    thread: Thread = getattr(connection, "_thread", connection)  # before 0.22 a connection is a thread
+    thread.join()
+    raw.close()
 
 
 def is_held(error: sqlite3.Error) -> bool:
