@@ -243,7 +243,7 @@ async def test_a_calls_name_is_logged_where_asked_and_nothing_of_its_content(
     assert all(word not in told for word in ("secret", user.id, thread_id, step["id"]))
 
 
-async def test_without_being_asked_it_logs_nothing_while_all_is_well(
+async def test_without_being_asked_it_logs_its_start_and_end_alone_while_all_is_well(
     layer: ForebayDataLayer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -251,4 +251,5 @@ async def test_without_being_asked_it_logs_nothing_while_all_is_well(
     await layer.create_step(a_step(thread_id))
     await stored_thread(layer, thread_id)
     await layer.close()
-    assert [record.getMessage() for record in caplog.records if record.name.startswith("forebay")] == []
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("forebay")]
+    assert [line.split()[0] for line in said] == ["started", "stopped"]

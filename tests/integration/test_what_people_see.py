@@ -238,7 +238,7 @@ async def test_a_chat_writes_into_its_own_thread_only(
 
 async def test_a_long_thread_does_not_stop_the_event_loop(make_layer: MakeLayer, migrated_url: str) -> None:
     """By what is done in the loop's own thread, which a slow machine does not change."""
-    layer = make_layer(migrated_url, settings=Settings(statement_timeout=60))
+    layer = make_layer(migrated_url, settings=Settings(statement_timeout=60, read_max_rows=20_000))
     thread_id = await a_thread(layer)
     await layer.flush()
     columns = 'id, "threadId", name, type, streaming, "createdAt"'
