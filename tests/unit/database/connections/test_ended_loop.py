@@ -40,14 +40,21 @@ def test_what_it_had_begun_is_taken_back(tmp_path: Path, busy: bool) -> None:
     loop = asyncio.new_event_loop()
     loop.run_until_complete(begin())
     loop.close()
-    gc.disable()
-    try:
-        endpoint.forget_connections()
+
+    def write() -> None:
         with sqlite3.connect(path, timeout=PATIENCE) as another:
             another.execute("CREATE TABLE IF NOT EXISTS t (a)")
             another.execute("INSERT INTO t VALUES (2)")
             assert another.execute("SELECT * FROM t").fetchall() == [(2,)]
         another.close()
+
+    async def go_on() -> None:
+        endpoint.forget_connections()
+        await asyncio.to_thread(write)
+
+    gc.disable()
+    try:
+        asyncio.run(go_on())
     finally:
         gc.enable()
         kept.clear()
