@@ -7,6 +7,7 @@ import os
 import sqlite3
 from threading import Thread
 from typing import Any
+from weakref import WeakSet
 
 import sqlalchemy as sa
 from typing_extensions import override
@@ -53,16 +54,35 @@ def prepare_sqlite(connection: Any) -> None:
 
 
 class File(sqlite3.Connection):
-    """A connection to a SQLite file whose close takes back what it has begun.
+    """A connection to a SQLite file whose close lets go of the file.
 
-    SQLite leaves that to the last cursor, which the frames of what was on its way may hold: the file would stay locked
-    until the garbage collector came by.
+    SQLite leaves that to the last cursor, which the frames of what was on its way may hold: what was begun would stay
+    begun, and what is read half locked, until the garbage collector came by.
     """
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._cursors: WeakSet[sqlite3.Cursor] = WeakSet()
+
+    @override
+    def cursor(self, *arguments: Any, **named: Any) -> Any:
+        """As there; it is closed with the connection."""
+        cursor = super().cursor(*arguments, **named)
+        self._cursors.add(cursor)
+        return cursor
+
+    @override
+    def execute(self, *arguments: Any) -> sqlite3.Cursor:
+        """As there, whose own makes a cursor that `cursor` does not know of."""
+        made: sqlite3.Cursor = self.cursor()
+        return made.execute(*arguments)
 
     @override
     def close(self) -> None:
         """Close it."""
         with contextlib.suppress(sqlite3.Error):
+            for cursor in list(self._cursors):
+                cursor.close()
             self.rollback()
         super().close()
 
@@ -70,10 +90,10 @@ class File(sqlite3.Connection):
 def end(connection: Any) -> None:
     """Close an aiosqlite connection whose event loop has ended, when it is done with what it is at."""
     raw: sqlite3.Connection | None = getattr(connection, "_connection", None)
-    if raw is None:
-        return
     if hasattr(connection, "stop"):  # since aiosqlite 0.22; it needs no event loop
         connection.stop()
+    if raw is None:
+        return
     # An answer that no loop takes ends the connection's thread by an error, before it comes to that.
     Thread(target=_close_after, args=(connection, raw), name="forebay-sqlite-end", daemon=True).start()
 

@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from forebay.database.connections.endpoint import Endpoint
+from forebay.database.connections.sqlite_file import File
 from forebay.settings import Settings
 from tests.support.patience import PATIENCE
 
@@ -59,3 +60,21 @@ def test_what_it_had_begun_is_taken_back(tmp_path: Path, busy: bool) -> None:
         gc.enable()
         kept.clear()
         gc.collect()  # here, where its warnings are expected
+
+
+def test_what_is_read_half_holds_up_no_commit(tmp_path: Path) -> None:
+    """As in a file that is not in WAL mode, where a commit waits for all readers."""
+    path = tmp_path / "chat.db"
+    reader = sqlite3.connect(path, factory=File)
+    reader.executescript(
+        "PRAGMA journal_mode = DELETE; CREATE TABLE t (a); INSERT INTO t VALUES (1), (2), (3)"
+    )
+    half_read = reader.execute("SELECT * FROM t")
+    assert half_read.fetchone() == (1,)
+    writer = sqlite3.connect(path, timeout=0)
+    with pytest.raises(sqlite3.OperationalError, match="locked"), writer:
+        writer.execute("DELETE FROM t")
+    reader.close()
+    with writer:
+        writer.execute("DELETE FROM t")
+    writer.close()
