@@ -307,6 +307,11 @@ def unknown_variables(environment: Mapping[str, str] = os.environ) -> dict[str, 
     return {name: next(iter(get_close_matches(name, known, 1)), None) for name in unknown}
 
 
+def remedy_of(near: str | None) -> str:
+    """What to say of such a variable."""
+    return f"did you mean {near}?" if near else "`forebay config` shows all that there are"
+
+
 # Of the commands and the tests, which have variables of their own.
 _COMMANDS = "BENCH BLOBS CONFIG DEAD_LETTERS DELETE DEMO DOCTOR DRAIN EXPORT IMPORT MIGRATE PURGE STATUS TEST"
 _OTHERS = tuple(f"FOREBAY_{name}_" for name in _COMMANDS.split())

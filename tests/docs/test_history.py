@@ -47,7 +47,7 @@ def test_a_row_is_what_was_measured(tmp_path: Path) -> None:
     reads = {"forebay": {"get_thread, 50 steps": [{"p50_ms": 0.5}]}}
     latest = _report(tmp_path, "1.0.0", writes=writes, reads=reads)
     row = history.markdown(latest, tmp_path / "none").splitlines()[2]
-    assert row.startswith("| 1.0.0, unreleased | 3,000 | 30.0 × | 7.5 × | 30.0 µs | 0.50 ms | Chainlit ")  # noqa: RUF001
+    assert row.startswith("| 1.0.0, unreleased | 3,000 | 30.0 × | 7.5 × | 30.0 µs | 0.50 ms | Chainlit ")  # noqa: RUF001 - that is the sign
 
 
 def test_a_report_that_makes_no_row_is_refused(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ async def test_files_lie_on_the_server_of_ones_own(
             assert there.files == {f"attachments/{row['objectKey']}": ("text/plain", b"You said: Hello")}
             await client.delete(client.thread_id)
             async with patience():
-                while there.files:  # noqa: ASYNC110
+                while there.files:  # noqa: ASYNC110 - nothing tells
                     await asyncio.sleep(0.05)
 
 

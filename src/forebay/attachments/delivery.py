@@ -145,7 +145,7 @@ class Delivery:
         if takes_files(self._client):
             file = await threads.run(partial(entry.path.open, "rb"), self._limiter)
             with file:
-                return await upload(data=file)  # type: ignore[arg-type]
+                return await upload(data=file)  # type: ignore[arg-type]  # Chainlit's base class says bytes
         await self._memory.take(entry.size)
         try:
             return await upload(data=await threads.run(entry.path.read_bytes, self._limiter))

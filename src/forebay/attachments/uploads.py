@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-import random
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
+from random import SystemRandom
 from typing import Any, Protocol, TypeVar
 
 import anyio
@@ -147,7 +147,7 @@ class Uploads:
     async def _sweep(self) -> None:
         while True:
             # Processes that were started together need not all come at once.
-            await anyio.sleep(_SWEEP_EVERY * random.uniform(0.5, 1.5))  # noqa: S311
+            await anyio.sleep(_SWEEP_EVERY * SystemRandom().uniform(0.5, 1.5))
             await self.sweep()
 
     def _background(self, work: Any, name: str) -> asyncio.Task[Any]:

@@ -102,7 +102,7 @@ async def _checks(url: str | None, app: Path | None, replicas: int) -> AsyncIter
     from forebay.doctor.disk import check_disk
     from forebay.doctor.findings import error, note, ok, warning
     from forebay.doctor.surroundings import check_metrics, check_secret, check_storage
-    from forebay.settings import unknown_variables
+    from forebay.settings import remedy_of, unknown_variables
 
     try:
         application = application_of(app, url)
@@ -118,8 +118,7 @@ async def _checks(url: str | None, app: Path | None, replicas: int) -> AsyncIter
         )
     yield ok("settings", f"durability={target.settings.durability} writer={target.settings.writer}")
     for name, near in unknown_variables().items():
-        meant = f"did you mean {near}?" if near else "`forebay config` shows all that there are"
-        yield warning("settings", f"{name} sets nothing", meant)
+        yield warning("settings", f"{name} sets nothing", remedy_of(near))
     async for finding in check_database(target, replicas):
         yield finding
     whose = await database_of(target)

@@ -6,7 +6,7 @@ import logging
 from importlib.metadata import version
 
 from forebay.errors import ForebayError
-from forebay.settings import Settings, unknown_variables
+from forebay.settings import Settings, remedy_of, unknown_variables
 from forebay.telemetry.counters import Counts
 
 logger = logging.getLogger("forebay")
@@ -20,8 +20,7 @@ def began(settings: Settings, location: str) -> None:
         *(settings.journal_dir if settings.durability == "journal" else "none", settings.metrics_address),
     )
     for name, near in unknown_variables().items():
-        meant = f"did you mean {near}?" if near else "`forebay config` shows all that there are"
-        logger.warning("variable without effect name=%s remedy=%s", name, meant)
+        logger.warning("variable without effect name=%s remedy=%s", name, remedy_of(near))
 
 
 class Acquaintance:

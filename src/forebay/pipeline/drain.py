@@ -200,12 +200,15 @@ class Drain:
             journal = await asyncio.to_thread(
                 self._journals.adopt, self._location, self._store.database_id, owned=owned, but=held
             )
-            self.counts.journals_parked = len(self._journals.parked)
-            self.counts.journals_left_alone = len(self._journals.left_alone)
+            self._count()
             if journal is None:
                 return found
             found = True
             await self._follow(journal)
+
+    def _count(self) -> None:
+        self.counts.journals_parked = len(self._journals.parked)
+        self.counts.journals_left_alone = len(self._journals.left_alone)
 
     async def _follow(self, journal: Orphan) -> None:
         replay = await begin(journal, self._store, self._writer, self.counts, self._clock)
@@ -229,7 +232,7 @@ class Drain:
     async def _park(self, followed: _Followed, reason: str) -> None:
         self._followed.pop(followed.journal.id, None)
         await asyncio.to_thread(self._journals.park, followed.journal, reason)
-        self.counts.journals_parked = len(self._journals.parked)
+        self._count()
 
     async def _advance_one(self, followed: _Followed) -> bool:
         if followed.ended:
@@ -272,7 +275,7 @@ class Drain:
             await asyncio.to_thread(let_go, followed.journal)
         del self._followed[journal_id]
         self._journals.finished(followed.journal)
-        self.counts.journals_parked = len(self._journals.parked)
+        self._count()
         if not is_gone:
             return
         self.journals += 1

@@ -16,8 +16,8 @@ import sqlalchemy as sa
 from forebay.database.imported import Imported, Taken
 from forebay.database.official import Found, Looked, Marked, Official, Page
 from forebay.database.official_views import make_views
+from forebay.database.queries import Row
 from forebay.database.store import Store
-from forebay.database.translation import translated
 from forebay.errors import ForebayError
 from forebay.model import schema
 from forebay.model.schema import NOTES, WRITTEN_AT, Merge, merge_of
@@ -38,9 +38,9 @@ class SourceEmptied(ForebayError):
 class Choices:
     """What somebody said of a source: its clocks' time zones, and which feedbacks by name are people's too."""
 
-    application_zone: str | None = None
-    database_zone: str | None = None
-    feedback_names: Sequence[str] = ("user_feedback",)
+    application_zone: str | None
+    database_zone: str | None
+    feedback_names: Sequence[str]
 
 
 @dataclass
@@ -98,8 +98,7 @@ class ChangeOver:
         copy = self._copy(await self._now())
         async with self._source.page() as page:
             total = await page.number('SELECT count(*) FROM "Thread"')
-            async for people in page.users():
-                await bringer.people([copy.user(row) for row in people])
+            await self._bring_people(page, bringer, copy)
         after = ""
         while True:
             async with self._source.page() as page:
@@ -111,14 +110,17 @@ class ChangeOver:
             done.looked_at += len(marked)
             progress(done.looked_at, max(total, done.looked_at))
 
+    async def _bring_people(self, page: Page, bringer: Bringer, copy: Copy) -> None:
+        async for people in page.users():
+            await bringer.people([copy.user(row) for row in people])
+
     def _copy(self, began_at: int) -> Copy:
         return Copy(self._zones, frozenset(self._choices.feedback_names), began_at)
 
     async def _now(self) -> int:
         """By the clock of the database that is written to, in microseconds since 1970."""
-        with translated(self._store.location, sends_rows=False):
-            async with self._store.engine.connect() as connection:
-                return int((await connection.execute(sa.text(_NOW[connection.dialect.name]))).scalar_one())
+        (row,) = await self._store.select(sa.select(self._store.statements.moment.label("now")))
+        return int(row["now"])
 
     async def _take(self, marked: Sequence[Marked], copy: Copy, bringer: Bringer, done: Pass) -> None:
         known = await self._imported.known([one.id for one in marked])
@@ -207,8 +209,7 @@ class ChangeOver:
         """Read so many threads, drawn at random, on both sides: how many were compared, and what differs."""
         bringer, copy = Bringer(self._store), self._copy(await self._now())
         async with self._source.page() as page:
-            async for people in page.users():
-                await bringer.people([copy.user(row) for row in people])
+            await self._bring_people(page, bringer, copy)
             ids = await page.some(number)
             found = await page.threads(ids)
         known = await self._imported.known(ids)
@@ -223,37 +224,35 @@ class ChangeOver:
     async def _compare(
         self, rows: Sequence[tuple[str, Mapping[str, Any]]], bringer: Bringer
     ) -> list[Difference]:
+        wanted = [(table, bringer.spelled(table, row)) for table, row in rows]
+        ids: dict[str, list[str]] = {}
+        for table, row in wanted:
+            ids.setdefault(table, []).append(row["id"])
+        stored = {table: await self._rows(schema.TABLES[table], keys) for table, keys in ids.items()}
         found: list[Difference] = []
-        for table, row in rows:
-            wanted = bringer.spelled(table, row)
-            stored = await self._row(table, wanted["id"])
-            if stored is None and await self._is_deleted(table, wanted["id"]):
+        for table, row in wanted:
+            there = stored[table].get(row["id"])
+            if there is None and await self._is_deleted(table, row["id"]):
                 if table == "threads":
                     return []  # with all that is in it
-            elif stored is None:
-                found.append(Difference(table, wanted["id"], "id"))
-            elif (stored.get(WRITTEN_AT) or 0) <= wanted[WRITTEN_AT]:
-                found += [Difference(table, wanted["id"], name) for name in _differing(table, wanted, stored)]
+            elif there is None:
+                found.append(Difference(table, row["id"], "id"))
+            elif (there.get(WRITTEN_AT) or 0) <= row[WRITTEN_AT]:
+                found += [Difference(table, row["id"], name) for name in _differing(table, row, there)]
         return found
 
-    async def _row(self, table: str, key: str) -> Mapping[str, Any] | None:
-        wanted = schema.TABLES[table]
-        return await self._first(sa.select(wanted).where(wanted.c.id == key))
+    async def _rows(self, table: sa.Table, ids: Sequence[str]) -> dict[str, Row]:
+        found = await self._store.select(sa.select(table).where(table.c.id.in_(ids)))
+        return {str(row["id"]): row for row in found}
 
     async def _is_deleted(self, table: str, key: str) -> bool:
         gone = schema.deleted
-        statement = sa.select(gone.c.id).where(gone.c.kind == table, gone.c.id == key)
-        return await self._first(statement) is not None
-
-    async def _first(self, statement: sa.Select[Any]) -> Mapping[str, Any] | None:
-        return next(iter(await self._store.select(statement)), None)
+        return bool(
+            await self._store.select(sa.select(gone.c.id).where(gone.c.kind == table, gone.c.id == key))
+        )
 
 
 _KEYS = "metadata"  # beside the tables' names: the keys of the thread's
-_NOW = {
-    "postgresql": "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint",
-    "sqlite": "SELECT CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER) * 1000",
-}
 
 
 def _ids(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, list[str]]:

@@ -15,7 +15,6 @@ from forebay.model import cleaning
 from forebay.model.schema import EXTRA, SENT_AT, WRITTEN_AT
 from forebay.transfer.clocks import Zones, microseconds, utc
 
-FEEDBACK_NAME = "user_feedback"  # the name that Chainlit gives its own
 # What a copy of an element's columns holds as well.
 _ELEMENT_COLUMNS = frozenset({"type", "size", "language", "display", "page"})
 

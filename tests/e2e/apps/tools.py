@@ -8,8 +8,8 @@ from typing import Any
 
 import chainlit as cl
 from chainlit.data.base import BaseDataLayer
-from langchain_core.runnables import RunnableConfig, RunnableLambda  # type: ignore[import-not-found]
-from langchain_core.tools import tool  # type: ignore[import-not-found]
+from langchain_core.runnables import RunnableConfig, RunnableLambda
+from langchain_core.tools import tool
 
 from forebay import ForebayDataLayer
 
@@ -31,7 +31,7 @@ async def _show(text: str) -> None:
     await cl.Message(f"note: {text}", author="tool").send()
 
 
-@tool  # type: ignore[untyped-decorator]
+@tool  # type: ignore[untyped-decorator]  # langchain-core need not be there
 def look_up(text: str) -> str:
     """Look a text up."""
     # LangChain runs it in a thread, with the caller's context.

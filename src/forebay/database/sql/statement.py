@@ -113,6 +113,11 @@ class Compiler:
         self._dialect = dialect
         self._sql: Sql = PostgresSql() if dialect.name == "postgresql" else SqliteSql()
 
+    @property
+    def moment(self) -> sa.ColumnElement[Any]:
+        """The database's own clock, in microseconds since 1970."""
+        return self._sql.moment()
+
     def _compile(self, statement: sa.sql.ClauseElement, inner: Inner | None = None) -> Statement:
         compiled = statement.compile(dialect=self._dialect, compile_kwargs={"render_postcompile": True})
         assert isinstance(compiled, sa.sql.compiler.SQLCompiler)
