@@ -32,6 +32,7 @@ from forebay.pipeline import own_journal
 from tests.faults.conftest import MakeLayer
 from tests.faults.load import LONG, Audit, a_seed, versioned
 from tests.integration.contract import accounted_for, rows, until
+from tests.support.disk import disk_of, mount
 from tests.support.patience import patience
 from tests.support.proxy import Proxy
 
@@ -88,19 +89,11 @@ async def test_a_full_disk_in_an_outage(
     assert list(folder.iterdir()) == []
 
 
-def _mount(*arguments: str | Path) -> bool:
-    return subprocess.run(["mount", *arguments], capture_output=True, check=False).returncode == 0
-
-
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MB."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    if shutil.which("mount") is None or not _mount("-t", "tmpfs", "-o", "size=1m", "forebay-test", path):
-        pytest.skip("nothing can be mounted here; a limit on the file's size stands in for it")
-    yield path
-    subprocess.run(["umount", path], check=True)
+    with disk_of("1m", tmp_path / "disk", "; a limit on the file's size stands in for it") as path:
+        yield path
 
 
 async def test_a_disk_that_gets_room_again(
@@ -117,7 +110,7 @@ async def test_a_disk_that_gets_room_again(
     with caplog.at_level(logging.ERROR):
         await write(300)
     assert "the disk that holds the journal is full; make room" in caplog.text
-    assert _mount("-o", "remount,size=64m", small_disk)
+    assert mount("-o", "remount,size=64m", small_disk)
     await write(50)
     await layer.flush()
     stored = {str(row["id"]) for row in await rows(layer, "SELECT id FROM steps")}

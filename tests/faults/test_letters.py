@@ -32,6 +32,7 @@ from tests.faults.letters_worker import POISON
 from tests.faults.load import versioned
 from tests.faults.test_poison import _TRIGGERS
 from tests.integration.contract import accounted_for, rows, until
+from tests.support.disk import disk_of, mount
 from tests.support.patience import FOR_EVER, patience
 
 _BOUND = 256 * 1024
@@ -326,19 +327,11 @@ async def test_a_disk_that_does_not_answer_holds_up_nobody(
 # ---- a disk that is full
 
 
-def _mount(*arguments: str | Path) -> bool:
-    return subprocess.run(["mount", *arguments], capture_output=True, check=False).returncode == 0
-
-
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 2 MB."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    if shutil.which("mount") is None or not _mount("-t", "tmpfs", "-o", "size=2m", "forebay-test", path):
-        pytest.skip("nothing can be mounted here")
-    yield path
-    subprocess.run(["umount", path], check=True)
+    with disk_of("2m", tmp_path / "disk", "") as path:
+        yield path
 
 
 @pytest.mark.parametrize("how", ["full", "read-only", "gone"])
@@ -355,7 +348,7 @@ async def test_a_disk_that_takes_nothing(
             while True:
                 file.write(bytes(4096))
     elif how == "read-only":
-        assert _mount("-t", "tmpfs", "-o", "ro", "forebay-test", small_disk)
+        assert mount("-t", "tmpfs", "-o", "ro", "forebay-test", small_disk)
     else:
         shutil.rmtree(small_disk / "journals")
         (small_disk / "journals").write_text("somebody's file")
