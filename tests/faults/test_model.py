@@ -371,7 +371,8 @@ class EngineModel(RuleBasedStateMachine):
         own = {lane.log.id for lane in engine.lanes.open.values()}
         if engine.journal is not None:
             own.add(engine.journal.id)
-        return any(path.stem not in own for path in self._journals.glob("*.journal"))
+        kept = {each.journal.id for each in engine.kept._kept}  # are written out
+        return any(path.stem not in own | kept for path in self._journals.glob("*.journal"))
 
     # ---- calls
 
@@ -561,6 +562,7 @@ class EngineModel(RuleBasedStateMachine):
             self._loop.complete(life.engine.journal.close(remove=False))
         if life.engine.recovery is not None:
             life.engine.recovery.release()
+        life.engine.kept._leave(held=True)
         self._loop.complete(life.engine.lanes.close(LayerClosed("killed")))
         self._loop.complete(life.store.close())
 

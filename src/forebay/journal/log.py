@@ -24,7 +24,7 @@ from pathlib import Path
 
 import orjson
 
-from forebay.journal.log_format import HEADER, MAGIC, PREFIX, SUFFIX, About, Head
+from forebay.journal.log_format import HEADER, MAGIC, PREFIX, SUFFIX, About, Beside, Head
 from forebay.primitives.posix import sync_folder
 
 SEGMENT_BYTES = 8 * 1024 * 1024
@@ -43,10 +43,16 @@ class Segment:
 
 
 class Log:
-    """Writes a log into `folder`, which must not exist. Every method may raise OSError."""
+    """Writes a log into `folder`, which must not exist. Every method may raise OSError.
 
-    def __init__(self, folder: Path, about: About, database_id: str | None = None) -> None:
+    `beside`: its changes come before those of the process's own log.
+    """
+
+    def __init__(
+        self, folder: Path, about: About, database_id: str | None = None, *, beside: bool = False
+    ) -> None:
         self._about = about
+        self._beside = (Beside(True),) if beside else ()
         self._database_id = database_id
         self.closed: deque[Segment] = deque()  # the oldest first
         self.first_seq = 0  # of the segment that is written to; 0 while it holds nothing
@@ -153,7 +159,7 @@ class Log:
     def _heads(self) -> bytes:
         before = self.closed[-1].size if self.closed else 0
         head = Head(self._database_id, self._about.database, before)
-        return b"".join(_head_record(orjson.dumps(each)) for each in (self._about, head))
+        return b"".join(_head_record(orjson.dumps(each)) for each in (self._about, head, *self._beside))
 
     def remove_oldest(self) -> None:
         """Delete the oldest segment that is closed."""

@@ -1,8 +1,8 @@
 """How a log lies on the disk: segments of records, each with a checksum of its own.
 
 A record is a header (magic, length, first and last `seq`, checksum) and the encoded changes. Each file, a
-segment, begins with two records that say whose it is, with 0 as their numbers. Behind a damaged record the next
-intact one is found.
+segment, begins with records that say whose it is, with 0 as their numbers. Behind a damaged record the next intact
+one is found.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import zlib
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 
@@ -25,6 +25,8 @@ HEADER = struct.Struct("<4sIQQI")  # magic, length of the body, first seq, last 
 PREFIX = struct.Struct("<IQQ")  # what the checksum covers behind the body
 SECTOR_BYTES = 512  # what a disk writes whole or not at all
 SUFFIX = ".log"
+
+_Kind = TypeVar("_Kind")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,13 @@ class Head:
     database_id: str | None
     location: str
     before: int
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What a segment says behind that of a log beside its process's own: its changes came before those there."""
+
+    is_beside: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,17 +120,21 @@ def is_partial(rest: bytes, offset: int) -> bool:
 
 def heads_of(content: bytes) -> tuple[About | None, Head | None]:
     """What a segment that begins with this says of itself; None for what is damaged or was never written."""
-    about: About | None = None
-    head: Head | None = None
+    return _head_of(About, content), _head_of(Head, content)
+
+
+def is_beside(content: bytes) -> bool:
+    """Whether a segment that begins with this is of a log beside its process's own."""
+    return _head_of(Beside, content) is not None
+
+
+def _head_of(kind: type[_Kind], content: bytes) -> _Kind | None:
     at = next_intact(content, 0)
     while at is not None and (group := group_at(content, at)) is not None and group.last_seq == 0:
-        fields = _fields(group.body)
         with contextlib.suppress(TypeError):
-            about = about or About(**fields)
-        with contextlib.suppress(TypeError):
-            head = head or Head(**fields)
+            return kind(**_fields(group.body))
         at += HEADER.size + len(group.body)
-    return about, head
+    return None
 
 
 def _fields(body: bytes) -> dict[str, Any]:

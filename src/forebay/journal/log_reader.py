@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from forebay.journal.log_format import (
@@ -14,6 +15,7 @@ from forebay.journal.log_format import (
     Head,
     group_at,
     heads_of,
+    is_beside,
     is_partial,
     next_intact,
 )
@@ -130,6 +132,15 @@ def read_heads(folder: Path) -> tuple[About | None, Head | None]:
         if about is not None and head is not None:
             break
     return about, head
+
+
+@lru_cache(maxsize=1024)
+def comes_first(folder: Path) -> bool:
+    """Whether the log in the folder, which has been begun, is one beside its process's own.
+
+    Raises OSError where the disk does not give it.
+    """
+    return any(is_beside(_read_from(segment, 0, _HEADS_BYTES)) for segment in segments_of(folder)[:1])
 
 
 def _heads_of(segment: Path) -> tuple[About | None, Head | None]:

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from forebay.errors import JournalError
 from forebay.journal.log_format import FORMAT, Group
-from forebay.journal.log_reader import Reader, read_heads, segments_of
+from forebay.journal.log_reader import Reader, comes_first, read_heads, segments_of
 from forebay.journal.ownership import JOURNAL, LOCK, OWNER, PROGRESS, is_held, lock, remove_files
 from forebay.journal.shared_progress import Progress
 from forebay.model import changes
@@ -121,7 +121,7 @@ def adopt(
     on_error: Callable[[str, OSError], None] | None = None,
     on_left: Callable[[str], None] = lambda _id: None,
 ) -> Orphan | None:
-    """Take the oldest journal in the folder that nobody writes out; two adopters never take one.
+    """Take the next journal in the folder that nobody writes out; two adopters never take one.
 
     `database_id`: for that database only; `location`: the same, for journals that do not say the id, and None for any
     database; `owned`: also those that a living process appends to;
@@ -130,7 +130,7 @@ def adopt(
     """
     if not folder.is_dir():
         return None
-    for path in sorted(folder.glob(f"*{JOURNAL}"), key=_age):
+    for path in journal_paths(folder):
         try:
             if path.stem in but:
                 continue
@@ -192,15 +192,18 @@ def let_go(orphan: Orphan) -> bool:
 
 
 def journal_paths(folder: Path) -> list[Path]:
-    """Every journal in the folder, the oldest first, whoever holds it."""
-    return sorted(folder.glob(f"*{JOURNAL}"), key=_age) if folder.is_dir() else []
+    """Every journal in the folder, in the order in which they are to be written out, whoever holds it.
+
+    Those beside a process's own before that one, whose changes came later; then the oldest first.
+    """
+    return sorted(folder.glob(f"*{JOURNAL}"), key=_turn) if folder.is_dir() else []
 
 
-def _age(path: Path) -> float:
+def _turn(path: Path) -> tuple[bool, float]:
     try:
-        return path.stat().st_mtime
-    except FileNotFoundError:  # written out in between
-        return 0.0
+        return not comes_first(path), path.stat().st_mtime
+    except OSError:  # written out in between, or whoever takes it is told
+        return False, 0.0
 
 
 _left_alone: set[Path] = set()  # told once

@@ -37,7 +37,7 @@ class SideJournal(Orphan):
             with beginning(path) as begun:
                 # The log last: whoever finds it looks for the lock.
                 lock_file = begun.enter_context(lock(path.with_suffix(LOCK)))
-                self._log = Log(path, About(FORMAT, path.stem, location), database_id)
+                self._log = Log(path, About(FORMAT, path.stem, location), database_id, beside=True)
         except OSError as error:
             raise _unusable(error) from None
         super().__init__(path, lock_file)
