@@ -230,7 +230,14 @@ READS: dict[str, tuple[Callable[[Statements], Statement], dict[str, Any], set[st
 }
 each_read = pytest.mark.parametrize("read", READS)
 DELETES = {"threads": THREAD, "steps": STEP, "elements": ELEMENT, "feedbacks": FEEDBACK}
-DELETED = {"thread_id": THREAD, "moment": 1, "up_to": 2**63 - 1, "kept_us": 90 * 24 * 3600 * 1_000_000}
+BELOW = {"below": json.dumps([STEP, key(3, 1)]), "trees_thread_id": THREAD}
+DELETED = {
+    "thread_id": THREAD,
+    "moment": 1,
+    "up_to": 2**63 - 1,
+    "kept_us": 90 * 24 * 3600 * 1_000_000,
+    **BELOW,
+}
 each_delete = pytest.mark.parametrize("table", DELETES)
 
 
@@ -297,6 +304,27 @@ async def test_a_delete_on_sqlite_uses_indexes(
     for statement in statements_for(full_sqlite_url).delete(table):
         plan = await explain_sqlite(statement, {"id": DELETES[table], **DELETED})
         assert plan.scanned == set(), plan
+
+
+def walk_below(statements: Statements) -> tuple[Statement, dict[str, Any]]:
+    (walk,) = (one for one in statements.delete("steps") if one.gives)
+    return walk, {"id": STEP, **DELETED}
+
+
+async def test_what_is_below_a_step_is_found_by_its_parent_alone(
+    explain_postgres: Explain, full_postgres_url: str
+) -> None:
+    """By its thread, each step of 100,000 would meet all of them."""
+    plan = await explain_postgres(*walk_below(statements_for(full_postgres_url)))
+    assert plan.indexes == {"steps_pkey", "forebay_steps_parent"}, plan
+    walk, parameters = walk_below(statements_for("sqlite://"))
+    engine = sa.create_engine("sqlite://")  # whose tables nobody has made statistics of
+    with engine.connect() as connection:
+        schema.metadata.create_all(connection)
+        rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {walk.sql}", walk.arguments(parameters)).all()
+    engine.dispose()
+    found = [row[3] for row in rows if "child" in row[3]]
+    assert found == ["SEARCH child USING INDEX forebay_steps_parent (parentId=?)"]
 
 
 async def test_looking_for_ghosts_uses_indexes(

@@ -576,7 +576,9 @@ class Store:
             "kept_us": _TOMBSTONES_KEPT_US,
         }
         for statement in self.statements.delete(change.table):
-            await driver.fetch(statement, parameters)
+            rows = await driver.fetch(statement, parameters)
+            if statement.gives:
+                parameters |= zip(statement.gives, rows[0], strict=True)
         if change.table == "threads":
             await self._sweep(driver, parameters)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -22,10 +23,15 @@ class Deletes(Compiler):
         """What removes a row (parameter `id`) and all that hangs on it, in this order.
 
         Only in its thread, `thread_id`, unless that is null; only where it was not written after `up_to`. What is
-        removed was deleted at `moment`, whenever that is noted; notes older than `kept_us` are cleared away.
+        removed was deleted at `moment`, whenever that is noted; notes older than `kept_us` are cleared away. What one
+        of them `gives` is a parameter of those after it.
         """
         statements = _deletes(self._sql)[table]
-        return tuple(self._compile(statement) for statement in statements if statement is not None)
+        return tuple(self._compile_one(statement) for statement in statements if statement is not None)
+
+    def _compile_one(self, statement: sa.sql.ClauseElement) -> Statement:
+        gives = tuple(statement.selected_columns.keys()) if isinstance(statement, sa.Select) else ()
+        return replace(self._compile(statement), gives=gives)
 
     def _undone(self, table: str) -> Statement:
         """The row, in a JSON array, whose delete (parameters `id`, `thread_id` and `moment`) another process gave up.
@@ -54,6 +60,8 @@ class Deletes(Compiler):
 
 
 _GHOSTS_AT_ONCE: Expression = sa.literal_column("10")
+# What one of the statements finds out for those after it.
+_BELOW, _TREES_THREAD = "below", "trees_thread_id"
 _NOTE = ("kind", "id", "deleted_at", "noted_at")
 
 
@@ -67,26 +75,25 @@ def _deletes(sql: Sql) -> dict[str, tuple[sa.sql.ClauseElement | None, ...]]:
 
 
 def _delete_step(sql: Sql) -> tuple[sa.sql.ClauseElement | None, ...]:
-    tree = _tree()
-    in_tree = sa.select(tree.c.id)
-    below = sql.among(steps.c.id, in_tree)
+    """With all below it, which is looked for once: thousands of steps may be there, in some tables none of theirs."""
+    tree = sa.select(sa.cast(sql.given(_BELOW).c.value, steps.c.id.type))
     # What came before its step, which has not come yet, hangs on it all the same.
     there = steps.alias("there")
     itself = sa.select(id_parameter("id")).where(
         ~sa.exists(sa.select(there.c.id).where(there.c.id == id_parameter("id")))
     )
-    hung = sa.select(tree.c.id).union_all(itself)
-    thread_id = sa.func.coalesce(
-        sa.select(tree.c.threadId).limit(sa.literal_column("1")).scalar_subquery(), id_parameter("thread_id")
-    )
+    hung = tree.union_all(itself)
+    thread_id = id_parameter(_TREES_THREAD)
 
     def hangs(row: sa.Table) -> Expression:
         mine = sql.among(row.c.forId, hung) & (_written(row) <= _number("up_to"))
         return mine & (thread_id.is_(None) | row.c.threadId.is_(None) | (row.c.threadId == thread_id))
 
     rated, attached = hangs(feedbacks), hangs(elements)
+    below = sql.among(steps.c.id, tree)
     return (
         _lock(sql, steps),
+        _below(sql),
         _note_itself(sql, steps),
         _note(sql, steps, below),
         _note(sql, feedbacks, rated),
@@ -95,6 +102,16 @@ def _delete_step(sql: Sql) -> tuple[sa.sql.ClauseElement | None, ...]:
         _discard(sql, attached),
         sa.delete(elements).where(attached),
         sa.delete(steps).where(below),
+    )
+
+
+def _below(sql: Sql) -> Any:
+    """The ids of a step and all below it, as JSON, and their thread: parameters of the statements after this."""
+    tree = _tree()
+    mine = sa.select(tree.c.threadId).limit(sa.literal_column("1")).scalar_subquery()
+    ids = sql.texts(sa.select(sa.cast(tree.c.id, sa.Text())))
+    return sa.select(
+        sql.result(ids).label(_BELOW), sa.func.coalesce(mine, id_parameter("thread_id")).label(_TREES_THREAD)
     )
 
 
@@ -211,7 +228,9 @@ def _tree() -> sa.CTE:
     tree = sa.select(steps.c.id, steps.c.threadId).where(_is_meant(steps)).cte("tree", recursive=True)
     child = steps.alias("child")
     below = sa.select(child.c.id, child.c.threadId).where(
-        child.c.parentId == tree.c.id, child.c.threadId == tree.c.threadId
+        # IS TRUE keeps the planner off the thread's index, in which each step would meet all of its thread.
+        child.c.parentId == tree.c.id,
+        (child.c.threadId == tree.c.threadId).is_(sa.true()),
     )
     # UNION, not UNION ALL: a step that is its own ancestor ends the walk.
     return tree.union(below)

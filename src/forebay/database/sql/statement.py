@@ -80,6 +80,7 @@ class Statement:
 
     Its first row's first column is a JSON document. `inner` tells what is in further rows, where that column is null.
     `on_standby`: how a standby is asked, with the parameter BOOKMARKS; None for what only the primary may answer.
+    `gives`: of which parameters of the statements after it its one row has the values, where it has no document.
     """
 
     sql: str
@@ -87,6 +88,7 @@ class Statement:
     constants: Mapping[str, Any] = field(default_factory=dict)
     inner: Inner | None = None
     on_standby: Statement | None = None
+    gives: tuple[str, ...] = ()
 
     def document(self, rows: Sequence[Sequence[Any]]) -> Any:
         """What it returned, parsed; None for nothing."""
