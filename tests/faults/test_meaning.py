@@ -166,11 +166,11 @@ async def test_a_stranger_changes_nothing_of_anothers_chat(way: Way) -> None:
     await layer.flush()
     before = await stored_thread(layer, step["threadId"])
     its_own = await a_thread(other, user_id=eve.id)
+    everywhere = (its_own, its_own.upper(), step["threadId"], "")
     notes = {
         thread_id: _note({**step, "threadId": thread_id}, "his", note.id)
-        for thread_id in (its_own, its_own.upper(), step["threadId"])
+        for thread_id in (*everywhere, "no id")
     }
-    everywhere = (its_own, its_own.upper(), step["threadId"])
 
     async def attack(*threads: str) -> None:
         for thread_id in threads:
@@ -178,16 +178,30 @@ async def test_a_stranger_changes_nothing_of_anothers_chat(way: Way) -> None:
             await other.create_step(a_step(thread_id, id=step["id"], parentId=step["id"]))
             await other.create_element(notes[thread_id])
             await other.delete_element(note.id, thread_id)
-        for thread_id in everywhere[:2]:
             await other.upsert_feedback(
                 Feedback(id=rating.id, forId=step["id"], threadId=thread_id, value=0, comment="his")
             )
             await other.upsert_feedback(Feedback(forId=step["id"], threadId=thread_id, value=0))
 
-    with in_session(spoken=True, thread_id=its_own, user=eve):
-        await attack(*everywhere)
-        await other.delete_step(step["id"])
-        await other.update_thread(step["threadId"], user_id=eve.id)
+    async def attack_within_a_chat(thread_id: str) -> None:
+        with in_session(spoken=True, thread_id=thread_id, user=eve):
+            await attack(*everywhere)
+            await other.delete_step(step["id"])
+            await other.delete_feedback(rating.id or "")
+            await other.update_thread(step["threadId"], user_id=eve.id)
+
+    await attack_within_a_chat(its_own)
+    # A chat is begun under whatever id its client names.
+    if way.url.startswith("sqlite"):
+        await attack_within_a_chat(step["threadId"].upper())
+    else:
+        with in_session(spoken=True, thread_id="no id", user=eve):
+            for thread_id in ("no id", ""):
+                with pytest.raises(InvalidId):
+                    await attack(thread_id)
+            await other.delete_step(step["id"])
+            await other.delete_element(note.id, "")
+            await other.delete_feedback(rating.id or "")
     # A request has no chat at hand; what it does in her thread the application does.
     await asyncio.create_task(attack(*everywhere[:2]), context=Context())
     await other.flush()

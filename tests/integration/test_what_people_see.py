@@ -222,7 +222,9 @@ async def test_a_chat_writes_into_its_own_thread_only(
         his.thread_id = hers["threadId"]
         await layer.create_element(his)
         await layer.delete_element(note.id, hers["threadId"])
-        await layer.create_step(a_step(session.thread_id.upper(), output="his own"))
+        # In SQLite another spelling is another thread.
+        his_own = session.thread_id.upper() if migrated_url.startswith("postgresql") else session.thread_id
+        await layer.create_step(a_step(his_own, output="his own"))
     thread = await stored_thread(layer, hers["threadId"])
     assert [step["output"] for step in thread["steps"]] == ["hers"]
     (element,) = await stored_elements(layer, hers["threadId"])

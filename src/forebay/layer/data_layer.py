@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal, TypeVar, cast
 from chainlit.data.base import BaseDataLayer
 from chainlit.data.storage_clients.base import BaseStorageClient
 from chainlit.element import Element, ElementDict
+from chainlit.session import WebsocketSession
 from chainlit.step import StepDict
 from chainlit.types import Feedback, PageInfo, PaginatedResponse, Pagination, ThreadDict, ThreadFilter
 from chainlit.user import PersistedUser, User
@@ -154,7 +155,12 @@ class ForebayDataLayer(BaseDataLayer):
         self._beginnings = Beginnings()
         counts = self._engine.counts
         self._door = Door(
-            self._submit, self._engine.refusals.note, self.settings.queue_max_bytes, counts, self._home
+            self._submit,
+            self._engine.refusals.note,
+            self.settings.queue_max_bytes,
+            counts,
+            self._home,
+            self._store.ids.spell,
         )
         self._operations = Operations(self.settings, self._engine, self._metrics)
         self._statements = self._store.statements
@@ -162,7 +168,7 @@ class ForebayDataLayer(BaseDataLayer):
         self._people = People(self._find_user, self._save_user)
         self._positions = Positions()
         self._searches = Searches(counts.searches_refused)
-        self._variables = Variables()
+        self._variables = Variables(self._store.ids.spell)
         self._attachments = attachments_of(
             storage_provider,
             self.settings,
@@ -346,7 +352,7 @@ class ForebayDataLayer(BaseDataLayer):
         A chat that was begun while the database could not tell who is there belongs to whoever began it.
         """
         self._log_call("update_thread")
-        claimant = claimant_of(thread_id) if user_id is None else None
+        claimant = claimant_of(thread_id, self._store.ids.spell) if user_id is None else None
         variables = variables_of(metadata)
         if variables is not None:
             metadata = self._variables.changed(thread_id, variables)
@@ -561,15 +567,10 @@ class ForebayDataLayer(BaseDataLayer):
     def delete_step(self, step_id: str) -> Awaitable[None]:
         """Delete a step, its descendants, their feedback and elements, then the elements' content."""
         self._log_call("delete_step")
-        key = self._store.ids.spell(step_id)
+        key, thread_id = self._to_delete(step_id)
         if key is None:
             return NOTHING
-        return self._door.enter(partial(self._delete_step, key, self._chats_thread()))
-
-    def _chats_thread(self) -> str | None:
-        """The thread of the chat at hand, which deletes in that one only."""
-        session = chat_at_hand()
-        return self._store.ids.spell(session.thread_id) if session is not None else None
+        return self._door.enter(partial(self._delete_step, key, thread_id))
 
     def _delete_step(self, key: str, thread_id: str | None) -> Awaitable[None]:
         if self._attachments.steps - {key}:
@@ -607,7 +608,8 @@ class ForebayDataLayer(BaseDataLayer):
         """
         step_dict["metadata"] = {**(step_dict.get("metadata") or {}), STAR: favorite}
         session = chat_at_hand()
-        if self._own.create_step or self._own.update_step or not is_elsewhere(session, step_dict["threadId"]):
+        is_here = not self._is_elsewhere(session, step_dict["threadId"])
+        if self._own.create_step or self._own.update_step or is_here:
             await self.update_step(step_dict)
             return step_dict
         starred = {key: step_dict.get(key) for key in ("id", "threadId", "metadata")}
@@ -629,7 +631,10 @@ class ForebayDataLayer(BaseDataLayer):
             values["comment"] = ""  # a feedback is changed whole
         values["threadId"] = values["threadId"] or None
         change = self._made(partial(changes.feedback, in_its_steps_thread=True), values)
-        queued = self._door.pass_through(partial(self._submit, change), change.size)
+        if self._is_elsewhere(chat_at_hand(), change.thread_id):
+            queued = self._door.drop("feedbacks")
+        else:
+            queued = self._door.pass_through(partial(self._submit, change), change.size)
         return Deferred(partial(self._stored_feedback, feedback, change, queued))
 
     async def _stored_feedback(self, feedback: Feedback, change: Upsert, queued: Awaitable[None]) -> str:
@@ -651,8 +656,8 @@ class ForebayDataLayer(BaseDataLayer):
     def delete_feedback(self, feedback_id: str) -> Awaitable[bool]:
         """Delete a feedback, if it is there."""
         self._log_call("delete_feedback")
-        key = self._store.ids.spell(feedback_id)
-        deleted = self._door.pass_through(partial(self._delete, "feedbacks", key))
+        key, thread_id = self._to_delete(feedback_id)
+        deleted = self._door.pass_through(partial(self._delete, "feedbacks", key, thread_id))
 
         async def true() -> bool:
             await deleted
@@ -676,7 +681,7 @@ class ForebayDataLayer(BaseDataLayer):
         # At once: Chainlit changes the element afterwards.
         change = self._made(changes.element, element.to_dict())
         content = self._attachments.note(element, change.key)
-        if content is None or is_elsewhere(chat_at_hand(), change.thread_id):
+        if content is None or self._is_elsewhere(chat_at_hand(), change.thread_id):
             return self._door.write(change)
         owner = partial(self._owners.of, change.thread_id)
         size = change.size + len(content.content or "")
@@ -700,20 +705,20 @@ class ForebayDataLayer(BaseDataLayer):
     def delete_element(self, element_id: str, thread_id: str | None = None) -> Awaitable[None]:
         """Delete an element's row, then its content."""
         self._log_call("delete_element")
-        key = self._store.ids.spell(element_id)
+        key, chats_thread = self._to_delete(element_id)
         thread_key = self._store.ids.spell(thread_id) if thread_id else None
         if key is None or (thread_id and thread_key is None):
             return NOTHING  # no row can have them
-        if is_elsewhere(chat_at_hand(), thread_key):
+        if self._is_elsewhere(chat_at_hand(), thread_key):
             return self._door.drop("elements")
-        thread_key = self._chats_thread() or thread_key
+        thread_key = chats_thread or thread_key
         return self._door.enter(partial(self._delete, "elements", key, thread_key, element_id=key))
 
     # ---- what they share
 
     def _made(self, make: Callable[..., Upsert], *arguments: Any) -> Upsert:
         try:
-            change = self._store.ids.enter(make(*arguments))
+            change = self._store.ids.enter(self._in_its_chat(make(*arguments)))
             changes.check_size(change, self.settings.change_max_bytes)
         except RowError as error:
             self._engine.refusals.note(error)
@@ -722,6 +727,22 @@ class ForebayDataLayer(BaseDataLayer):
         if EXTRA in change.row:
             self._engine.counts.unknown_keys[change.table] += len(change.row[EXTRA])
         return change
+
+    def _in_its_chat(self, change: Upsert) -> Upsert:
+        """What a chat writes is in the chat's thread where it names none: its client may name a row of another's."""
+        session = chat_at_hand() if change.thread_id is None else None
+        return changes.put_into(change, session.thread_id) if session is not None else change
+
+    def _is_elsewhere(self, session: WebsocketSession | None, thread_id: str | None) -> bool:
+        return is_elsewhere(session, thread_id, self._store.ids.spell)
+
+    def _to_delete(self, row_id: str) -> tuple[str | None, str | None]:
+        """A row's id, and the thread that it is deleted in: the chat's at hand, or any. No id where no row is meant."""
+        spell, session = self._store.ids.spell, chat_at_hand()
+        if session is None:
+            return spell(row_id), None
+        thread_id = spell(session.thread_id)
+        return (spell(row_id) if thread_id is not None else None), thread_id
 
     def _delete(
         self, table: str, key: str | None, in_thread: str | None = None, **contents: Any

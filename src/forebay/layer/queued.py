@@ -20,7 +20,7 @@ from chainlit.session import WebsocketSession
 
 from forebay.errors import ForebayError, QueueFull
 from forebay.layer.held_back import Enter, HeldBack, Room
-from forebay.layer.sessions import chat_at_hand, is_elsewhere
+from forebay.layer.sessions import Spell, chat_at_hand, is_elsewhere
 from forebay.model.changes import OVERHEAD_BYTES, Upsert
 from forebay.primitives.awaitables import NOTHING, failed
 from forebay.telemetry.counters import Counts
@@ -74,7 +74,7 @@ class Door:
     """Lets one layer's writes in: `submit` takes a change's place at once, at `home`.
 
     What a chat writes into a thread that is not its own is dropped, counted and logged. What sessions hold back takes
-    at most `max_bytes`; what is more is refused, which `refuse` counts and logs.
+    at most `max_bytes`; what is more is refused, which `refuse` counts and logs. `spell`: how the database spells ids.
     """
 
     def __init__(
@@ -84,8 +84,10 @@ class Door:
         max_bytes: int,
         counts: Counts,
         home: Home,
+        spell: Spell,
     ) -> None:
         self.home = home
+        self._spell = spell
         self._counts = counts
         self.room = Room(max_bytes)
         self._submit = submit
@@ -99,7 +101,7 @@ class Door:
             return self.home.bring(partial(self.write, change), change.size)
         session = chat_at_hand()
         if session is not None:
-            if is_elsewhere(session, change.thread_id):
+            if is_elsewhere(session, change.thread_id, self._spell):
                 return self.drop(change.table)
             if not session.has_first_interaction:
                 return self._hold(session, change, change.size)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,6 +14,8 @@ from chainlit.user import PersistedUser, User
 from forebay.model import cleaning
 from forebay.model.changes import Claimant
 
+Spell = Callable[[object], str | None]  # an id as its database spells it; None where no row can have it
+
 
 def chat_at_hand() -> WebsocketSession | None:
     """The chat that a person has open, whose message or click this is about; None for the application's own calls."""
@@ -23,13 +24,13 @@ def chat_at_hand() -> WebsocketSession | None:
     return session if isinstance(session, WebsocketSession) else None
 
 
-def claimant_of(thread_id: str) -> Claimant | None:
+def claimant_of(thread_id: str, spell: Spell) -> Claimant | None:
     """Who has begun this chat without the database knowing, since it could not be asked when they came.
 
     Chainlit goes on with a user without an id then, for as long as the chat is open, and names no owner.
     """
     session = chat_at_hand()
-    if session is None or session.thread_id != thread_id:
+    if session is None or is_elsewhere(session, thread_id, spell):
         return None
     user = session.user
     if user is None or isinstance(user, PersistedUser):
@@ -50,18 +51,11 @@ def claim_of(user: User) -> Claimant:
     return Claimant(cleaning.text(user.identifier), metadata)
 
 
-def is_elsewhere(session: WebsocketSession | None, thread_id: str | None) -> bool:
+def is_elsewhere(session: WebsocketSession | None, thread_id: str | None, spell: Spell) -> bool:
     """Whether a chat writes into a thread that is not its own. Ids that it names come from its client."""
     if session is None or thread_id is None or thread_id == session.thread_id:
         return False
-    return _spelled(thread_id) != _spelled(session.thread_id)
-
-
-def _spelled(key: str) -> str:
-    try:
-        return str(uuid.UUID(key))
-    except ValueError:
-        return key
+    return spell(thread_id) != spell(session.thread_id)
 
 
 class Variables:
@@ -71,19 +65,20 @@ class Variables:
     closed. That would undo what was done to the thread elsewhere in the meantime, as to share it no longer.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, spell: Spell) -> None:
+        self._spell = spell
         self._given: WeakKeyDictionary[WebsocketSession, dict[str, bytes]] = WeakKeyDictionary()
 
     def give(self, thread_id: str, metadata: Mapping[str, Any]) -> None:
         """A thread is read: by the chat at hand, if it resumes it. It does so once, before anything else."""
         session = chat_at_hand()
-        if session is not None and not is_elsewhere(session, thread_id):
+        if session is not None and not is_elsewhere(session, thread_id, self._spell):
             self._given.setdefault(session, _digests(metadata))
 
     def changed(self, thread_id: str, metadata: Mapping[str, Any]) -> Mapping[str, Any]:
         """Of a chat's variables those that are to be stored; all of what is something else."""
         session = chat_at_hand()
-        if session is None or is_elsewhere(session, thread_id):
+        if session is None or is_elsewhere(session, thread_id, self._spell):
             return metadata
         digests = _digests(metadata)
         given = self._given.get(session, {})

@@ -24,6 +24,7 @@ from forebay.layer.held_back import HeldBack, Room
 from forebay.layer.queued import Door, placed
 from forebay.model import changes
 from forebay.model.changes import Upsert, fold
+from forebay.model.ids import as_uuid
 from forebay.primitives.awaitables import NOTHING, Deferred
 from forebay.telemetry.counters import Counts
 from tests.support import sessions
@@ -47,7 +48,7 @@ class _Taken:
     def __init__(self, max_bytes: int = 2**20) -> None:
         self.order: list[Any] = []
         self.refused: list[ForebayError] = []
-        self.door = Door(self._submit, self.refused.append, max_bytes, Counts(), _Here())
+        self.door = Door(self._submit, self.refused.append, max_bytes, Counts(), _Here(), as_uuid)
 
     def _submit(self, change: Upsert) -> Awaitable[None]:
         self.order.append((change.key, change.row.get("output")))
@@ -241,7 +242,7 @@ async def test_two_layers_hold_back_each_its_own() -> None:
 
 async def test_chainlits_flush_waits_until_it_is_durable() -> None:
     durable = asyncio.get_running_loop().create_future()
-    door = Door(lambda _change: durable, lambda _error: None, 2**20, Counts(), _Here())
+    door = Door(lambda _change: durable, lambda _error: None, 2**20, Counts(), _Here(), as_uuid)
     with in_session() as session:
         await door.write(_step("a"))
         flushing = asyncio.create_task(session.flush_method_queue())
@@ -263,7 +264,7 @@ async def test_what_fails_when_it_enters_is_logged_and_costs_the_others_nothing(
         order.append(change.key)
         return NOTHING
 
-    door = Door(submit, lambda _error: None, 2**20, Counts(), _Here())
+    door = Door(submit, lambda _error: None, 2**20, Counts(), _Here(), as_uuid)
     with in_session() as session:
         for key in "abc":
             await door.write(_step(key))
