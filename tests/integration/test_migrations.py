@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -171,6 +173,15 @@ class TestEachShape:
             await migrations.upgrade(engine)
             assert await migrations.is_current(engine)
             assert await migrations.upgrade(engine) == []
+
+
+def test_the_newest_file_is_alembics_head():
+    assert migrations.head() == runner._scripts().get_current_head()
+
+
+def test_a_start_does_not_load_alembic():
+    code = "import sys, forebay; forebay.ForebayDataLayer; sys.exit('alembic' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def differences(connection: sa.Connection) -> Any:

@@ -107,7 +107,6 @@ class Store:
         self._bookmarks = Bookmarks()
         self.replica = self._create_replica(settings.read_url, arguments)
         self.statements = statements_of(self.engine.dialect)
-        self.statements.compile_writes()
         self._exclusive = anyio.Lock() if in_memory(self.url) else None
         self._preparing = anyio.Lock()
         self._prepared = False
@@ -149,6 +148,8 @@ class Store:
             if not self._prepared:
                 with translated(self.location, sends_rows=False):
                     try:
+                        # Not in the event loop, which would stand still meanwhile.
+                        await anyio.to_thread.run_sync(self.statements.compile_writes)
                         await self._check_schema()
                         async with self._questioning():
                             self.database_id = await self.ask_id()

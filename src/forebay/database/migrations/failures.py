@@ -1,4 +1,4 @@
-"""A driver's or Alembic's error while migrating -> one of forebay's, whose message says what to do."""
+"""A driver's error while migrating -> one of forebay's, whose message says what to do."""
 
 from __future__ import annotations
 
@@ -8,20 +8,11 @@ from contextlib import contextmanager
 
 import asyncpg
 import sqlalchemy as sa
-from alembic.script.revision import RevisionError
-from alembic.util import CommandError
 
 from forebay.database import error_codes
 from forebay.errors import AccessError, DatabaseError, ForebayError, SchemaError, TransientError
 
-_DRIVERS = (
-    sa.exc.SQLAlchemyError,
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-    OSError,
-    CommandError,
-    RevisionError,
-)
+_DRIVERS = (sa.exc.SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
 _AGAIN = "`forebay migrate` may be run again at any time; it goes on from where this run was."
 _NOT_BEGUN = ("28", "3D", "SQLITE_CANTOPEN", "SQLITE_NOTADB")  # the login or the database's name is wrong
 _BUSY = frozenset({"55P03", "40P01"})  # lock_not_available, deadlock_detected
@@ -50,10 +41,6 @@ def translated() -> Iterator[None]:
 
 
 def _translate(error: Exception) -> DatabaseError:
-    if isinstance(error, CommandError | RevisionError):
-        return SchemaError(
-            f"the database's revision is unknown here ({error}); a newer forebay migrated it, so install that"
-        )
     for cause in _causes(error):
         if state := _sqlstate(cause):
             return _explain(error_codes.from_sqlstate(state), _first_line(cause))

@@ -13,78 +13,36 @@ import sqlalchemy as sa
 from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext, MigrationStep, RevisionStep
 from alembic.script import ScriptDirectory
+from alembic.script.revision import RevisionError
+from alembic.util import CommandError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from forebay.database.migrations.activity import is_behind
 from forebay.database.migrations.failures import is_busy, translated
 from forebay.database.migrations.lock import exclusive
+from forebay.database.migrations.revision import REVISION, VERSION_TABLE, head
 from forebay.database.migrations.shape import read_shape
 from forebay.database.migrations.todo import Todo, decide
 from forebay.database.migrations.work import Work
 from forebay.errors import SchemaError
 from forebay.primitives.backoff import Backoff
 
-VERSION_TABLE = "forebay_migrations"
 # How often to try again when other sessions hold locks on the tables, with pauses of up to 3 seconds.
 LOCK_ATTEMPTS = 15
 
-_REVISION = sa.text("SELECT version_num FROM forebay_migrations")
-
-
-def head() -> str:
-    """The revision that this release needs."""
-    revision = _scripts().get_current_head()
-    assert revision is not None
-    return revision
-
-
-async def is_current(engine: AsyncEngine) -> bool:
-    """Whether the database is at `head()`: one query.
-
-    Raises TransientError or AccessError when that can't be told.
-    """
-    try:
-        with translated():
-            async with engine.connect() as connection:
-                revision: str | None = await connection.scalar(_REVISION)
-                return revision == head()
-    except SchemaError:  # there is no such table yet
-        return False
-
 
 async def upgrade(engine: AsyncEngine) -> list[str]:
-    """Bring the database to `forebay.schema`, keeping every row; returns what was done, a line each.
-
-    Nothing is done, and the list is empty, when it is there already. Several processes may call it at once:
-    one works, the others wait. Writers go on meanwhile: on PostgreSQL, tables in use are altered within a
-    short lock, and their indexes are built concurrently. That needs a connection of its own: no pooler in
-    transaction mode, and no `command_timeout` of asyncpg's.
-
-    Raises SchemaError when the tables are such that an operator must decide, and AccessError when they are not
-    the user's (nothing was changed then); TransientError when they stay locked or can't be reached. Whatever
-    ends it, the database works as before, and the next upgrade goes on from there.
-    """
+    """See `migrations.upgrade`."""
     with translated():
-        if await is_current(engine) and not await _is_behind(engine):
-            return []
         async with exclusive(engine) as connection:
             return await _upgrade_patiently(connection)
 
 
 async def plan(engine: AsyncEngine) -> str:
-    """The SQL that `upgrade` would run, or "" when there is nothing to do. Changes nothing.
-
-    Raises what `upgrade` raises.
-    """
+    """See `migrations.plan`."""
     with translated():
         async with engine.connect() as connection:
             return await connection.run_sync(_plan)
-
-
-async def _is_behind(engine: AsyncEngine) -> bool:
-    # Chainlit's own layer, while it still ran beside the migration, has made threads that have no updatedAt.
-    async with engine.connect() as connection:
-        return await connection.run_sync(is_behind)
 
 
 async def _upgrade_patiently(connection: AsyncConnection) -> list[str]:
@@ -145,14 +103,19 @@ def _run(context: MigrationContext, work: Work, revision: str | None) -> None:
     if revision == head():
         work.fill_activity()
         return
-    with context.begin_transaction():
-        context.run_migrations(work=work)
+    try:
+        with context.begin_transaction():
+            context.run_migrations(work=work)
+    except (CommandError, RevisionError) as error:
+        raise SchemaError(
+            f"the database's revision is unknown here ({error}); a newer forebay migrated it, so install that"
+        ) from None
 
 
 def _revision(connection: sa.Connection) -> str | None:
     if not sa.inspect(connection).has_table(VERSION_TABLE):
         return None
-    revision: str | None = connection.scalar(_REVISION)
+    revision: str | None = connection.scalar(REVISION)
     return revision
 
 

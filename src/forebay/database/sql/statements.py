@@ -30,7 +30,7 @@ class Statements(Upserts, Claims, StepThreads, Deletes, Bookkeeping, Reads):
         self.stored_rows = cache(self._stored_rows)
 
     def compile_writes(self) -> None:
-        """Compile what a batch needs now; it takes tens of milliseconds, in which the event loop would stand still."""
+        """Compile what a batch needs, which takes tens of milliseconds. In any thread."""
         for partial in (False, True):
             if self._dialect.name == "postgresql":
                 for contents in (False, True):
