@@ -20,7 +20,7 @@ class OverrideError(ForebayError, TypeError):
 
 
 class QueueFull(ForebayError):
-    """The queue stayed at its byte limit for longer than `queue_timeout`; the change was not taken."""
+    """The queue was full for longer than `queue_timeout`, or one person's part of it is; the change was not taken."""
 
 
 class JournalError(ForebayError):

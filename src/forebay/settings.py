@@ -72,7 +72,10 @@ class Settings(BaseSettings):
         default=4 * MIB, ge=KIB, le=256 * MIB, description="A batch leaves at this many bytes."
     )
     queue_max_bytes: int = Field(
-        default=64 * MIB, ge=KIB, description="The queue holds at most this many bytes; then callers wait."
+        default=64 * MIB,
+        ge=KIB,
+        description="The queue holds at most this many bytes; then callers wait. Of large changes one person has a"
+        " quarter of it at most.",
     )
     change_max_bytes: int = Field(
         default=16 * MIB,
@@ -88,7 +91,8 @@ class Settings(BaseSettings):
     journal_max_bytes: int = Field(
         default=1024 * MIB,
         ge=MIB,
-        description="The journal holds at most this many bytes; then callers wait.",
+        description="The journal holds at most this many bytes; then callers wait. Of large changes one person has a"
+        " quarter of it at most.",
     )
     journal_keep: float = Field(
         default=60.0,

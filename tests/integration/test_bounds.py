@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from chainlit.element import CustomElement, ElementDisplay
 from chainlit.types import Feedback
 from chainlit.user import User
 
-from forebay import ChangeTooLarge, ForebayDataLayer, Settings
+from forebay import ChangeTooLarge, ForebayDataLayer, QueueFull, Settings
 from forebay.model.changes import LONGEST_COMMENT
 from tests.integration.conftest import MakeLayer
 from tests.integration.contract import a_step, a_thread, accounted_for, new_id, stored_step, stored_thread
@@ -89,3 +90,26 @@ async def test_a_comment_has_a_limit_of_its_own(small: ForebayDataLayer) -> None
     assert shown is not None
     assert shown["comment"] == rated.comment
     assert accounted_for(small)
+
+
+@pytest.mark.parametrize("durability", ["journal", "memory", "commit"])
+async def test_what_one_chat_has_on_its_way_leaves_room_to_others(
+    make_layer: MakeLayer, emptied_url: str, durability: Literal["journal", "memory", "commit"]
+) -> None:
+    """Twenty messages of a quarter of a chat's share each, all at once."""
+    settings = Settings(durability=durability, queue_max_bytes=16 * _MOST, queue_timeout=0)
+    layer = make_layer(emptied_url, settings=settings)
+    greedy, neighbour = await a_thread(layer), await a_thread(layer)
+    long = "x" * (_MOST - 2048)
+    sent = [a_step(greedy, output=long) for _ in range(20)]
+    outcomes = asyncio.gather(*map(layer.create_step, sent), return_exceptions=True)
+    others = [layer.create_step(a_step(neighbour, output=long)) for _ in range(4)]
+    await asyncio.gather(*others)
+    refused = [type(one) for one in await outcomes]
+    assert refused == [type(None)] * 4 + [QueueFull] * 16
+    assert layer._engine.counts.refused == {"person_full": 16}
+    assert len((await stored_thread(layer, neighbour))["steps"]) == 4
+    await layer.flush()
+    await layer.create_step(sent[-1])  # there is room again
+    assert len((await stored_thread(layer, greedy))["steps"]) == 5
+    assert accounted_for(layer)

@@ -50,6 +50,7 @@ from forebay.layer.sessions import (
     is_elsewhere,
     user_at_hand,
     variables_of,
+    who_calls,
 )
 from forebay.model import changes, cleaning
 from forebay.model.changes import STAR, Claimant, Delete, Upsert
@@ -149,7 +150,7 @@ class ForebayDataLayer(BaseDataLayer):
         self.ssl_require: bool = ssl_require
         self._store = Store(conninfo, self.settings, connect_args=connect_args, ssl_require=ssl_require)
         self._metrics = Metrics(registry)
-        self._engine = Pipeline(self.settings, self._store, self._metrics)
+        self._engine = Pipeline(self.settings, self._store, self._metrics, whose=who_calls)
         self._home, self._barrier = self._engine.home, self._engine.barrier
         self._submit = self._engine.intake.submit
         self._beginnings = Beginnings()

@@ -45,6 +45,13 @@ def user_at_hand(user_id: str) -> PersistedUser | None:
     return user if isinstance(user, PersistedUser) and user.id == user_id else None
 
 
+def who_calls() -> str:
+    """The name of the person whose call this is; empty where nobody is logged in."""
+    context = context_var.get(None)
+    user = context.session.user if context is not None else None
+    return user.identifier if user is not None else ""
+
+
 def claim_of(user: User) -> Claimant:
     """What makes a user's row again, where there is none."""
     metadata = cleaning.json(user.metadata or {}).decode()

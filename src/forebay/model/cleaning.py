@@ -108,7 +108,7 @@ def boolean(value: Any) -> bool:
     """True or false, also from 0, 1 and their names."""
     if isinstance(value, bool):
         return value
-    known = _BOOLS.get(str(value).strip().lower()) if isinstance(value, int | str) else None
+    known = _BOOLS.get(text(value).strip().lower()) if isinstance(value, int | str) else None
     if known is None:
         raise Misfit
     return known

@@ -25,6 +25,7 @@ from forebay.pipeline.home import Home
 from forebay.pipeline.lanes import Lanes
 from forebay.pipeline.own_journal import OwnJournal
 from forebay.pipeline.queue import Inbox, Waiting
+from forebay.pipeline.quotas import LARGE, Quotas
 from forebay.pipeline.refusals import Refusals
 from forebay.pipeline.tombstones import Tombstones
 from forebay.pipeline.waiters import Commits
@@ -57,6 +58,7 @@ class Intake:
         counts: Counts,
         metrics: Metrics,
         clock: Callable[[], float],
+        whose: Callable[[], str],
     ) -> None:
         self.settings = settings
         self._inbox = inbox
@@ -70,6 +72,7 @@ class Intake:
         self._counts = counts
         self._metrics = metrics
         self._clock = clock
+        self._quotas = Quotas(settings, whose, journaled=own.kept)
         self._commits = Commits()
         self._spilled_tickets: dict[int, _Tickets] = {}
 
@@ -106,11 +109,26 @@ class Intake:
         return NOTHING if self._tombstones.drops(change) else self._take(change, committed=committed)
 
     def _take(self, change: Change, *, committed: bool) -> Awaitable[None]:
+        enter = self._enter if change.size < LARGE else self._enter_large
         if not committed and self.settings.durability != "commit":
-            return self._enter(change)
+            return enter(change)
         ticket = quiet_future(self._home.ensure())
-        entered = self._enter(change, (ticket,), now=committed)
+        entered = enter(change, (ticket,), now=committed)
         return Deferred(partial(_both, entered, ticket))
+
+    def _enter_large(self, change: Change, tickets: _Tickets = (), *, now: bool = False) -> Awaitable[None]:
+        """As `_enter`, within what one person may have on its way."""
+        if not self._inbox.waiting and self._inbox.applied_seq >= self._inbox.accepted_seq:
+            self._quotas.clear()  # whatever was forgotten, say in an event loop that has ended
+        try:
+            held = self._quotas.hold(change, self._home.ensure())
+        except QueueFull as error:
+            raise self._refusals.note_full(change, error, "person_full") from None
+        try:
+            return held.until(self._enter(change, (*tickets, held.written), now=now))
+        except BaseException:
+            held.end()
+            raise
 
     def _enter(self, change: Change, tickets: _Tickets = (), *, now: bool = False) -> Awaitable[None]:
         """Queue a change, at once; to be awaited until it is as durable as the settings say, but for `commit`."""
@@ -291,8 +309,9 @@ class Intake:
         self._reached()
 
     def _lose(self, seq: int) -> None:
-        """A spilled change is nowhere any more; its caller is told."""
-        self._spilled_tickets.pop(seq, None)
+        """A spilled change is nowhere any more; whoever waits for it is told."""
+        for ticket in self._spilled_tickets.pop(seq, ()):
+            fail(ticket, JournalError("the journal does not give the change back"))
         self._inbox.lose(seq)
 
     # ---- its end
@@ -301,6 +320,7 @@ class Intake:
         """Go on in another event loop with what was queued; nobody waits in the one before."""
         self._inbox.take_back()
         self._commits.rebind()
+        self._quotas.clear()
 
     def close(self, error: ForebayError) -> None:
         """Nothing is written any more: whoever waits for a row, for the disk or at the door is told."""

@@ -40,6 +40,7 @@ from forebay.pipeline.lanes import Lanes
 from forebay.pipeline.letterbox import Letterbox
 from forebay.pipeline.own_journal import OwnJournal
 from forebay.pipeline.queue import Inbox
+from forebay.pipeline.quotas import nobody
 from forebay.pipeline.recovery import Recovery
 from forebay.pipeline.refusals import Refusals
 from forebay.pipeline.tombstones import Tombstones
@@ -68,6 +69,7 @@ class Pipeline:
         store: Store,
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
+        whose: Callable[[], str] = nobody,
     ) -> None:
         self.store = store
         self.counts = counts = Counts()
@@ -144,6 +146,7 @@ class Pipeline:
             counts,
             metrics,
             clock,
+            whose,
         )
         self._worker: Worker | Handover
         if self._own.is_external:

@@ -42,6 +42,7 @@ _REFUSED = (
     "JournalError",
     "RowError",
     "cancelled",
+    "person_full",
     "queue_full",
     "thread_held_up",
 )
