@@ -31,6 +31,10 @@ class StorageError(ForebayError):
     """The storage of elements' content refuses or fails; the message says what to look at."""
 
 
+class DeletionIncomplete(ForebayError):
+    """Something of a deleted person is left for now; the message says what. Doing it again goes on with it."""
+
+
 class FetchError(ForebayError):
     """An element's URL was not fetched: it is not allowed, too large, or does not answer."""
 

@@ -224,7 +224,13 @@ async def test_a_thread_keeps_its_owner_unless_it_is_passed_on(store: Store) -> 
     ada, bob = str(uuid.uuid4()), str(uuid.uuid4())
     for name, key in (("ada", ada), ("bob", bob)):
         await store.write(
-            store.statements.create_user, id=key, identifier=name, metadata="{}", createdAt="2026"
+            store.statements.create_user,
+            id=key,
+            identifier=name,
+            metadata="{}",
+            createdAt="2026",
+            name_id=store.name_id(name),
+            moment=0,
         )
     owner = 'SELECT "userId", "userIdentifier" FROM threads'
     await store.apply([changes.thread(THREAD, user_id=ada)])

@@ -1,7 +1,8 @@
 """An element's content: spooled, fetched, uploaded, signed, served, deleted.
 
 Its door: `Access`, `access`, `Attachments`, `attachments_of`, `Comparison`, `configured_storage`, `Fate`,
-`former_storage`, `Listed`, `LocalStorageClient`, `Mover`, `Orphans`, `Plan`, `require_ours`, `Tally`.
+`former_storage`, `Listed`, `LocalStorageClient`, `Mover`, `Orphans`, `Plan`, `require_ours`, `Tally`,
+`threads_in_spool`.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from forebay.attachments.folder import FolderSync, copy, link_or_copy, replace, sync_file
+from forebay.model.changes import decode
 from forebay.primitives import posix
 from forebay.primitives.planted import distrusted
 
@@ -228,6 +229,16 @@ def waiting_keys(journal_dir: Path) -> set[str]:
         with contextlib.suppress(OSError, ValueError, TypeError):  # done with meanwhile, or damaged
             keys.add(_read_note(path).object_key)
     return keys
+
+
+def threads_in_spool(journal_dir: Path) -> set[str]:
+    """The threads of everything that waits for its upload, of whichever process."""
+    found: set[str] = set()
+    for path in (journal_dir / UPLOADS).glob(f"*/*{_NOTE}"):
+        with contextlib.suppress(OSError, ValueError, TypeError):  # done with meanwhile, or damaged
+            (change,) = decode(_read_note(path).change.encode())
+            found.add(change.thread_id or change.key)
+    return found
 
 
 def _read_note(path: Path) -> Note:

@@ -19,6 +19,7 @@ from forebay.cli import (
     bring,
     config,
     dead_letters,
+    delete_user,
     demo,
     doctor,
     drain,
@@ -80,6 +81,7 @@ main.add_command(doctor.doctor)
 main.add_command(status.status)
 main.add_command(config.config)
 main.add_command(purge.purge)
+main.add_command(delete_user.delete_user)
 main.add_command(take_along.export)
 main.add_command(bring.bring)
 

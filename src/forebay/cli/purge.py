@@ -135,7 +135,7 @@ async def _run(
     dry_run: bool,
     yes: bool,
 ) -> int:
-    layer = _layer(application)
+    layer = layer_of(application)
     chosen = partial(
         layer.purge, older_than, by=by, user=user, without_owner=without_owner, keep_favorites=keep_favorites
     )
@@ -150,12 +150,15 @@ async def _run(
         await layer.close()
 
 
-def _layer(application: Application) -> ForebayDataLayer:
-    """A layer beside the app's: nothing is read late, nothing is scraped, and a delete returns when it is done."""
+def layer_of(application: Application, **others: Any) -> ForebayDataLayer:
+    """A layer beside the app's: nothing is read late, nothing is scraped, and a delete returns when it is done.
+
+    `others`: settings that differ too.
+    """
     from forebay.layer.data_layer import ForebayDataLayer
 
     target, client = application.target, application.storage()
-    changed: dict[str, Any] = {"durability": "commit", "writer": "embedded"}
+    changed: dict[str, Any] = {"durability": "commit", "writer": "embedded", **others}
     changed |= {"metrics_address": "off", "read_url": None}
     if client is None:
         changed["storage"] = "none"

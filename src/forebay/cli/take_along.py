@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from forebay.attachments.access import Access
     from forebay.cli.application import Application
     from forebay.database.snapshot import Chosen
-    from forebay.transfer.take import Contents, Taken
+    from forebay.transfer.take import Taken
 
 
 @click.command("export")
@@ -89,7 +89,7 @@ def export(
 
     moment = since.replace(tzinfo=UTC).strftime("%Y-%m-%dT%H:%M:%S") if since is not None else None
     taken = asyncio.run(
-        _take(application_of(app, database_url), file, Chosen(user, _spelled(thread_ids), moment), folder)
+        take(application_of(app, database_url), file, Chosen(user, _spelled(thread_ids), moment), folder)
     )
     report = {"rows": taken.rows, "files": taken.files, "missing": taken.missing}
     tell(report, as_json=as_json, err=str(file) == "-")
@@ -103,14 +103,15 @@ def _spelled(thread_ids: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(as_uuid(key) or key for key in thread_ids)
 
 
-async def _take(application: Application, file: Path, chosen: Chosen, folder: Path | None) -> Taken:
-    from forebay.transfer.take import Contents, take
+async def take(application: Application, file: Path, chosen: Chosen, folder: Path | None) -> Taken:
+    """Write what is chosen into the file, and its contents below the folder. Raises a DatabaseError."""
+    from forebay.transfer import take as transfer
 
-    contents: Contents | None = Contents(access_of(application), folder) if folder is not None else None
+    contents = transfer.Contents(access_of(application), folder) if folder is not None else None
     store = application.target.store()
     try:
         with _output(file) as into, options.bar("chats") as advance:
-            return await take(store, into, chosen, contents=contents, progress=advance)
+            return await transfer.take(store, into, chosen, contents=contents, progress=advance)
     finally:
         await store.close()
 

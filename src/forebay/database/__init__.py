@@ -2,8 +2,8 @@
 
 Its door: `Checkpoint`, `CheckpointMoved`, `Chosen`, `Clocks`, `decide`, `error_codes`, `Found`, `Imported`,
 `in_memory`, `is_postgres`, `LeftOut`, `location_of`, `Looked`, `make_views`, `Marked`, `migrations`,
-`Official`, `Outdated`, `Page`, `parse_url`, `Position`, `read_shape`, `Reads`, `Row`, `sessions`, `Shape`,
-`snapshot`, `Statement`, `Statements`, `Store`, `Taken`, `TOKEN_BITS`, `translated`.
+`Official`, `Outdated`, `Page`, `parse_url`, `Person`, `Position`, `read_shape`, `Reads`, `Row`, `sessions`,
+`Shape`, `snapshot`, `Statement`, `Statements`, `Store`, `Taken`, `TOKEN_BITS`, `translated`.
 """
 
 import logging

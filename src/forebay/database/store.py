@@ -31,10 +31,11 @@ from forebay.database.connections.drivers import Driver
 from forebay.database.connections.endpoint import Endpoint, for_standby, merged, patience_of
 from forebay.database.connections.pool import Connections, Held, forget
 from forebay.database.connections.sqlite_file import BUSY_TIMEOUT_MS, is_held, open_file
+from forebay.database.owners import Owned, name_id, with_owners, without_deleted_claimants
 from forebay.database.queries import Row, rows_of
 from forebay.database.replica import Replica
 from forebay.database.sql.batch_parameters import Documents, documents
-from forebay.database.sql.claims import claim_parameters, is_claim, named_owners, owned_by, users_parameter
+from forebay.database.sql.claims import claim_parameters, is_claim
 from forebay.database.sql.dialect import MOVED, SEEN
 from forebay.database.sql.statement import Statement
 from forebay.database.sql.statements import statements_of
@@ -42,7 +43,7 @@ from forebay.database.sql.step_threads import put_into_threads, step_threads_par
 from forebay.database.tls import tls_context
 from forebay.database.translation import translated
 from forebay.database.urls import in_memory, is_postgres, label_of, location_of, parse_url
-from forebay.errors import SchemaError, SettingsError, TransientError
+from forebay.errors import RowError, SchemaError, SettingsError, TransientError
 from forebay.model import changes, schema
 from forebay.model.changes import Change, Delete, Upsert, lacks_thread
 from forebay.model.ids import Ids
@@ -56,6 +57,10 @@ logger = logging.getLogger("forebay.store")
 _TOMBSTONES_KEPT_US = 90 * 24 * 3600 * 1_000_000
 
 
+_OWNER_KEY = sa.text(
+    "SELECT EXISTS (SELECT FROM pg_constraint WHERE contype = 'f'"
+    " AND conrelid = to_regclass('threads') AND confrelid = to_regclass('users'))"
+)
 # From here on an answer is parsed beside the event loop: it takes milliseconds.
 _MANY_ROWS, _LONG_DOCUMENT = 500, 500_000
 _FOREVER = 2**63 - 1
@@ -110,6 +115,8 @@ class Store:
         self._exclusive = anyio.Lock() if in_memory(self.url) else None
         self._preparing = anyio.Lock()
         self._prepared = False
+        # Whether a thread whose owner is not there is refused: SQLite looks at no foreign key, and some have none.
+        self._tells_lost_owners = self._postgres
         # A journal, and how far the database had it, as far as is known; and who is told that it has not.
         self.known: Callable[[], tuple[str, int]] = lambda: ("", 0)
         self.on_gone_back: Callable[[], None] = lambda: None
@@ -153,6 +160,7 @@ class Store:
                         await self._check_schema()
                         async with self._questioning():
                             self.database_id = await self.ask_id()
+                            self._tells_lost_owners = await self._asks_for_owners()
                     except BaseException:
                         # It may be the connection's: another role's settings, or another server behind the name.
                         self._connections.endpoint.fitness.condemn()
@@ -197,6 +205,13 @@ class Store:
             async with self.engine.connect() as connection:
                 row = (await connection.execute(sa.select(schema.database.c.id, place))).first()
                 return f"{row[0]} {row[1]}" if row is not None else None
+
+    async def _asks_for_owners(self) -> bool:
+        """Whether the tables have the foreign key of a thread's owner, and it is looked at."""
+        if not self._postgres:
+            return False
+        async with self.engine.connect() as connection:
+            return bool(await connection.scalar(_OWNER_KEY))
 
     async def own_id(self) -> str | None:
         """The database's own id and name, which it keeps under every URL; None where somebody has deleted the id.
@@ -338,9 +353,34 @@ class Store:
         deleted, or is another thread's, is left out; returns the ids of the threads that were deleted, and the rows
         that were left out. Where a thread has changed while its lock was waited for, all is looked at again.
         With a checkpoint, a lock is waited for only briefly. `share`: of the time limit, which part it may take;
-        `apart`: beside the writer, on a connection of its own.
+        `apart`: beside the writer, on a connection of its own. A change by itself that is refused, and would have been
+        left out, is left out.
         Raises a DatabaseError.
         """
+        try:
+            return await self._apply(changes, checkpoint, late=late, share=share, apart=apart)
+        except RowError:
+            thread_id = changes[0].thread_id if len(changes) == 1 else None
+            if thread_id is None or not await self._is_deleted(thread_id):
+                raise
+            await self._apply((), checkpoint, share=share, apart=apart)
+            return frozenset((thread_id, LeftOut(0, "deleted_thread")))
+
+    async def _is_deleted(self, thread_id: str) -> bool:
+        if self.ids.spell(thread_id) is None:
+            return False
+        asked = {"thread_ids": orjson.dumps([thread_id]).decode(), "up_to": _FOREVER}
+        return bool(await self._one_document(self.statements.deleted_threads, asked))
+
+    async def _apply(
+        self,
+        changes: Sequence[Change],
+        checkpoint: Checkpoint | None = None,
+        *,
+        late: bool = False,
+        share: float = 1.0,
+        apart: bool = False,
+    ) -> frozenset[str | LeftOut]:
         await self.prepare()
         with self._rechecking(), translated(self.location):
             async with (
@@ -348,17 +388,19 @@ class Store:
                 self._shared(),
                 self._apart() if apart else self._writing() as driver,
             ):
+                buried: frozenset[str | LeftOut] = frozenset()
                 for _ in range(_LOOKS):
                     try:
-                        return await self._apply_noted(driver, changes, checkpoint, late=late)
+                        return buried | await self._apply_noted(driver, changes, checkpoint, late=late)
                     except asyncpg.InvalidTextRepresentationError as error:
                         if MOVED not in str(error):
                             raise
                     except asyncpg.ForeignKeyViolationError:
-                        owned = await self._with_owners(driver, changes)
+                        owned = await with_owners(driver, self.statements, changes, self.database_id)
                         if owned is None:
                             raise
-                        changes = owned
+                        buried |= _buried(changes, owned)
+                        changes = owned.changes
         raise TransientError("others change the same threads all the time", sqlstate=error_codes.CONFLICT)
 
     def _time_limit(self, share: float) -> float:
@@ -382,7 +424,7 @@ class Store:
     async def _apply_once(
         self, driver: Driver, changes: Sequence[Change], checkpoint: Checkpoint | None, *, late: bool
     ) -> frozenset[str | LeftOut]:
-        if self._postgres and not late and not any(map(_takes_more, changes)):
+        if self._postgres and not late and not any(map(self._takes_more, changes)):
             return await self._upsert_run(
                 driver, cast("Sequence[Upsert]", changes), late=late, checkpoint=checkpoint
             )
@@ -393,6 +435,12 @@ class Store:
             ):
                 return await self._already_in(driver, checkpoint)
             return await self._apply_runs(driver, changes, late=late)
+
+    def _takes_more(self, change: Change) -> bool:
+        """Whether it is more than a row of the batch's one statement."""
+        if isinstance(change, Delete) or is_claim(change) or lacks_thread(change):
+            return True
+        return not self._tells_lost_owners and change.table == "threads" and "userId" in change.row
 
     async def thread_of(self, change: Change) -> str | None:
         """The thread of a row that is there, for a change that does not say it. Raises a DatabaseError."""
@@ -424,6 +472,11 @@ class Store:
     ) -> frozenset[str | LeftOut]:
         gone: set[str | LeftOut] = set()
         place = 0
+        for settle in (without_deleted_claimants, *(() if self._tells_lost_owners else (with_owners,))):
+            owned = await settle(driver, self.statements, changes, self.database_id)
+            if owned is not None:
+                gone |= _buried(changes, owned)
+                changes = owned.changes
         for is_upsert, grouped in groupby(changes, lambda change: isinstance(change, Upsert)):
             run = list(grouped)
             if is_upsert:
@@ -439,8 +492,6 @@ class Store:
         self, driver: Driver, upserts: list[Upsert], *, late: bool
     ) -> frozenset[str | LeftOut]:
         """As `_upsert_run`, with what is to be done before and after it."""
-        if not self._postgres:  # which tells when an owner is gone
-            upserts = cast("list[Upsert] | None", await self._with_owners(driver, upserts)) or upserts
         placed = list(enumerate(await self._put_into_threads(driver, upserts)))
         there = [(place, upsert) for place, upsert in placed if upsert is not None]
         run = [upsert for _, upsert in there]
@@ -457,29 +508,6 @@ class Store:
         return frozenset(unknown) | {
             one if isinstance(one, str) else LeftOut(there[one.place][0], one.reason) for one in found
         }
-
-    async def _with_owners(self, driver: Driver, changes: Sequence[Change]) -> list[Change] | None:
-        """The changes, whose threads' owners are there now; None where none was missing of whom is known who it is.
-
-        A database that went back may have lost users. Who has logged in again since has another id.
-        """
-        people = named_owners(changes)
-        if not people:
-            return None
-        asked = {"user_ids": orjson.dumps(sorted(people)).decode()}
-        there = {row[0] for row in await driver.fetch(self.statements.known_users, asked)}
-        missing = {user_id: claimant for user_id, claimant in people.items() if user_id not in there}
-        if not missing:
-            return None
-        await driver.fetch(self.statements.claimants, {"users": users_parameter(missing)})
-        called = sorted({claimant.identifier for claimant in missing.values()})
-        found = await driver.fetch(
-            self.statements.users_called, {"identifiers": orjson.dumps(called).decode()}
-        )
-        by_identifier = {row[0]: row[1] for row in found}
-        logger.warning("owners of threads were gone users=%d; they are there again", len(missing))
-        owners = {user_id: by_identifier[claimant.identifier] for user_id, claimant in missing.items()}
-        return [owned_by(change, owners) for change in changes]
 
     async def _beneath(self, driver: Driver, upserts: list[Upsert]) -> tuple[list[Upsert], str]:
         """What late changes still do to the rows that are there, which are held; and the ids of those, as JSON."""
@@ -514,6 +542,34 @@ class Store:
         if parameters is not None:
             await driver.fetch(self.statements.claimants, parameters)
             await driver.fetch(self.statements.claimed, parameters)
+
+    def name_id(self, identifier: str) -> str:
+        """An id that stands for a login name in this database, and does not tell it."""
+        return name_id(self.database_id, identifier)
+
+    async def bury_user(self, identifier: str) -> list[str]:
+        """Take the login name from who has it, and note that they are deleted; their id, and those half deleted before.
+
+        What a thread's owner they are is deleted from now on, instead of written, and who logs in with that name is
+        somebody else. The row goes with `Delete("users", id)`. Raises a DatabaseError.
+        """
+        await self.prepare()
+        statements, name = self.statements, self.name_id(identifier)
+        with self._rechecking(), translated(self.location):
+            async with (
+                asyncio.timeout(self._settings.statement_timeout),
+                self._shared(),
+                self._apart() as driver,
+                driver.transaction(),
+            ):
+                if statements.hold_names is not None:
+                    await driver.fetch(statements.hold_names, {"names": orjson.dumps([name]).decode()})
+                renamed = await driver.fetch(statements.rename_user, {"identifier": identifier})
+                ids = [row[0] for row in renamed]
+                noted = {"user_ids": orjson.dumps([*ids, name]).decode(), "moment": changes.next_moment()}
+                await driver.fetch(statements.bury_users, noted)
+                half = statements.half_deleted_users
+                return list(half.document(await driver.fetch(half, {})))
 
     async def clear_checkpoints(self) -> None:
         """Forget the journals that nobody has written for long. Raises a DatabaseError."""
@@ -678,9 +734,10 @@ class Store:
             await self._connections.drop(writer)
 
 
-def _takes_more(change: Change) -> bool:
-    """Whether it is more than a row of the batch's one statement."""
-    return isinstance(change, Delete) or is_claim(change) or lacks_thread(change)
+def _buried(changes: Sequence[Change], owned: Owned) -> frozenset[str | LeftOut]:
+    """What was left out, since its owner was deleted: the threads, and the rows."""
+    keys = {changes[place].key for place in owned.buried}
+    return frozenset(keys) | {LeftOut(place, "deleted_user") for place in owned.buried}
 
 
 async def _document(statement: Statement, rows: Sequence[Sequence[Any]]) -> Any:

@@ -35,6 +35,7 @@ from forebay.errors import DatabaseError, RowError
 from forebay.layer import dicts
 from forebay.layer.beginnings import Beginnings, is_in_a_chat
 from forebay.layer.cursors import Cursor, Positions
+from forebay.layer.deletion import Deleted, Deletion
 from forebay.layer.drop_in import Overrides, overrides_of, page_of
 from forebay.layer.monitor import Operations
 from forebay.layer.owners import Owners
@@ -93,6 +94,7 @@ def _timed(method: _Method) -> _Method:
 
 
 _MANY_STEPS = 500  # from here on they are made Chainlit's beside the event loop, which would stand still
+_FOREVER = 2**63 - 1
 _ANY_SIZE = 2**62  # of the answer for a class whose own methods have asked for all
 _changing: ContextVar[bool] = ContextVar("forebay_changing", default=False)
 _changed_step = partial(changes.step, made=False)
@@ -319,21 +321,26 @@ class ForebayDataLayer(BaseDataLayer):
         found = await self._reads.user(identifier)
         return dicts.user(found) if found else None
 
-    async def _save_user(self, user: User) -> PersistedUser:
+    async def _save_user(self, user: User, moment: int | None) -> PersistedUser | None:
+        """`moment`: of a login that the database hears of late; who was deleted since is not made again."""
         identifier, metadata = cleaning.text(user.identifier), cleaning.json(user.metadata or {})
         size, most = len(identifier.encode()) + len(metadata), self.settings.change_max_bytes
         if size > most:
             error = changes.too_large("users", size, most)
             self._engine.refusals.note(error)
             raise error
+        if moment is not None:
+            await self._store.prepare()  # the name's id is the database's
         stored = await self._barrier.write_now(
             self._statements.create_user,
             id=str(uuid.uuid4()),
             identifier=identifier,
             metadata=metadata.decode(),
             createdAt=cleaning.now(),
+            name_id=self._store.name_id(identifier),
+            moment=_FOREVER if moment is None else moment,
         )
-        return dicts.user(stored)
+        return dicts.user(stored) if stored else None
 
     # ---- threads
 
@@ -439,6 +446,36 @@ class ForebayDataLayer(BaseDataLayer):
         if dry_run:
             return await outdated.count(self._store)
         return await purge(self._store, self.delete_thread, outdated, progress=progress)
+
+    @_at_home
+    async def delete_user(
+        self,
+        identifier: str,
+        *,
+        dry_run: bool = False,
+        patience: float | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Deleted:
+        """Delete a person: their row, their threads with all that is in them and its contents; what there was.
+
+        What their open sessions still write is dropped. Who logs in with this name from now on is somebody else.
+        Returns when also the journals' folder, with its dead letters and uploads, has nothing of it any more; for that
+        it waits `patience` seconds at most, by default as long as journals are kept and a minute. `dry_run`: only
+        look. `progress` gets how many threads are deleted so far. Raises a DatabaseError, or DeletionIncomplete where
+        something is left; then it is to be called again.
+        """
+        if patience is None:
+            patience = self.settings.journal_keep * 4 / 3 + 60
+        identifier = cleaning.text(identifier)
+        folder = self.settings.journal_dir
+        deletion = Deletion(
+            identifier, self._store, self.delete_thread, self._attachments, self._engine, folder, patience
+        )
+        await self._barrier.settle(None)
+        if dry_run:
+            return await deletion.look()
+        self._people.forget(identifier)
+        return await deletion.carry_out(progress)
 
     @override
     @_timed

@@ -10,6 +10,7 @@ from typing import TypeVar
 from chainlit.user import PersistedUser, User
 
 from forebay.errors import TransientError
+from forebay.model.changes import next_moment
 
 _MOST = 10_000
 
@@ -26,19 +27,19 @@ class People:
     def __init__(
         self,
         find: Callable[[str], Awaitable[PersistedUser | None]],
-        save: Callable[[User], Awaitable[PersistedUser]],
+        save: Callable[[User, int | None], Awaitable[PersistedUser | None]],
     ) -> None:
         self._find = find
         self._save = save
         self._seen: OrderedDict[str, PersistedUser] = OrderedDict()
-        self._unsaved: OrderedDict[str, User] = OrderedDict()
+        self._unsaved: OrderedDict[str, tuple[User, int]] = OrderedDict()  # with the moment of the login
         self._identifiers: OrderedDict[str, str] = OrderedDict()  # by id
 
     async def find(self, identifier: str) -> PersistedUser | None:
         """A user by login name. Raises a DatabaseError when the database can't tell, and never has."""
         unsaved = self._unsaved.get(identifier)
-        if unsaved is not None:
-            return await self.save(unsaved)
+        if unsaved is not None and (saved := await self.save(*unsaved)) is not None:
+            return saved
         try:
             user = await self._find(identifier)
         except TransientError:
@@ -51,18 +52,28 @@ class People:
             return None
         return self._saw(user)
 
-    async def save(self, user: User) -> PersistedUser:
-        """Store a user, or replace the metadata of the one who is there. Raises a DatabaseError, as `find`."""
+    async def save(self, user: User, moment: int | None = None) -> PersistedUser | None:
+        """Store a user, or replace the metadata of the one who is there. Raises a DatabaseError, as `find`.
+
+        None for a login at a `moment` after which the person was deleted; without one, for none.
+        """
         try:
-            stored = await self._save(user)
+            stored = await self._save(user, moment)
         except TransientError:
             known = self._seen.get(user.identifier)
             if known is None:
                 raise
-            _keep(self._unsaved, user.identifier, user)
+            _keep(self._unsaved, user.identifier, (user, moment or next_moment()))
             return self._saw(replace(known, metadata=user.metadata or {}))
         self._unsaved.pop(user.identifier, None)
-        return self._saw(stored)
+        return self._saw(stored) if stored is not None else None
+
+    def forget(self, identifier: str) -> None:
+        """They are deleted."""
+        self._unsaved.pop(identifier, None)
+        known = self._seen.pop(identifier, None)
+        if known is not None:
+            self._identifiers.pop(known.id, None)
 
     def known(self, user_id: str) -> PersistedUser | None:
         """The user with this id, if it was seen here."""

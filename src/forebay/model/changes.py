@@ -59,7 +59,7 @@ _last_moment = 0
 _MOST_AHEAD_US = 24 * 3600 * 1_000_000
 
 
-def _next_moment() -> int:
+def next_moment() -> int:
     """Microseconds since 1970, later than any before in this process, also when its clock is set back.
 
     Later also than any that it was told of: with `observe` it is a hybrid logical clock.
@@ -87,7 +87,7 @@ class Delete:
     key: str
     thread_id: str | None = None
     size: int = OVERHEAD_BYTES
-    moment: int = field(default_factory=_next_moment, compare=False)
+    moment: int = field(default_factory=next_moment, compare=False)
 
 
 Change = Upsert | Delete
@@ -310,7 +310,7 @@ def _upsert(
     key = row.get("id")
     if key is None:
         raise RowError(f"{table}: a row without an id can't be written")
-    row[WRITTEN_AT] = _next_moment()
+    row[WRITTEN_AT] = next_moment()
     return Upsert(table, key, row, thread_id, OVERHEAD_BYTES + size, removed)
 
 

@@ -284,6 +284,14 @@ class Pipeline:
         elif self.journal is None:
             self.cursor.renew()  # or each child would take the others' batches for its own
 
+    async def adopt_all(self) -> None:
+        """Return when what other processes have left behind is written, as far as it can be."""
+        self.home.ensure()
+        if self.recovery is not None:
+            self.recovery.begin_again()
+            self._alarm.notice(now=True)
+            await self.recovery.done_once.wait()
+
     # ---- its end
 
     async def close(self) -> None:

@@ -80,12 +80,25 @@ class Bringer:
             }
             for person in people
         ]
+        gone = await self._deleted(rows)
+        there = [row for row in rows if row["identifier"] not in gone]
         statement = self._store.statements.claimants
-        await self._store.write(statement, users=orjson.dumps(rows).decode())
+        await self._store.write(statement, users=orjson.dumps(there).decode())
         known = await self._known([row["identifier"] for row in rows])
         for person, row in zip(people, rows, strict=True):
-            self._users[person["id"]] = known[row["identifier"]]
-        self.brought.rows["user"] += len(people)
+            self._users[person["id"]] = known.get(row["identifier"]) or gone[row["identifier"]]
+        for row in rows:
+            (self.brought.rows if row["identifier"] in known else self.brought.deleted)["user"] += 1
+
+    async def _deleted(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+        """By login name, the ids under which those are noted whom somebody has deleted here."""
+        await self._store.prepare()
+        names = {row["identifier"]: self._store.name_id(row["identifier"]) for row in rows}
+        ids = [*names.values(), *(row["id"] for row in rows)]
+        asked = orjson.dumps(ids).decode()
+        noted = set(await self._store.read(self._store.statements.noted_users, user_ids=asked))
+        gone = {row["identifier"]: row["id"] for row in rows if row["id"] in noted}
+        return {**gone, **{identifier: name for identifier, name in names.items() if name in noted}}
 
     async def _others(self, people: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         """New ids for those whose id somebody else has here."""

@@ -17,6 +17,7 @@ class _Database:
 
     def __init__(self) -> None:
         self.users: dict[str, dict[str, Any]] = {}
+        self.deleted: set[str] = set()
         self.away = False
 
     async def find(self, identifier: str) -> PersistedUser | None:
@@ -24,8 +25,10 @@ class _Database:
         metadata = self.users.get(identifier)
         return None if metadata is None else _stored(identifier, metadata)
 
-    async def save(self, user: User) -> PersistedUser:
+    async def save(self, user: User, moment: int | None) -> PersistedUser | None:
         self._reach()
+        if moment is not None and user.identifier in self.deleted:
+            return None
         self.users[user.identifier] = dict(user.metadata)
         return _stored(user.identifier, user.metadata)
 
@@ -99,6 +102,7 @@ async def test_what_a_login_says_in_an_outage_counts_at_once_and_is_stored_later
 
 async def test_what_a_caller_does_to_the_user_is_not_remembered(database: _Database, known: People) -> None:
     user = await known.save(User(identifier="ada", metadata={}))
+    assert user is not None
     user.metadata["role"], user.display_name = "admin", "Ada"
     database.away = True
     for _ in range(2):
@@ -118,3 +122,20 @@ async def test_as_many_are_remembered_as_fit(
     with pytest.raises(TransientError):
         await known.find("ada")
     assert (await known.find("bob")) is not None
+
+
+@pytest.mark.parametrize("is_told", [False, True])
+async def test_who_is_deleted_is_not_made_again_by_a_login_of_before(
+    database: _Database, known: People, is_told: bool
+) -> None:
+    await known.save(User(identifier="ada"))
+    database.away = True
+    await known.save(User(identifier="ada", metadata={"role": "writer"}))
+    database.away = False
+    del database.users["ada"]
+    database.deleted.add("ada")
+    if is_told:  # the process that deletes them
+        known.forget("ada")
+    assert await known.find("ada") is None
+    assert await known.save(User(identifier="ada")) is not None
+    assert await known.find("ada") is not None

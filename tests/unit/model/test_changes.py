@@ -21,7 +21,7 @@ WRITTEN = {WRITTEN_AT: 1}
 @pytest.fixture(autouse=True)
 def _fixed_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cleaning, "now", lambda: NOW)
-    monkeypatch.setattr(changes, "_next_moment", lambda: 1)
+    monkeypatch.setattr(changes, "next_moment", lambda: 1)
 
 
 def step(**values: Any) -> Upsert:

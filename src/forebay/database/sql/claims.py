@@ -35,11 +35,11 @@ class Claims(Compiler):
 
     @cached_property
     def known_users(self) -> Statement:
-        """The ids of those of `user_ids`, a JSON array, that are there, a row each."""
+        """The ids of those of `user_ids`, a JSON array, that are there, a row each; nobody deletes them meanwhile."""
         given = self._sql.given("user_ids")
         ids = sa.select(sa.cast(given.c.value, users.c.id.type))
-        found = sa.select(sa.cast(users.c.id, sa.Text()))
-        return self._compile(found.where(self._sql.among(users.c.id, ids)))
+        found = sa.select(sa.cast(users.c.id, sa.Text())).where(self._sql.among(users.c.id, ids))
+        return self._compile(found.with_for_update(read=True, key_share=True))
 
     @cached_property
     def users_called(self) -> Statement:

@@ -13,7 +13,16 @@ from forebay.database.sql.dialect import Expression, Sql, literal
 from forebay.database.sql.discards import note_garbage
 from forebay.database.sql.statement import Compiler, Statement, id_parameter
 from forebay.model import schema
-from forebay.model.schema import WRITTEN_AT, deleted, elements, feedbacks, steps, threads, tombstones
+from forebay.model.schema import (
+    WRITTEN_AT,
+    deleted,
+    elements,
+    feedbacks,
+    steps,
+    threads,
+    tombstones,
+    users,
+)
 
 
 class Deletes(Compiler):
@@ -69,6 +78,7 @@ def _deletes(sql: Sql) -> dict[str, tuple[sa.sql.ClauseElement | None, ...]]:
     return {
         "steps": _delete_step(sql),
         "threads": _delete_thread(sql),
+        "users": _delete_user(sql),
         "elements": _delete_element(sql),
         "feedbacks": _delete_feedback(sql),
     }
@@ -167,6 +177,36 @@ def _delete_thread(sql: Sql) -> tuple[sa.sql.ClauseElement | None, ...]:
         sa.delete(elements).where(of_thread),
         sa.delete(steps).where(steps.c.threadId == key),
         sa.delete(threads).where(threads.c.id == key),
+    )
+
+
+def _delete_user(sql: Sql) -> tuple[sa.sql.ClauseElement | None, ...]:
+    """With their threads, few: whoever deletes a person deletes those one by one before. See `layer.delete_user`."""
+    key = id_parameter("id")
+    owned = threads.c.userId == key
+    mine = sa.select(threads.c.id).where(owned)
+    in_mine = sql.among(steps.c.threadId, mine)
+    attached = sql.among(elements.c.threadId, mine) | (
+        sql.among(elements.c.forId, sa.select(steps.c.id).where(in_mine)) & elements.c.threadId.is_(None)
+    )
+    found = sa.select(threads.c.id, sql.moment()).where(owned)
+    tombstone = sql.insert(tombstones).from_select(["thread_id", "deleted_at"], found)
+    return (
+        sql.held(
+            sa.select(users.c.id).where(users.c.id == key)
+        ),  # who begins a thread of theirs waits, and fails
+        sa.update(threads).values(createdAt=threads.c.createdAt).where(owned),
+        tombstone.on_conflict_do_update(
+            index_elements=["thread_id"], set_={"deleted_at": tombstone.excluded.deleted_at}
+        ),
+        _note(sql, threads, owned),
+        sa.delete(feedbacks).where(sql.among(feedbacks.c.threadId, mine)),
+        _discard(sql, attached),
+        sa.delete(elements).where(attached),
+        sa.delete(steps).where(in_mine),
+        sa.delete(threads).where(owned),
+        _note(sql, users, users.c.id == key),
+        sa.delete(users).where(users.c.id == key),
     )
 
 

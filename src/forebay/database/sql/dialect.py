@@ -126,6 +126,9 @@ class Sql(Protocol):
     def locked(self, thread: sa.Select[Any]) -> Any | None:
         """What holds back who writes into this thread, and makes them look again. None where all wait anyway."""
 
+    def names_held(self, given: FromClause) -> Any | None:
+        """What holds back who wants one of the same names, until the transaction ends. None where all wait anyway."""
+
     def unmoved(self) -> Expression | None:
         """Whether the thread that an upsert met is as the statement saw it when it began; fails where it is not."""
 

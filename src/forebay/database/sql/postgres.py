@@ -198,6 +198,10 @@ class PostgresSql:
         same = sa.update(threads).values(createdAt=threads.c.createdAt)
         return same.where(threads.c.id == thread.scalar_subquery())
 
+    def names_held(self, given: FromClause) -> Any:
+        """By locks that stand for nothing else; as another name's they would only make somebody wait."""
+        return sa.select(sa.func.pg_advisory_xact_lock(literal(_OF_NAMES), sa.func.hashtext(given.c.value)))
+
     def unmoved(self) -> Expression:
         """By the row's version. A statement waits for a lock, and then goes on with what it saw before."""
         seen = sa.select(_SEEN_VERSION).select_from(_SEEN).where(_SEEN.c.id == _MET_ID).scalar_subquery()
@@ -230,6 +234,7 @@ class PostgresSql:
         return sa.cast(sa.bindparam(name, type_=sa.Text()), kind)
 
 
+_OF_NAMES = 1717857  # among the advisory locks of the database
 # A thread as the statement saw it when it began, and the row that its upsert meets.
 _SEEN = threads.alias("seen")
 _SEEN_VERSION: Expression = sa.literal_column("seen.xmin")

@@ -181,6 +181,9 @@ class SqliteSql:
     def locked(self, thread: sa.Select[Any]) -> None:
         """A transaction has the file to itself before it looks at anything."""
 
+    def names_held(self, given: FromClause) -> None:
+        """See `locked`."""
+
     def unmoved(self) -> None:
         """See `locked`."""
 

@@ -8,6 +8,7 @@ from sqlalchemy.engine import Dialect
 
 from forebay.database.sql.bookkeeping import Bookkeeping
 from forebay.database.sql.claims import Claims
+from forebay.database.sql.deleted_users import DeletedUsers
 from forebay.database.sql.deletes import Deletes
 from forebay.database.sql.reads import Reads
 from forebay.database.sql.step_threads import StepThreads
@@ -15,7 +16,7 @@ from forebay.database.sql.upserts import Upserts
 from forebay.model import schema
 
 
-class Statements(Upserts, Claims, StepThreads, Deletes, Bookkeeping, Reads):
+class Statements(Upserts, Claims, StepThreads, Deletes, DeletedUsers, Bookkeeping, Reads):
     """All of them, in one database's SQL."""
 
     def __init__(self, dialect: Dialect) -> None:

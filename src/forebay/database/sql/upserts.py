@@ -395,13 +395,23 @@ class Upserts(Compiler):
 
     @cached_property
     def create_user(self) -> Statement:
-        """Insert a user or replace its metadata; returns the stored user."""
-        insert = self._sql.insert(users).values(
-            id=id_parameter("id"),
-            identifier=text_parameter("identifier"),
-            metadata=self._sql.json_parameter("metadata"),
-            createdAt=text_parameter("createdAt"),
+        """Insert a user or replace its metadata; returns the stored user.
+
+        No row for who was deleted, which is noted as `name_id`, at `moment` or later: it is a login of before that.
+        """
+        values = {
+            "id": id_parameter("id"),
+            "identifier": text_parameter("identifier"),
+            "metadata": self._sql.json_parameter("metadata"),
+            "createdAt": text_parameter("createdAt"),
+        }
+        gone = sa.select(deleted.c.id).where(
+            deleted.c.kind == literal("users"),
+            deleted.c.id == id_parameter("name_id"),
+            deleted.c.deleted_at >= sa.bindparam("moment", type_=sa.BigInteger()),
         )
+        found = sa.select(*values.values()).where(~sa.exists(gone))
+        insert = self._sql.insert(users).from_select(list(values), found)
         merged = insert.on_conflict_do_update(
             index_elements=["identifier"], set_={"metadata": insert.excluded.metadata}
         )
