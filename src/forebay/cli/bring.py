@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from forebay.transfer.change_over import ChangeOver, Pass
     from forebay.transfer.clocks import Zones
 
+_SAMPLED_ROWS = 5000
 _SHORT_PASS = 5.0  # seconds; what is left after such a pass, the last one takes while nobody writes
 
 
@@ -117,7 +119,7 @@ class _Wanted:
     is_flag=True,
     envvar="FOREBAY_IMPORT_DRY_RUN",
     show_envvar=True,
-    help="Say what is in it and what would be left out, and write nothing.",
+    help="Say what is in it, what would be left out, and about how long it takes and how much room; write nothing.",
 )
 @options.yes
 @click.option(
@@ -188,9 +190,19 @@ def _bring_file(
     if not path.is_file():
         raise click.UsageError(f"{path}: there is no such file")
     if dry_run:
-        return {"rows": lines.verify(path)}, True
+        found = lines.verify(path)
+        return {"rows": found, "about": _estimate(path, sum(found.values()))}, True
     brought = asyncio.run(_bring(application, path, folder))
     return _report(brought), not brought.refused
+
+
+def _estimate(path: Path, rows: int) -> dict[str, int]:
+    from forebay.transfer import lines
+    from forebay.transfer.estimate import Sample
+
+    sample, some = Sample(), list(islice(lines.rows(path), _SAMPLED_ROWS))
+    sample.add(some)
+    return sample.of(len(some) / rows if rows else 0)
 
 
 async def _bring(application: Application, path: Path, folder: Path | None) -> Brought:
@@ -234,9 +246,9 @@ async def _change_over(
 
 
 async def _look(change_over: ChangeOver) -> tuple[Mapping[str, Any], bool]:
-    looked, zones = await change_over.look()
+    looked, zones, about = await change_over.look()
     report = {"rows": looked.rows, "left_out": looked.left_out, "without_uuid": looked.no_uuids}
-    return {**report, "clocks": _shown(zones), "may_be_hidden": list(looked.hidden)}, True
+    return {**report, "clocks": _shown(zones), "may_be_hidden": list(looked.hidden), "about": about}, True
 
 
 async def _copy(change_over: ChangeOver, wanted: _Wanted) -> tuple[Mapping[str, Any], bool]:

@@ -23,10 +23,12 @@ from forebay.model import schema
 from forebay.model.schema import NOTES, WRITTEN_AT, Merge, merge_of
 from forebay.transfer.bring import Bringer, Brought, Progress
 from forebay.transfer.clocks import Zones, settled
+from forebay.transfer.estimate import SAMPLED, Sample
 from forebay.transfer.official_rows import Copy
 
 _THREADS_A_PAGE = 200
 _THREADS_AT_ONCE = 20  # whose rows are in memory
+_ANY_TIME = 2**62
 MOST_GONE = 0.05  # of what was copied
 
 
@@ -72,11 +74,22 @@ class ChangeOver:
         self._choices = choices
         self._zones = Zones()
 
-    async def look(self) -> tuple[Looked, Zones]:
-        """What there is, and its clocks' zones. Raises SchemaError, or SettingsError where the zones are not clear."""
+    async def look(self) -> tuple[Looked, Zones, dict[str, int]]:
+        """What there is, its clocks' zones, and about how many seconds and megabytes it takes.
+
+        Raises SchemaError, or SettingsError where the zones are not clear.
+        """
         await self._source.whose()
         async with self._source.page() as page:
-            return await page.looked(), await self._settle(page)
+            looked, self._zones = await page.looked(), await self._settle(page)
+            return looked, self._zones, await self._estimate(page, looked.rows["thread"])
+
+    async def _estimate(self, page: Page, threads: int) -> dict[str, int]:
+        ids, copy, sample = await page.some(SAMPLED), self._copy(_ANY_TIME), Sample()
+        for start in range(0, len(ids), _THREADS_AT_ONCE):
+            for found in await page.threads(ids[start : start + _THREADS_AT_ONCE]):
+                sample.add(copy.rows(found, 0, Counter()))
+        return sample.of(len(ids) / threads if threads else 0)
 
     async def prepare(self) -> Zones:
         """Look whether all is as it must be before anything is written."""
