@@ -74,6 +74,7 @@ async def test_writes_are_taken_until_a_quiet_spell(
         spell.set()
     (await spells.next()).set()
     await closing
+    spells.over()
     assert list(folder.iterdir()) == []
     after = make_layer(migrated_url)
     assert await _outputs(after, thread_id) == [str(number) for number in range(6)]

@@ -73,6 +73,7 @@ async def daemon(folder: Path, url: str, address: str = "off") -> AsyncIterator[
             "FOREBAY_METRICS_ADDRESS": address,
             "FOREBAY_DATABASE_URL": url,
             "FOREBAY_CLOSE_TIMEOUT": "5",
+            "FOREBAY_JOURNAL_KEEP": "0",
         },
     )
     try:

@@ -288,7 +288,7 @@ async def test_close_leaves_what_is_parked_to_the_next_process(
         await layer.close()
         assert len(await _outputs(audit, other)) == 2
         (left,) = layer.settings.journal_dir.glob("*.journal")
-        layer = make_journaled(migrated_postgres_url)
+        layer = make_journaled(migrated_postgres_url, journal_keep=0)
         await layer.start()
         await _is_parked(layer)  # it is held up still, in another lane
         await until(lambda: not left.exists())

@@ -157,7 +157,7 @@ async def test_a_journal_is_adopted_while_the_layer_runs(
     make_layer: MakeLayer, migrated_url: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recovery, "INTERVAL", 0.02)
-    layer, values = make_layer(migrated_url), a_step(str(uuid.uuid4()))
+    layer, values = make_layer(migrated_url, journal_keep=0), a_step(str(uuid.uuid4()))
     assert await layer.get_step(values["id"]) is None
     path = await leave_behind(folder, step(values))
     await gone(path)

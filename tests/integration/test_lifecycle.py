@@ -130,6 +130,7 @@ async def test_what_is_written_while_it_closes_is_written(
         spell.set()
     (await spells.next()).set()
     await closing
+    spells.over()
     after = make_layer(emptied_url)
     assert [(await stored_step(after, step["id"]))["id"] for step in late] == [s["id"] for s in late]
 

@@ -8,7 +8,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from playwright.async_api import Browser, BrowserContext, Locator, Page, Request, async_playwright, expect
+from playwright.async_api import (
+    Browser,
+    BrowserContext,
+    Error,
+    Locator,
+    Page,
+    Request,
+    async_playwright,
+    expect,
+)
 
 from tests.support.programs import program
 
@@ -42,7 +51,7 @@ class ChatPage:
         self.page = page
         self.url = url
         self.troubles: list[str] = []
-        page.on("pageerror", lambda error: self.troubles.append(f"error: {error}"))
+        page.on("pageerror", self._note_error)
         page.on("requestfailed", self._note_failure)
         page.on("response", lambda response: self._note_status(response.status, response.url))
 
@@ -62,6 +71,11 @@ class ChatPage:
         given_up = request.resource_type == "media" or request.failure == "net::ERR_ABORTED"
         if request.url.startswith(self.url) and not given_up:
             self.troubles.append(f"{request.failure}: {request.url}")
+
+    def _note_error(self, error: Error) -> None:
+        # Who leaves a page while a PDF is drawn there ends that.
+        if "Worker was terminated" not in str(error):
+            self.troubles.append(f"error: {error}")
 
     def _note_status(self, status: int, url: str) -> None:
         if url.startswith(self.url) and status >= 400:

@@ -15,6 +15,7 @@ class QuietSpells:
     """From here on a spell lasts until it is ended."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
         self._begun: asyncio.Queue[asyncio.Event] = asyncio.Queue()
         sleep = anyio.sleep
 
@@ -28,6 +29,10 @@ class QuietSpells:
 
         monkeypatch.setattr(pipeline, "_QUIET_SPELL", FOR_EVER)
         monkeypatch.setattr(anyio, "sleep", last)
+
+    def over(self) -> None:
+        """From now on none lasts."""
+        self._monkeypatch.setattr(pipeline, "_QUIET_SPELL", 0.0)
 
     async def next(self) -> asyncio.Event:
         """Wait until one begins; what ends it."""
