@@ -47,11 +47,11 @@ def _pass(source: str, target: str) -> tuple[dict[str, Any], float, float, float
     """What a pass has told, its time, its CPU and its peak memory."""
     began = time.monotonic()
     reader, writer = os.pipe()
-    command = [sys.executable, "-m", "forebay", "import", source, "--database-url", target, "--json"]
+    command = [sys.executable, "-m", "forebay", "import", source, "--json"]
     process = os.posix_spawn(
         sys.executable,
         command,
-        {**os.environ, "FOREBAY_AUTO_MIGRATE": "true"},
+        {**os.environ, "FOREBAY_AUTO_MIGRATE": "true", "FOREBAY_DATABASE_URL": target},
         file_actions=[(os.POSIX_SPAWN_DUP2, writer, 1), (os.POSIX_SPAWN_CLOSE, reader)],
     )
     os.close(writer)

@@ -389,7 +389,7 @@ def strict_server() -> Iterator[PostgresServer]:
         server.execute("CREATE ROLE ada LOGIN PASSWORD 'right'")
         server.execute("CREATE ROLE eve LOGIN")
         rules = server.data / "pg_hba.conf"
-        rules.write_text(f"host all ada 127.0.0.1/32 scram-sha-256\n{rules.read_text()}")
+        rules.write_text(f"host all ada 127.0.0.1/32 md5\n{rules.read_text()}")
         server.execute("SELECT pg_reload_conf()")
         yield server
 

