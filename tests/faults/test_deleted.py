@@ -18,6 +18,7 @@ from forebay import Settings
 from forebay.database.store import LeftOut, Store
 from forebay.model import changes
 from forebay.model.changes import Change, Delete, Upsert, decode, encode
+from tests.support.examples import examples
 from tests.support.patience import patience
 
 THREAD, OTHER = str(uuid.UUID(int=1)), str(uuid.UUID(int=2))
@@ -113,6 +114,70 @@ async def test_what_hangs_on_a_deleted_step_stays_out(store: Store) -> None:
         assert await column(store, f"SELECT id FROM {table}") == []
 
 
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("together", [False, True])
+async def test_what_hangs_on_what_never_came_of_a_deleted_step_stays_out(
+    store: Store, *, late: bool, together: bool
+) -> None:
+    """A process made them, and another has deleted the step above before they came."""
+    grandchild, deep = str(uuid.uuid4()), str(uuid.uuid4())
+    await store.apply([a_step()])
+    made: list[Change] = [
+        a_step(CHILD, parentId=STEP),
+        changes.fold(a_step(grandchild, parentId=CHILD), a_step(grandchild, made=False, parentId=CHILD)),
+        a_step(deep, parentId=grandchild),
+        an_element(step=CHILD),
+        changes.feedback({"id": FEEDBACK, "threadId": THREAD, "forId": grandchild, "value": 1}),
+    ]
+    await store.apply([Delete("steps", STEP)])
+    batches = [made] if together else [[change] for change in made]
+    gone = [len(await store.apply(batch, late=late)) for batch in batches]
+    assert sum(gone) == len(made)
+    for table in MADE:
+        assert await column(store, f"SELECT id FROM {table}") == []
+    anew = a_step(CHILD, parentId=STEP)
+    assert await store.apply([anew, a_step(grandchild, parentId=CHILD)]) == frozenset()
+
+
+async def test_what_came_before_a_step_that_stays_out_goes_with_it(store: Store) -> None:
+    await store.apply([a_step()])
+    late, below = a_step(CHILD, parentId=STEP), a_step(str(uuid.uuid4()), parentId=CHILD)
+    elsewhere = a_step(str(uuid.uuid4()), OTHER, parentId=CHILD)
+    await store.apply([below, elsewhere])
+    await store.apply([Delete("steps", STEP), late])
+    assert await column(store, "SELECT id FROM steps") == [elsewhere.key]
+
+
+async def test_a_late_delete_leaves_what_was_made_anew_without_what_hung_on_it(store: Store) -> None:
+    await store.apply([a_feedback(), an_element(), a_step(CHILD, parentId=STEP)])
+    delete = Delete("steps", STEP)
+    await store.apply([a_step(output="anew")])
+    await store.apply([delete], late=True)
+    assert await column(store, "SELECT output FROM steps") == ["anew"]
+    for table in ("feedbacks", "elements"):
+        assert await column(store, f"SELECT id FROM {table}") == []
+
+
+async def test_a_late_delete_of_a_thread_leaves_what_was_said_since(store: Store) -> None:
+    """As in a conversation: one process ended with the delete, another has gone on."""
+    before = a_step()
+    await store.apply([before, an_element(), a_feedback()])
+    delete = Delete("threads", THREAD, THREAD)
+    await store.apply([a_step(CHILD, output="since")])
+    await store.apply([delete], late=True)
+    assert await column(store, "SELECT output FROM steps") == ["since"]
+    assert await column(store, "SELECT id FROM elements UNION SELECT id FROM feedbacks") == []
+    assert await store.apply([a_step(str(uuid.uuid4()))]) == frozenset()
+    assert await store.apply([before], late=True) == {LeftOut(0, "deleted_thread")}
+
+
+async def test_an_older_feedback_that_comes_after_the_delete_stays_out(store: Store) -> None:
+    older, newer, newest = a_feedback(str(uuid.uuid4())), a_feedback(), a_feedback(str(uuid.uuid4()))
+    await store.apply([a_step(), newer, Delete("feedbacks", FEEDBACK)])
+    assert await store.apply([older]) == {LeftOut(0, "deleted")}
+    assert await store.apply([newest]) == frozenset()
+
+
 async def test_a_deleted_feedback_does_not_show_the_one_before(store: Store) -> None:
     older, newer = str(uuid.uuid4()), str(uuid.uuid4())
     late = a_feedback(older)
@@ -139,7 +204,7 @@ async def test_notes_of_deletions_go_by_the_databases_clock(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(time, "time_ns", lambda: 1_000_000_000)
-    monkeypatch.setattr(changes, "_last_moment", 0)
+    _forget_the_time(monkeypatch)
     late = a_step()
     await store.apply([a_step(), Delete("steps", STEP), Delete("threads", OTHER, OTHER)])
     await store.apply([Delete("threads", str(uuid.uuid4()))])
@@ -157,27 +222,71 @@ async def test_a_thread_that_others_brought_back_is_swept_away(store: Store) -> 
 # ---- clocks
 
 
+def _forget_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a process that has just begun."""
+    monkeypatch.setattr(changes, "_last_moment", 0)
+    monkeypatch.setattr(changes, "_database_ahead", None)
+
+
+def _clock_off(monkeypatch: pytest.MonkeyPatch, hours: int) -> None:
+    real = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: real() + hours * 3600 * 10**9)
+
+
+@pytest.mark.parametrize("hours", [1, -1])
+async def test_the_databases_clock_tells_when_what_was_written(
+    migrated_postgres_url: str, hours: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine whose clock is wrong writes, and leaves a journal; nobody has touched the row since."""
+    here, there = (Store(migrated_postgres_url, Settings(journal_dir=tmp_path)) for _ in range(2))
+    await here.apply([a_step(output="1")])
+    with monkeypatch.context() as wrong:
+        _forget_the_time(wrong)
+        _clock_off(wrong, hours)
+        await there.prepare()
+        journaled, delete = a_step(output="2"), Delete("steps", CHILD)
+    await here.apply([journaled], late=True)
+    assert await column(here, "SELECT output FROM steps") == ["2"]
+    await here.apply([a_step(output="3")])
+    await here.apply([journaled, delete], late=True)
+    assert await column(here, "SELECT output FROM steps") == ["3"]
+    for store in (here, there):
+        await store.close()
+
+
+async def test_a_delete_by_a_clock_that_was_ahead_keeps_nothing_out_for_long(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as ahead:
+        _forget_the_time(ahead)
+        _clock_off(ahead, 1)
+        delete = Delete("steps", STEP)
+    await store.apply([a_step(), delete])
+    (deleted_at,) = await column(store, "SELECT deleted_at FROM forebay_deleted")
+    assert int(deleted_at) < delete.moment - 3000 * 10**6
+
+
 async def test_a_clock_that_was_ahead_does_not_replace_what_came_after(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(changes, "_last_moment", 0)
+    _forget_the_time(monkeypatch)
     real = time.time_ns
     with monkeypatch.context() as ahead:
         ahead.setattr(time, "time_ns", lambda: real() + 3600 * 10**9)
         old = a_step(output="old")
-    monkeypatch.setattr(changes, "_last_moment", 0)
+    _forget_the_time(monkeypatch)
     await store.apply([a_step(output="new")])
     await store.apply([old], late=True)
     assert await column(store, "SELECT output FROM steps") == ["new"]
 
 
 def test_moments_are_later_than_what_a_journal_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(changes, "_last_moment", 0)
+    _forget_the_time(monkeypatch)
     real = time.time_ns
     with monkeypatch.context() as ahead:
         ahead.setattr(time, "time_ns", lambda: real() + 3600 * 10**9)
         encoded = encode([a_step(), Delete("steps", STEP)])
-    monkeypatch.setattr(changes, "_last_moment", 0)
+    _forget_the_time(monkeypatch)
     _, delete = decode(encoded)
     assert isinstance(delete, Delete)
     assert a_step().row["forebayWrittenAt"] > delete.moment
@@ -309,7 +418,7 @@ operations = st.lists(
 
 
 @given(done=operations, held=st.lists(st.booleans(), min_size=12, max_size=12))
-@settings(deadline=None)
+@settings(max_examples=examples(25))
 async def test_a_step_is_there_when_it_was_made_after_its_last_delete(
     opened: Open, done: list[Written], held: list[bool]
 ) -> None:

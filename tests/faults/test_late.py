@@ -70,7 +70,7 @@ async def count_of(layer: ForebayDataLayer, table: str) -> int:
 
 
 async def test_a_thread_that_another_process_has_deleted_stays_deleted(
-    make_layer: MakeLayer, migrated_url: str
+    make_layer: MakeLayer, migrated_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     here, there, thread_id = make_layer(migrated_url), make_layer(migrated_url), str(uuid.uuid4())
     await here.create_step(a_step(thread_id))
@@ -86,6 +86,7 @@ async def test_a_thread_that_another_process_has_deleted_stays_deleted(
     assert here._engine.counts.dropped == {"deleted_thread": 1}
     await here.create_step(a_step(thread_id))
     assert here._engine.inbox.pending == 0, "the process has learnt it"
+    assert "its thread was deleted" in caplog.text
 
 
 async def test_a_journal_does_not_bring_a_deleted_thread_back(

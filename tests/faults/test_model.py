@@ -1,6 +1,6 @@
 """The engine against a plain dictionary, with the database's answers held, released, refused and lost in any order.
 
-The event loop and its clock are stepped, so that an example does the same each time. The store, its SQLite file
+The event loop and its clock are stepped, so that an example does the same each time. The store, its database
 and the journal are real; what the test decides is when a call to the database goes through and how it ends.
 """
 
@@ -14,13 +14,15 @@ import random
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Awaitable, Callable, Sequence
+import uuid
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 from unittest.mock import patch
 
+import asyncpg
 import pytest
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -40,17 +42,25 @@ from forebay.errors import LayerClosed, QueueFull, RowError, TransientError
 from forebay.journal import journal
 from forebay.journal.journal import Journal
 from forebay.layer import dicts
-from forebay.model import changes
+from forebay.model import changes, schema
 from forebay.model.changes import Change, Delete, Upsert
 from forebay.pipeline.pipeline import Pipeline
 from forebay.pipeline.queue import Inbox
 from forebay.primitives import backoff
 from forebay.settings import Durability
 from forebay.telemetry.collector import Metrics
+from tests.support.examples import examples
+from tests.support.postgres import run_apart
 from tests.support.stepped_loop import SteppedLoop
 
 _T = TypeVar("_T")
 
+# Ids by the names that they have here.
+IDS = {
+    name: str(uuid.uuid5(uuid.NAMESPACE_OID, name))
+    for name in ("t0", "t1", "t0-s0", "t0-s1", "t1-s0", "t1-s1")
+}
+NAMES = {key: name for name, key in IDS.items()}
 THREADS = ("t0", "t1")
 STEPS = {"t0-s0": "t0", "t0-s1": "t0", "t1-s0": "t1", "t1-s1": "t1"}
 REFUSED = "t1-s1"  # the database refuses this row
@@ -61,11 +71,24 @@ _JOURNAL_BYTES = 2 * 1024  # ten, as JSON is smaller than what holds it in memor
 _RECOVERY_PATIENCE = 5.0
 
 # A step's output is the number of its write, so a smaller one must never take a greater one's place.
-_AUDIT = """
-CREATE TABLE backwards (id TEXT, stored TEXT, came TEXT);
-CREATE TRIGGER backwards AFTER UPDATE ON steps WHEN CAST(NEW.output AS INTEGER) < CAST(OLD.output AS INTEGER)
-BEGIN INSERT INTO backwards VALUES (NEW.id, OLD.output, NEW.output); END;
-"""
+_BACKWARDS = (
+    "CREATE TRIGGER backwards AFTER UPDATE ON steps {row} WHEN"
+    " (CAST(NEW.output AS INTEGER) < CAST(OLD.output AS INTEGER)) {action};"
+)
+_AUDIT = {
+    "sqlite": "CREATE TABLE backwards (id TEXT, stored TEXT, came TEXT);"
+    + _BACKWARDS.format(
+        row="", action="BEGIN INSERT INTO backwards VALUES (NEW.id, OLD.output, NEW.output); END"
+    ),
+    "postgresql": "CREATE TABLE backwards (id TEXT, stored TEXT, came TEXT);"
+    "CREATE FUNCTION backwards() RETURNS trigger LANGUAGE plpgsql AS $$"
+    " BEGIN INSERT INTO backwards VALUES (NEW.id, OLD.output, NEW.output); RETURN NULL; END $$;"
+    + _BACKWARDS.format(row="FOR EACH ROW", action="EXECUTE FUNCTION backwards()"),
+}
+_EMPTIED = (
+    *(table.name for table in schema.WRITE_ORDER),
+    *("forebay_checkpoints", "forebay_tombstones", "forebay_deleted", "forebay_garbage", "backwards"),
+)
 
 
 # ---- the dictionary
@@ -139,7 +162,11 @@ def _viewed(document: dict[str, Any] | None) -> Any:
         return None
     thread = dicts.thread(document)
     steps = {
-        step["id"]: (step["output"], step["name"], step["feedback"] and step["feedback"]["value"])
+        NAMES.get(step["id"], step["id"]): (
+            step["output"],
+            step["name"],
+            step["feedback"] and step["feedback"]["value"],
+        )
         for step in thread["steps"]
     }
     return {"name": thread["name"], "metadata": thread["metadata"], "steps": steps}
@@ -180,9 +207,9 @@ class GatedStore(Store):
         apart: bool = False,
     ) -> frozenset[str | LeftOut]:
         def act() -> Awaitable[frozenset[str | LeftOut]]:
-            if self.locked & {change.thread_id or STEPS.get(change.key) for change in changes}:
+            if self.locked & {_thread_of(change) for change in changes}:
                 raise TransientError("somebody holds its thread", sqlstate="55P03")
-            if any(isinstance(change, Upsert) and change.key == REFUSED for change in changes):
+            if any(isinstance(change, Upsert) and NAMES.get(change.key) == REFUSED for change in changes):
                 raise RowError("this row is refused", sqlstate="22000")
             return super(GatedStore, self).apply(changes, checkpoint, late=late, share=share, apart=apart)
 
@@ -241,6 +268,10 @@ class GatedStore(Store):
             self.held.remove(held)
 
 
+def _thread_of(change: Change) -> str | None:
+    return NAMES.get(change.thread_id) if change.thread_id else STEPS.get(NAMES.get(change.key, ""))
+
+
 def _answer(held: Held, verdict: Verdict) -> None:
     if not held.verdict.done():
         held.verdict.set_result(verdict)
@@ -297,6 +328,82 @@ class Life:
         safe = [number for number, op in enumerate(self.log, 1) if op.acknowledged and op.survives]
         return max(self.flushed, *safe, 0)
 
+    @property
+    def unjournaled(self) -> frozenset[int]:
+        """Which of the log wait for their commit, as the journal had no room for them."""
+        return frozenset(seq for seq, _, _ in self.engine.intake._commits._waiters._heap)
+
+    def survivors(self, first: int) -> Iterator[list[Op]]:
+        """What a crash may leave: so many at least, and what the journal had no room for as far as it was written."""
+        missing = self.unjournaled
+        for number in range(first, self.accepted + 1):
+            for written in {0, *missing}:
+                yield [
+                    op for seq, op in enumerate(self.log[:number], 1) if seq <= written or seq not in missing
+                ]
+
+
+class Database:
+    """Where an example's rows go."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def prepare(self, folder: Path) -> str:
+        """The URL of one that is empty, but for its tables. `folder` is the example's own."""
+        raise NotImplementedError
+
+    def backwards(self) -> list[Any]:
+        """The updates that have taken a newer output away."""
+        raise NotImplementedError
+
+
+class SqliteFile(Database):
+    """A copy of a file."""
+
+    @override
+    def prepare(self, folder: Path) -> str:
+        self._file = folder / "forebay.db"
+        shutil.copy(self.url.removeprefix("sqlite:///"), self._file)
+        with closing(sqlite3.connect(self._file)) as connection:
+            connection.executescript(_AUDIT["sqlite"])
+        return f"sqlite:///{self._file}"
+
+    @override
+    def backwards(self) -> list[Any]:
+        with closing(sqlite3.connect(self._file)) as connection:
+            return connection.execute("SELECT * FROM backwards").fetchall()
+
+
+class Postgres(Database):
+    """One database, emptied before each example."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self._run(_AUDIT["postgresql"])
+
+    @override
+    def prepare(self, folder: Path) -> str:
+        self._run(f"TRUNCATE {', '.join(_EMPTIED)} CASCADE")
+        return self.url
+
+    @override
+    def backwards(self) -> list[Any]:
+        return self._run("SELECT * FROM backwards")
+
+    def _run(self, statement: str) -> list[Any]:
+        async def run() -> list[Any]:
+            connection = await asyncpg.connect(self.url)
+            try:
+                if not statement.startswith("SELECT"):
+                    await connection.execute(statement)
+                    return []
+                return list(await connection.fetch(statement))
+            finally:
+                await connection.close()
+
+        return run_apart(run)
+
 
 class _Even(random.Random):
     """No jitter: an example does the same each time."""
@@ -313,15 +420,12 @@ class EngineModel(RuleBasedStateMachine):
     """
 
     durability: ClassVar[Durability]
-    template: ClassVar[Path]
+    database: ClassVar[Database]
 
     def __init__(self) -> None:
         super().__init__()
         self._folder = Path(tempfile.mkdtemp(prefix="forebay-model-", dir=_memory_disk()))
-        self._file = self._folder / "forebay.db"
-        shutil.copy(self.template, self._file)
-        with closing(sqlite3.connect(self._file)) as connection:
-            connection.executescript(_AUDIT)
+        self._url = self.database.prepare(self._folder)
         self._loop = SteppedLoop(self._is_busy)
         self._reading = 0
         self._patches = contextlib.ExitStack()
@@ -357,7 +461,7 @@ class EngineModel(RuleBasedStateMachine):
             queue_timeout=30,
             close_timeout=20,
         ).model_copy(update={"journal_max_bytes": _JOURNAL_BYTES})  # below what an operator may set
-        store = GatedStore(f"sqlite:///{self._file}", settings)
+        store = GatedStore(self._url, settings)
         return Life(store, Pipeline(settings, store, Metrics(), clock=self._loop.time))
 
     @property
@@ -436,8 +540,8 @@ class EngineModel(RuleBasedStateMachine):
 
     async def _read(self, thread: str) -> Any:
         engine = self._life.engine
-        await engine.barrier.settle(thread)
-        return _viewed(await engine.barrier.read(self._life.store.statements.thread, id=thread))
+        await engine.barrier.settle(IDS[thread])
+        return _viewed(await engine.barrier.read(self._life.store.statements.thread, id=IDS[thread]))
 
     # ---- rules: what Chainlit does
 
@@ -446,12 +550,13 @@ class EngineModel(RuleBasedStateMachine):
         self._number += 1
         output = str(self._number)
         values = {"name": name, "output": output, "input": "x" * size}
-        row = {"id": key, "threadId": STEPS[key], "type": "run", "showInput": "true", **values}
+        row = {"id": IDS[key], "threadId": IDS[STEPS[key]], "type": "run", "showInput": "true", **values}
         self._write(changes.step(row), lambda state: state.write_step(key, values))
 
     @rule(key=st.sampled_from([*STEPS]), value=st.sampled_from([0, 1]))
     def rate(self, key: str, value: int) -> None:
-        row = {"id": f"feedback-{key}", "forId": key, "threadId": STEPS[key], "value": value}
+        feedback_id = str(uuid.uuid5(uuid.NAMESPACE_OID, f"feedback on {key}"))
+        row = {"id": feedback_id, "forId": IDS[key], "threadId": IDS[STEPS[key]], "value": value}
         self._write(changes.feedback(row), lambda state: state.rate(key, value))
 
     @rule(
@@ -460,16 +565,18 @@ class EngineModel(RuleBasedStateMachine):
         metadata=st.dictionaries(st.sampled_from("pq"), st.none() | st.integers(0, 3), max_size=2),
     )
     def change_thread(self, key: str, name: str | None, metadata: dict[str, Any]) -> None:
-        change = changes.thread(key, name, None, metadata)
+        change = changes.thread(IDS[key], name, None, metadata)
         self._write(change, lambda state: state.change_thread(key, name, metadata))
 
     @rule(key=st.sampled_from([*STEPS]))
     def delete_step(self, key: str) -> None:
-        self._write(Delete("steps", key), lambda state: state.delete_step(key), committed=True)
+        self._write(Delete("steps", IDS[key]), lambda state: state.delete_step(key), committed=True)
 
     @rule(key=st.sampled_from(THREADS))
     def delete_thread(self, key: str) -> None:
-        self._write(Delete("threads", key, key), lambda state: state.delete_thread(key), committed=True)
+        self._write(
+            Delete("threads", IDS[key], IDS[key]), lambda state: state.delete_thread(key), committed=True
+        )
 
     @rule(key=st.sampled_from(THREADS))
     def read_thread(self, key: str) -> None:
@@ -529,10 +636,9 @@ class EngineModel(RuleBasedStateMachine):
     @precondition(lambda self: bool(self._life.log) and self._keeps_an_order)
     @rule()
     def crash(self) -> None:
-        life = self._life
-        safe, accepted = life.safe, life.accepted
+        survived = [*self._life.survivors(self._life.safe)]
         self._kill()
-        self._leave(range(safe, accepted + 1))
+        self._leave(survived)
 
     @precondition(lambda self: bool(self._life.log) and self._keeps_an_order)
     @rule(verdict=st.sampled_from(["pass", "fail"]))
@@ -543,13 +649,14 @@ class EngineModel(RuleBasedStateMachine):
         life.store.decide(verdict)
         self._step()
         # What the journal had no room for is acknowledged by its commit, and in memory alone until then.
-        is_journaled = self.durability == "journal" and not life.engine.intake._commits._waiters
+        is_journaled = self.durability == "journal" and not life.unjournaled
+        survived = [*life.survivors(life.safe)]
         self._loop.complete(life.engine.close(), seconds=60.0)
         self._step()
         assert self._calls == [], "whoever waited is told"
         assert self._loop.complete(_other_tasks()) == set()
         everything = verdict == "pass" or is_journaled
-        self._leave(range(life.accepted if everything else life.safe, life.accepted + 1))
+        self._leave([life.log[: life.accepted]] if everything else survived)
 
     def _kill(self) -> None:
         """What is left of a process that has gone: its files, without its locks."""
@@ -566,9 +673,9 @@ class EngineModel(RuleBasedStateMachine):
         self._loop.complete(life.engine.lanes.close(LayerClosed("killed")))
         self._loop.complete(life.store.close())
 
-    def _leave(self, survived: range) -> None:
-        """So many of this life's writes may have survived; the next one begins."""
-        after = [state.after(self._life.log[:number]) for state in self.states for number in survived]
+    def _leave(self, survived: Sequence[Sequence[Op]]) -> None:
+        """These of this life's writes may have survived; the next one begins."""
+        after = [state.after(log) for state in self.states for log in survived]
         self.states = list({repr(vars(state)): state for state in after}.values())
         self._life = self._start()
 
@@ -598,10 +705,10 @@ class EngineModel(RuleBasedStateMachine):
         assert engine.inbox.applied_seq <= engine.inbox.accepted_seq
         assert len(self._life.log) == self._life.accepted + engine.inbox.waiting, repr(engine.inbox)
 
+    @precondition(lambda self: isinstance(self.database, SqliteFile))  # elsewhere it takes a connection
     @invariant()
     def never_goes_backwards(self) -> None:
-        with closing(sqlite3.connect(self._file)) as connection:
-            assert connection.execute("SELECT * FROM backwards").fetchall() == []
+        assert self.database.backwards() == []
 
     @override
     def teardown(self) -> None:
@@ -650,20 +757,17 @@ def _no_linger(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _model(url: str, durability: Durability) -> type[EngineModel]:
-    template = Path(url.removeprefix("sqlite:///"))
-    return type("Model", (EngineModel,), {"durability": durability, "template": template})
+    database = SqliteFile(url) if url.startswith("sqlite") else Postgres(url)
+    return type("Model", (EngineModel,), {"durability": durability, "database": database})
 
 
 @pytest.mark.parametrize("durability", ["memory", "journal", "commit"])
-def test_the_engine_does_what_a_dictionary_does(migrated_sqlite_url: str, durability: Durability) -> None:
-    machine = _model(migrated_sqlite_url, durability)
-    # An example is a hundred times as long as that of another property.
-    examples = hypothesis_settings().max_examples
+def test_the_engine_does_what_a_dictionary_does(migrated_url: str, durability: Durability) -> None:
+    machine = _model(migrated_url, durability)
+    # An example is a hundred times as long as that of another property, and on PostgreSQL longer.
+    count = examples(16) if migrated_url.startswith("sqlite") else examples(4)
     run_state_machine_as_test(
-        machine,
-        settings=hypothesis_settings(
-            max_examples=examples // 6 if examples <= 100 else examples, stateful_step_count=40
-        ),
+        machine, settings=hypothesis_settings(max_examples=count, stateful_step_count=40)
     )
 
 
@@ -695,13 +799,32 @@ FOUND: dict[str, list[_Rule]] = {
         ("database_works", {}),
         ("read_thread", {"key": "t1"}),
     ],
+    "what waits by itself comes from several journals, the newest first": [
+        ("rate", {"key": "t0-s0", "value": 0}),
+        ("crash", {}),
+        ("write_step", {"key": "t0-s1", "name": "a", "size": 0}),
+        ("crash", {}),
+        ("write_step", {"key": "t0-s1", "name": "a", "size": 0}),
+        ("flush", {}),
+        ("a_thread_is_held_up", {"key": "t0"}),
+        ("database_works", {}),
+        ("crash", {}),
+    ],
+    "the journal has room for what comes after what it had none for": [
+        ("database_works", {}),
+        ("change_thread", {"key": "t0", "name": None, "metadata": {}}),
+        ("write_step", {"key": "t0-s0", "name": "a", "size": 600}),
+        ("write_step", {"key": "t0-s0", "name": "a", "size": 600}),
+        ("change_thread", {"key": "t0", "name": None, "metadata": {}}),
+        ("crash", {}),
+    ],
 }
 
 
 @pytest.mark.parametrize("durability", ["memory", "journal", "commit"])
 @pytest.mark.parametrize("found", FOUND)
-def test_what_was_found_once(migrated_sqlite_url: str, found: str, durability: Durability) -> None:
-    machine = _model(migrated_sqlite_url, durability)()
+def test_what_was_found_once(migrated_url: str, found: str, durability: Durability) -> None:
+    machine = _model(migrated_url, durability)()
     try:
         for name, arguments in FOUND[found]:
             getattr(machine, name)(**arguments)

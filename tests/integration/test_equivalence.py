@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from forebay import ForebayDataLayer, Settings
 from forebay.attachments.keys import object_key
 from forebay.database.urls import parse_url
+from tests.support.examples import examples
 from tests.support.storage import MemoryStorage
 
 Document = dict[str, Any]
@@ -402,7 +403,7 @@ def unpacked(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["postgres", "sqlite"])
-@settings(max_examples=20, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@settings(max_examples=examples(20), phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(beginning=beginnings, further=st.lists(calls, min_size=10, max_size=30))
 async def test_reads_are_those_of_chainlits_layer(
     beginning: tuple[Call, ...], further: list[Call], sides: tuple[Side, Side], kind: str

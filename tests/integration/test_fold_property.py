@@ -21,6 +21,7 @@ from forebay import Settings
 from forebay.database.store import Store
 from forebay.model import changes, cleaning, schema
 from forebay.model.changes import Upsert
+from tests.support.examples import examples
 
 Values = dict[str, Any]
 
@@ -186,7 +187,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.mark.parametrize("table", TABLES)
 # Without shrinking: it would take minutes, and an example is small.
-@settings(max_examples=50, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@settings(max_examples=examples(50), phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(data=st.data())
 async def test_a_fold_stores_what_its_two_changes_store(
     data: st.DataObject, store: Store, clock: Clock, table: str

@@ -18,6 +18,7 @@ from forebay.model import changes, schema
 from forebay.model.changes import Upsert
 from forebay.model.schema import NOTES
 from tests.integration.test_fold_property import readable
+from tests.support.examples import examples
 
 THREAD, STEP, ELEMENT = (str(uuid.UUID(int=number)) for number in (1, 2, 3))
 _values = st.none() | st.integers(0, 9)
@@ -54,7 +55,7 @@ async def store(migrated_url: str, tmp_path: Path) -> AsyncIterator[Store]:
     await store.close()
 
 
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 @given(data=st.data())
 async def test_the_order_of_arrival_does_not_matter(data: st.DataObject, store: Store) -> None:
     drawn = data.draw(st.lists(steps | elements | threads, min_size=2, max_size=6))

@@ -11,7 +11,7 @@ import logging
 import sqlite3
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -36,6 +36,7 @@ from forebay.database.queries import Row, rows_of
 from forebay.database.replica import Replica
 from forebay.database.sql.batch_parameters import Documents, documents
 from forebay.database.sql.claims import claim_parameters, is_claim
+from forebay.database.sql.deletes import FOREVER
 from forebay.database.sql.dialect import MOVED, SEEN
 from forebay.database.sql.statement import Statement
 from forebay.database.sql.statements import statements_of
@@ -45,7 +46,7 @@ from forebay.database.translation import translated
 from forebay.database.urls import in_memory, is_postgres, label_of, location_of, parse_url
 from forebay.errors import RowError, SchemaError, SettingsError, TransientError
 from forebay.model import changes, schema
-from forebay.model.changes import Change, Delete, Upsert, lacks_thread
+from forebay.model.changes import Change, Delete, Upsert, lacks_thread, moment_of
 from forebay.model.ids import Ids
 from forebay.model.moments import Stored
 from forebay.primitives import threads
@@ -63,7 +64,6 @@ _OWNER_KEY = sa.text(
 )
 # From here on an answer is parsed beside the event loop: it takes milliseconds.
 _MANY_ROWS, _LONG_DOCUMENT = 500, 500_000
-_FOREVER = 2**63 - 1
 _LONGEST_STATEMENT = 64 * 1024  # bytes
 _LEAST_TIME = 1.0  # seconds; a smaller share of the time limit would tell nothing
 # A batch whose threads others have changed while it waited for them looks again, at most so often at once.
@@ -195,6 +195,8 @@ class Store:
     async def ask_id(self) -> str | None:
         """The id in the tables, and which copy of them this is: a copied database or schema keeps the id.
 
+        With it comes the time on the database's clock, which tells the moments of changes from then on.
+
         The server's own word for it is the same for every user and host, and behind a pooler that renames it. The
         tables stay as they are. Raises a DatabaseError, also where they are not forebay's yet.
         """
@@ -203,8 +205,13 @@ class Store:
             place = sa.func.concat(sa.func.current_database(), ".", sa.func.current_schema())
         with translated(self.location, sends_rows=False):
             async with self.engine.connect() as connection:
-                row = (await connection.execute(sa.select(schema.database.c.id, place))).first()
-                return f"{row[0]} {row[1]}" if row is not None else None
+                now = self.statements.moment if self._postgres else sa.null()
+                row = (await connection.execute(sa.select(schema.database.c.id, place, now))).first()
+                if row is None:
+                    return None
+                if self._postgres:  # a file has no clock but the machine's
+                    changes.follow(row[2])
+                return f"{row[0]} {row[1]}"
 
     async def _asks_for_owners(self) -> bool:
         """Whether the tables have the foreign key of a thread's owner, and it is looked at."""
@@ -369,7 +376,7 @@ class Store:
     async def _is_deleted(self, thread_id: str) -> bool:
         if self.ids.spell(thread_id) is None:
             return False
-        asked = {"thread_ids": orjson.dumps([thread_id]).decode(), "up_to": _FOREVER}
+        asked = {"thread_ids": orjson.dumps([thread_id]).decode(), "up_to": FOREVER}
         return bool(await self._one_document(self.statements.deleted_threads, asked))
 
     async def _apply(
@@ -599,15 +606,45 @@ class Store:
             if total[1] is None:
                 assert checkpoint is not None
                 return await self._already_in(driver, checkpoint)
-            changes.observe(total[2])
+            changes.follow(total[2])
             written = total[1]
         else:
             dead, written = await self._upsert_tables(driver, batch, late=late)
         if written == batch.rows:
             return frozenset()
         found = await driver.fetch(self.statements.left_out(late=late), batch.parameters)
-        left_out = {(table, _plain(key)): reason for table, key, reason in found}
+        left_out = {(table, _plain(key)): reason for table, key, reason, _ in found}
+        went = {_plain(key): at for _, key, reason, at in found if reason == "deleted" and at is not None}
+        if went:
+            left_out |= await self._delete_below(driver, upserts, went)
         return _as_spelled(upserts, {_plain(row[0]) for row in dead}, left_out)
+
+    async def _delete_below(
+        self, driver: Driver, upserts: Sequence[Upsert], went: Mapping[str, int]
+    ) -> dict[tuple[str, str], str]:
+        """Steps that were left out are deleted, and what hangs on them: of the batch, of before and of what comes.
+
+        `went`: when each of them was deleted, with itself or with the step above it. The batch's rows that go with
+        them, and why.
+        """
+        known = dict(went)
+        below: dict[tuple[str, str], Delete] = {}
+        rest = list(upserts)
+        while found := [one for one in rest if _made_at(one) <= known.get(_above(one), -1)]:
+            rest = [one for one in rest if one not in found]
+            for one in found:
+                at = known[_above(one)]
+                below[one.table, _plain(one.key)] = Delete(one.table, one.key, one.thread_id, moment=at)
+                if one.table == "steps":
+                    known.setdefault(_plain(one.key), at)
+        async with driver.transaction() if self._postgres else nullcontext():  # SQLite is in one
+            for one in upserts:
+                if one.table == "steps" and _plain(one.key) in went:
+                    at = went[_plain(one.key)]
+                    await self._delete(driver, Delete("steps", one.key, one.thread_id, moment=at), late=True)
+            for delete in below.values():
+                await self._delete(driver, delete, late=False)
+        return dict.fromkeys(below, "deleted")
 
     async def _upsert_tables(self, driver: Driver, batch: Documents, *, late: bool) -> tuple[list[Any], int]:
         """One table after the other: the threads that are dead, and how many rows were written."""
@@ -629,7 +666,7 @@ class Store:
             "id": change.key,
             "thread_id": change.thread_id,
             "moment": change.moment,
-            "up_to": change.moment if late else _FOREVER,
+            "up_to": change.moment if late else FOREVER,
             "kept_us": _TOMBSTONES_KEPT_US,
         }
         for statement in self.statements.delete(change.table):
@@ -746,6 +783,16 @@ async def _document(statement: Statement, rows: Sequence[Sequence[Any]]) -> Any:
     if len(rows) > _MANY_ROWS or (head is not None and len(head) > _LONG_DOCUMENT):
         return await threads.run(partial(statement.document, rows))
     return statement.document(rows)
+
+
+def _above(upsert: Upsert) -> str:
+    """The step that a row hangs on."""
+    return _plain(upsert.row.get(schema.HANGS_ON.get(upsert.table, ""), ""))
+
+
+def _made_at(upsert: Upsert) -> int:
+    made: int = upsert.row.get(schema.MADE_AT, moment_of(upsert))
+    return made
 
 
 def _content_lost(change: Upsert, left: Upsert) -> str | None:

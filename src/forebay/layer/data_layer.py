@@ -505,6 +505,8 @@ class ForebayDataLayer(BaseDataLayer):
         self, pagination: Pagination, filters: ThreadFilter
     ) -> PaginatedResponse[ThreadDict]:
         if self._own.get_all_user_threads:
+            cursor = pagination.cursor and (self._store.ids.spell(pagination.cursor) or pagination.cursor)
+            pagination = Pagination(first=pagination.first, cursor=cursor)
             return page_of(await self.get_all_user_threads(user_id=filters.userId) or (), pagination, filters)
         first = min(max(0, pagination.first), self._most_threads)
         found = await self._page(filters, pagination.cursor, first + 1, self.settings.list_include_steps)

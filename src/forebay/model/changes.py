@@ -55,25 +55,41 @@ class Upsert:
 
 
 _last_moment = 0
-# A clock that is further ahead than this is not followed.
-_MOST_AHEAD_US = 24 * 3600 * 1_000_000
+# The database's clock, less this machine's since it was started, in microseconds. None until it was asked.
+_database_ahead: int | None = None
+# A moment that is further ahead than this is not followed: by the machine's clock, and by the database's.
+_MOST_AHEAD_US, _MOST_AHEAD_OF_DATABASE_US = 24 * 3600 * 1_000_000, 5_000_000
 
 
 def next_moment() -> int:
     """Microseconds since 1970, later than any before in this process, also when its clock is set back.
 
-    Later also than any that it was told of: with `observe` it is a hybrid logical clock.
+    By the database's clock as soon as that is known, so that the clocks of several machines are one. Later also than
+    any that it was told of: with `observe` it is a hybrid logical clock.
     """
     global _last_moment
-    _last_moment = max(_last_moment + 1, time.time_ns() // 1000)
-    return _last_moment
+    now = time.time_ns() // 1000 if _database_ahead is None else time.monotonic_ns() // 1000 + _database_ahead
+    if now <= _last_moment:
+        now = _last_moment + 1
+    _last_moment = now
+    return now
 
 
 def observe(moment: int) -> None:
-    """A moment that a journal or the database has named: what is done from now on is later."""
+    """A moment that a journal has named: what is done from now on is later."""
     global _last_moment
-    if _last_moment < moment <= time.time_ns() // 1000 + _MOST_AHEAD_US:
+    if _database_ahead is None:
+        most = time.time_ns() // 1000 + _MOST_AHEAD_US
+    else:
+        most = time.monotonic_ns() // 1000 + _database_ahead + _MOST_AHEAD_OF_DATABASE_US
+    if _last_moment < moment <= most:
         _last_moment = moment
+
+
+def follow(moment: int) -> None:
+    """The database's clock says that it is this moment."""
+    global _database_ahead
+    _database_ahead = moment - time.monotonic_ns() // 1000
 
 
 @dataclass(frozen=True, slots=True)

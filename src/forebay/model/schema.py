@@ -266,11 +266,13 @@ tombstones = sa.Table(
 )
 
 # What was deleted, and the moment of that: what was written before stays out. For threads it goes on to say so when
-# the thread is made anew. `noted_at` is on the database's clock, for its age; both in microseconds since 1970.
+# the thread is made anew. A deleted feedback has a note more, under its step: the older ones that have yet to come
+# are deleted with it. `noted_at` is on the database's clock, for its age; both in microseconds since 1970.
+RATINGS = "ratings"
 deleted = sa.Table(
     "forebay_deleted",
     metadata,
-    sa.Column("kind", sa.Text(), primary_key=True),  # the row's table
+    sa.Column("kind", sa.Text(), primary_key=True),  # the row's table, or RATINGS
     sa.Column("id", _ID, primary_key=True),
     sa.Column("deleted_at", sa.BigInteger(), nullable=False),
     sa.Column("noted_at", sa.BigInteger(), nullable=False),
@@ -310,6 +312,8 @@ sa.Index("forebay_steps_favorite", steps.c.threadId, steps.c.createdAt, postgres
     dialect="postgresql"
 )
 
+# By table, the column that names the step which a row hangs on.
+HANGS_ON = {"steps": "parentId", "elements": "forId", "feedbacks": "forId"}
 # The order in which a batch writes its tables: a row's parents come before it.
 WRITE_ORDER: tuple[sa.Table, ...] = (threads, steps, elements, feedbacks)
 TABLES: dict[str, sa.Table] = {table.name: table for table in (users, *WRITE_ORDER)}

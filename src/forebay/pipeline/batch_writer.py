@@ -294,7 +294,8 @@ class Writer:
                 self._counts.dropped[reason] += 1
             else:
                 self._counts.written[op.change.table] += 1
-            if isinstance(op.change, Delete) and op.change.table == "threads":
+            # One that came late may have left what was said since: the database knows.
+            if isinstance(op.change, Delete) and op.change.table == "threads" and not task.late():
                 self._tombstones.add((op.change.key,))
             if op.tickets:
                 op.settle(None)

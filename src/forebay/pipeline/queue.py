@@ -105,20 +105,18 @@ def batch_of(
     counts: Counts,
     tickets: Mapping[int, tuple[Any, ...]] | None = None,
 ) -> Batch:
-    """What was read from a journal, as a batch; each change is counted as accepted.
+    """What was read from a journal, as a batch in the order of their moments; each change is counted as accepted.
 
-    `tickets`: who waits for which, in a lane: its changes this process has accepted, and counted, before, and they may
-    come from several journals, so that their moments tell their order.
+    What waited by itself may come from several journals, one after the other, so that only moments tell its order.
+    `tickets`: who waits for which, in a lane: its changes this process has accepted, and counted, before.
     """
     batch = Batch(now)
-    if tickets is not None:
-        for seq, change in sorted(records, key=lambda record: moment_of(record[1])):
-            batch.add(seq, change, tickets.get(seq, ()), counts)
+    for seq, change in sorted(records, key=lambda record: moment_of(record[1])):
+        if tickets is None:
+            counts.accepted[change.table] += 1
+        batch.add(seq, change, tickets.get(seq, ()) if tickets is not None else (), counts)
+    if records:
         batch.last_seq = records[-1][0]
-        return batch
-    for seq, change in records:
-        counts.accepted[change.table] += 1
-        batch.add(seq, change, (), counts)
     return batch
 
 

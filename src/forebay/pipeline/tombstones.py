@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Iterable
 
@@ -10,6 +11,8 @@ from typing_extensions import override
 from forebay.model.changes import Change, Delete
 from forebay.model.schema import THREAD_MADE_AT
 from forebay.telemetry.counters import Counts
+
+logger = logging.getLogger("forebay")
 
 _MOST = 100_000  # the database knows of all of them
 
@@ -43,4 +46,5 @@ class Tombstones:
             return False
         self._counts.accepted[change.table] += 1
         self._counts.dropped["deleted_thread"] += 1
+        logger.warning("change dropped table=%s reason=its thread was deleted", change.table)
         return True

@@ -17,6 +17,7 @@ from forebay.model.changes import Change, Delete, Upsert
 from forebay.model.schema import SENT_AT
 from forebay.pipeline.queue import Batch, Inbox, Waiting
 from forebay.telemetry.counters import Counts
+from tests.support.examples import examples
 
 LINGER = 5.0
 
@@ -508,4 +509,4 @@ def state(changes_in_order: Iterable[Change]) -> dict[str, Any]:
 
 
 TestAnyOrder = AnyOrder.TestCase
-TestAnyOrder.settings = settings(max_examples=100, stateful_step_count=40)
+TestAnyOrder.settings = settings(max_examples=examples(100), stateful_step_count=40)

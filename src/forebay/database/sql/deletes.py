@@ -14,6 +14,7 @@ from forebay.database.sql.discards import note_garbage
 from forebay.database.sql.statement import Compiler, Statement, id_parameter
 from forebay.model import schema
 from forebay.model.schema import (
+    RATINGS,
     WRITTEN_AT,
     deleted,
     elements,
@@ -68,6 +69,7 @@ class Deletes(Compiler):
         return self._compile(found.order_by(threads.c.id).limit(_GHOSTS_AT_ONCE))
 
 
+FOREVER = 2**63 - 1  # up to when what a delete means was written that does not come late
 _GHOSTS_AT_ONCE: Expression = sa.literal_column("10")
 # What one of the statements finds out for those after it.
 _BELOW, _TREES_THREAD = "below", "trees_thread_id"
@@ -87,12 +89,9 @@ def _deletes(sql: Sql) -> dict[str, tuple[sa.sql.ClauseElement | None, ...]]:
 def _delete_step(sql: Sql) -> tuple[sa.sql.ClauseElement | None, ...]:
     """With all below it, which is looked for once: thousands of steps may be there, in some tables none of theirs."""
     tree = sa.select(sa.cast(sql.given(_BELOW).c.value, steps.c.id.type))
-    # What came before its step, which has not come yet, hangs on it all the same.
-    there = steps.alias("there")
-    itself = sa.select(id_parameter("id")).where(
-        ~sa.exists(sa.select(there.c.id).where(there.c.id == id_parameter("id")))
-    )
-    hung = tree.union_all(itself)
+    # What came before its step, which has not come yet, hangs on it all the same; and what hung on one that was made
+    # anew since.
+    hung = tree.union_all(sa.select(id_parameter("id")).where(~_is_anothers(steps)))
     thread_id = id_parameter(_TREES_THREAD)
 
     def hangs(row: sa.Table) -> Expression:
@@ -117,12 +116,15 @@ def _delete_step(sql: Sql) -> tuple[sa.sql.ClauseElement | None, ...]:
 
 def _below(sql: Sql) -> Any:
     """The ids of a step and all below it, as JSON, and their thread: parameters of the statements after this."""
-    tree = _tree()
-    mine = sa.select(tree.c.threadId).limit(sa.literal_column("1")).scalar_subquery()
-    ids = sql.texts(sa.select(sa.cast(tree.c.id, sa.Text())))
-    return sa.select(
-        sql.result(ids).label(_BELOW), sa.func.coalesce(mine, id_parameter("thread_id")).label(_TREES_THREAD)
-    )
+    ids = sql.texts(sa.select(sa.cast(_tree().c.id, sa.Text())))
+    return sa.select(sql.result(ids).label(_BELOW), _trees_thread().label(_TREES_THREAD))
+
+
+def _trees_thread() -> Expression:
+    """The thread of the step `id`, or the one that is named where it is not there."""
+    there = steps.alias("there")
+    mine = sa.select(there.c.threadId).where(there.c.id == id_parameter("id")).scalar_subquery()
+    return sa.func.coalesce(mine, id_parameter("thread_id"))
 
 
 def _delete_element(sql: Sql) -> tuple[sa.sql.ClauseElement | None, ...]:
@@ -152,18 +154,30 @@ def _delete_feedback(sql: Sql) -> tuple[sa.sql.ClauseElement | None, ...]:
         _lock(sql, feedbacks),
         _note_itself(sql, feedbacks),
         _note(sql, feedbacks, older),
+        _note_older(sql),
         sa.delete(feedbacks).where(older),
     )
 
 
 def _delete_thread(sql: Sql) -> tuple[sa.sql.ClauseElement | None, ...]:
+    """All of it; but one that comes late leaves what was said in the thread since, as if that had been made anew."""
     key = id_parameter("id")
+    is_late = _number("up_to") < sa.literal_column(str(FOREVER))
+    since = steps.alias("since")
+    said = sa.select(since.c.id).where(since.c.threadId == key, _written(since) > _number("up_to"))
+    goes_on = is_late & sa.exists(said)
+
+    def gone(row: sa.Table) -> Expression:
+        return ~goes_on | (_written(row) <= _number("up_to"))
+
     in_thread = sa.select(steps.c.id).where(steps.c.threadId == key)
     of_thread = (elements.c.threadId == key) | (
         sql.among(elements.c.forId, in_thread) & elements.c.threadId.is_(None)
     )
+    rated = (feedbacks.c.threadId == key) | sql.among(feedbacks.c.forId, in_thread)
     kept = _ago(sql, "kept_us")
-    tombstone = sql.insert(tombstones).values(thread_id=key, deleted_at=sql.moment())
+    buried = sa.select(key, sql.moment()).where(~goes_on)
+    tombstone = sql.insert(tombstones).from_select(["thread_id", "deleted_at"], buried)
     return (
         sql.locked(sa.select(key)),
         sa.delete(tombstones).where(tombstones.c.deleted_at < kept),
@@ -172,11 +186,11 @@ def _delete_thread(sql: Sql) -> tuple[sa.sql.ClauseElement | None, ...]:
             index_elements=["thread_id"], set_={"deleted_at": tombstone.excluded.deleted_at}
         ),
         _note_itself(sql, threads),
-        sa.delete(feedbacks).where((feedbacks.c.threadId == key) | sql.among(feedbacks.c.forId, in_thread)),
-        _discard(sql, of_thread),
-        sa.delete(elements).where(of_thread),
-        sa.delete(steps).where(steps.c.threadId == key),
-        sa.delete(threads).where(threads.c.id == key),
+        sa.delete(feedbacks).where(rated, gone(feedbacks)),
+        _discard(sql, of_thread & gone(elements)),
+        sa.delete(elements).where(of_thread, gone(elements)),
+        sa.delete(steps).where(steps.c.threadId == key, gone(steps)),
+        sa.delete(threads).where(threads.c.id == key, ~goes_on),
     )
 
 
@@ -211,21 +225,32 @@ def _delete_user(sql: Sql) -> tuple[sa.sql.ClauseElement | None, ...]:
 
 
 def _lock(sql: Sql, table: sa.Table) -> Any:
-    return sql.locked(sa.select(table.c.threadId).where(_is_meant(table)))
+    mine = sa.select(table.c.threadId).where(_is_meant(table)).scalar_subquery()
+    return sql.locked(sa.select(sa.func.coalesce(mine, id_parameter("thread_id"))))
 
 
 def _note_itself(sql: Sql, table: sa.Table) -> Any:
     """Also where it is not there yet; but not where it is another thread's, whose it stays."""
+    noted = sa.select(literal(table.name), id_parameter("id"), _moment(sql), sql.moment())
+    return _noted(sql, noted.where(~_is_anothers(table)))
+
+
+def _is_anothers(table: sa.Table) -> Expression:
+    """Whether the row is there, in another thread than the one that is named."""
     there = table.alias("there")
-    key = id_parameter("id")
     thread_id = there.c["id" if table is threads else "threadId"]
-    elsewhere = (there.c["id"] == key) & (thread_id != id_parameter("thread_id"))
-    noted = sa.select(literal(table.name), key, _number("moment"), sql.moment())
-    return _noted(sql, noted.where(~sa.exists(sa.select(there.c["id"]).where(elsewhere))))
+    elsewhere = (there.c["id"] == id_parameter("id")) & (thread_id != id_parameter("thread_id"))
+    return sa.exists(sa.select(there.c["id"]).where(elsewhere))
+
+
+def _note_older(sql: Sql) -> Any:
+    """That the step's feedbacks up to this one are deleted: an older one may have yet to come."""
+    found = sa.select(literal(RATINGS), feedbacks.c.forId, _written(feedbacks), sql.moment())
+    return _noted(sql, found.where(_is_meant(feedbacks)))
 
 
 def _note(sql: Sql, table: sa.Table, which: Expression) -> Any:
-    found = sa.select(literal(table.name), table.c.id, _number("moment"), sql.moment()).where(which)
+    found = sa.select(literal(table.name), table.c.id, _moment(sql), sql.moment()).where(which)
     return _noted(sql, found)
 
 
@@ -254,6 +279,11 @@ def _written(row: FromClause) -> Expression:
     return sa.func.coalesce(row.c[WRITTEN_AT], literal(0))
 
 
+def _moment(sql: Sql) -> Expression:
+    """When it was deleted, which has been: a clock that was ahead must not keep out what is made from now on."""
+    return sql.least(_number("moment"), sql.moment() + literal(5_000_000))
+
+
 def _ago(sql: Sql, name: str) -> Any:
     """So long ago, by the database's clock; a query of its own, so that it is asked once and an index serves."""
     return sa.select(sql.moment() - _number(name)).scalar_subquery()
@@ -264,8 +294,16 @@ def _number(name: str) -> sa.BindParameter[Any]:
 
 
 def _tree() -> sa.CTE:
-    """A step and all below it, in its thread."""
-    tree = sa.select(steps.c.id, steps.c.threadId).where(_is_meant(steps)).cte("tree", recursive=True)
+    """A step and all below it, in its thread; what is below it also where it is not there, or was made anew since."""
+    top = (steps.c.id == id_parameter("id")) | (steps.c.parentId == id_parameter("id"))
+    beside = _trees_thread()
+    mine = (
+        top
+        & (_written(steps) <= _number("up_to"))
+        & (beside.is_(None) | (steps.c.threadId == beside)).is_(sa.true())
+        & ~_is_anothers(steps)
+    )
+    tree = sa.select(steps.c.id, steps.c.threadId).where(mine).cte("tree", recursive=True)
     child = steps.alias("child")
     below = sa.select(child.c.id, child.c.threadId).where(
         # IS TRUE keeps the planner off the thread's index, in which each step would meet all of its thread.

@@ -19,8 +19,10 @@ from forebay.database.sql.statement import Compiler, Statement, id_parameter, se
 from forebay.model import schema
 from forebay.model.moments import KEYED, PLAIN
 from forebay.model.schema import (
+    HANGS_ON,
     MADE_AT,
     MOMENTS,
+    RATINGS,
     SENT_AT,
     WRITTEN_AT,
     Merge,
@@ -130,7 +132,7 @@ class Upserts(Compiler):
         return self._compile(self._revived)
 
     def _left_out(self, *, late: bool) -> Statement:
-        """Which of a batch's rows it did not write: table, id and reason, a row each."""
+        """Which of a batch's rows it did not write: table, id, reason and, of a step, when it went; a row each."""
         return self._compile(sa.union_all(*(self._left_out_of(table, late) for table in schema.WRITE_ORDER)))
 
     def _left_out_of(self, table: sa.Table, late: bool) -> sa.Select[Any]:
@@ -144,7 +146,16 @@ class Upserts(Compiler):
         )
         key = sa.cast(source.c["id"], sa.Text())
         left = elsewhere | ~self._is_wanted(table, source, late)
-        return sa.select(sa.cast(literal(table.name), sa.Text()), key, reason).select_from(rows).where(left)
+        went: Expression = sa.cast(sa.null(), sa.BigInteger())
+        if table is steps:
+            note = deleted.c.id.in_([source.c["id"], source.c["parentId"]]) & (
+                deleted.c.kind == literal("steps")
+            )
+            went = (
+                sa.select(sa.func.max(deleted.c.deleted_at)).where(note).correlate(source).scalar_subquery()
+            )
+        named = sa.cast(literal(table.name), sa.Text())
+        return sa.select(named, key, reason, went).select_from(rows).where(left)
 
     def _one_table(self, table: str, *, partial: bool, late: bool) -> Statement:
         """One table's upserts, with `late` beneath what is newer; a row for each that is written. SQLite only."""
@@ -244,7 +255,7 @@ class Upserts(Compiler):
         return sa.exists(sa.select(buried.c.thread_id).where(mine, ~let_in))
 
     def _is_deleted(self, table: sa.Table, source: FromClause, late: bool) -> Expression:
-        """Whether the row was deleted since it was made, or the step that it hangs on since it was written.
+        """Whether the row, or the step that it hangs on, was deleted since the row was made.
 
         Who changes a row does not make it; but where somebody has made it anew, it may be changed.
         """
@@ -255,17 +266,16 @@ class Upserts(Compiler):
         written = sa.func.coalesce(source.c[WRITTEN_AT], _ZERO)
         is_later = self._is_later(written, deleted.c.deleted_at, late)
         made = sa.func.coalesce(source.c[MADE_AT], written)
+        holds = ~self._is_later(made, deleted.c.deleted_at, late) & ~(
+            is_later & _found(there.correlate(deleted, source))
+        )
         itself = sa.select(deleted.c.id).where(
-            deleted.c.kind == literal(table.name),
-            deleted.c.id == source.c["id"],
-            ~self._is_later(made, deleted.c.deleted_at, late),
-            ~(is_later & _found(there.correlate(deleted, source))),
+            deleted.c.kind == literal(table.name), deleted.c.id == source.c["id"], holds
         )
-        step = sa.select(deleted.c.id).where(
-            deleted.c.kind == literal("steps"),
-            deleted.c.id == source.c[_HANGS_ON[table.name]],
-            ~is_later,
-        )
+        above = deleted.c.kind == literal("steps")
+        if table is feedbacks:
+            above |= deleted.c.kind == literal(RATINGS)
+        step = sa.select(deleted.c.id).where(above, deleted.c.id == source.c[HANGS_ON[table.name]], holds)
         return _found(itself.correlate(source)) | _found(step.correlate(source))
 
     def _is_later(self, moment: Expression, than: Expression, late: bool) -> Expression:
@@ -423,7 +433,6 @@ _LONG: Expression = sa.cast(sa.literal_column(str(2**63 - 2)), sa.BigInteger())
 _ZERO: Expression = sa.literal_column("0")
 # What is further ahead than this is not a clock's difference. 5 s.
 _AHEAD_US: Expression = sa.literal_column("5000000")
-_HANGS_ON = {"steps": "parentId", "elements": "forId", "feedbacks": "forId"}
 
 
 def _is_elsewhere(table: sa.Table, source: FromClause, stored: FromClause) -> Expression:
