@@ -9,7 +9,9 @@ import resource
 import sys
 from array import array
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import asyncpg
 
@@ -21,6 +23,11 @@ _CONNECTIONS = (
     " AND backend_type = 'client backend' AND application_name <> ALL ($2::text[])"
 )
 _STATUS = Path("/proc/self/status")
+_COUNTED_AFTER = 1.2  # seconds: sessions hand in what they have counted once a second at most
+_COST = (
+    "SELECT pg_current_wal_insert_lsn() - '0/0', sum(n_tup_ins), sum(n_tup_upd), sum(n_tup_hot_upd)"
+    " FROM pg_stat_user_tables"
+)
 
 
 async def connections(connection: asyncpg.Connection, database: str) -> int:
@@ -44,6 +51,37 @@ class Memory:
     def growth(self) -> float:
         """MiB at the peak, beyond what it was at first."""
         return max(0.0, (_status("VmHWM") or _peak()) - self._before)
+
+
+@dataclass(frozen=True)
+class DatabaseCost:
+    """What a database has done so far: bytes of its server's log, versions of rows made, how many of them HOT."""
+
+    wal: float
+    inserted: float
+    updated: float
+    hot: float
+
+    @classmethod
+    async def of(cls, url: str) -> Self:
+        """Now, with all that other sessions have counted."""
+        await asyncio.sleep(_COUNTED_AFTER)
+        connection = await connect(url)
+        try:
+            row = await connection.fetchrow(_COST)
+            assert row is not None
+            return cls(*map(float, row))
+        finally:
+            await connection.close()
+
+    def since(self, before: DatabaseCost, turns: int) -> dict[str, float | None]:
+        """What each of so many turns has cost."""
+        updated = self.updated - before.updated
+        return {
+            "wal_bytes_per_turn": (self.wal - before.wal) / turns,
+            "row_versions_per_turn": (self.inserted - before.inserted + updated) / turns,
+            "hot_percent": (self.hot - before.hot) / updated * 100 if updated else None,
+        }
 
 
 def _status(name: str) -> float | None:

@@ -54,6 +54,16 @@ ROW_WRITERS: tuple[Subject, ...] = tuple(
 )
 # A load that is the same for all, whatever they can take.
 STEADY: tuple[Subject, ...] = tuple(one for one in WRITERS if one.name in (FOREBAY, FOREBAY_EXTERNAL))
+# A server that has little to do, and what is left of its cost without a layer.
+LIGHT: tuple[Subject, ...] = tuple(
+    one for one in WRITERS if one.name in (FOREBAY, FOREBAY_EXTERNAL, NO_LAYER)
+)
+# What a turn costs the database, where people take their time.
+PACED: tuple[Subject, ...] = (
+    Subject(FOREBAY, "forebay"),
+    Subject(SQLALCHEMY_PLAIN, "sqlalchemy", indexes=False),
+    Subject(CHAINLIT, "chainlit"),
+)
 READERS: tuple[Subject, ...] = (
     Subject(FOREBAY_READS, "forebay"),
     Subject(SQLALCHEMY, "sqlalchemy"),
@@ -68,7 +78,7 @@ class Load:
 
     With `rate` so many writes a second are begun for `seconds`, done or not; without, no turn is begun after `seconds`
     where they are not 0. `step_bytes`: an answer's length. `reader`: somebody opens a thread of 50 steps meanwhile,
-    again and again, and afterwards.
+    again and again, and afterwards. `pause`: seconds between two writes of a chat.
     """
 
     sessions: int = 200
@@ -78,6 +88,7 @@ class Load:
     seconds: float = 0.0
     step_bytes: int = 520
     reader: bool = False
+    pause: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -108,6 +119,9 @@ class Scale:
     peer_turns: int
     steady_rate: int
     steady_seconds: float
+    light_rate: int
+    light_seconds: float
+    paced_turns: int
     owned: tuple[int, ...]
     others: int
     repeats: int
@@ -125,6 +139,16 @@ class Scale:
         return Load(self.sessions, rate=self.steady_rate, seconds=self.steady_seconds)
 
     @property
+    def light(self) -> Load:
+        """The same of fewer people, as most servers have them."""
+        return Load(min(self.sessions, _LIGHT_SESSIONS), rate=self.light_rate, seconds=self.light_seconds)
+
+    @property
+    def paced(self) -> Load:
+        """What people write who read and think."""
+        return Load(min(self.sessions, _PACED_SESSIONS), self.paced_turns, pause=_PAUSE)
+
+    @property
     def readings(self) -> tuple[Reading, ...]:
         """What is read."""
         threads = tuple(Reading("get_thread", size) for size in THREAD_SIZES)
@@ -137,23 +161,34 @@ class Scale:
         return threads + lists
 
 
+_LIGHT_SESSIONS, _PACED_SESSIONS, _PAUSE = 50, 20, 0.3
 THREAD_SIZES = (20, 50, 500)
 PAGE = 20  # as Chainlit's sidebar asks for
 
 QUICK = Scale(
     "quick", rounds=1, sessions=200, turns=10, peer_turns=2, steady_rate=10_000, steady_seconds=2,
-    owned=(50, 1000), others=50_000, repeats=30, budget=0.5, limit=5,
+    light_rate=1000, light_seconds=3, paced_turns=1, owned=(50, 1000), others=50_000, repeats=30, budget=0.5, limit=5,
 )  # fmt: skip
 NORMAL = replace(
-    QUICK, name="normal", rounds=3, turns=20, peer_turns=3, steady_seconds=4, repeats=100, limit=10
+    QUICK,
+    name="normal",
+    rounds=3,
+    turns=20,
+    peer_turns=3,
+    steady_seconds=4,
+    light_seconds=5,
+    paced_turns=2,
+    repeats=100,
+    limit=10,
 )
 FULL = Scale(
     "full", rounds=3, sessions=200, turns=40, peer_turns=5, steady_rate=10_000, steady_seconds=8,
-    owned=(50, 1000, 50_000), others=1_000_000, repeats=200, budget=2.0, limit=20,
+    light_rate=1000, light_seconds=10, paced_turns=4, owned=(50, 1000, 50_000), others=1_000_000,
+    repeats=200, budget=2.0, limit=20,
 )  # fmt: skip
 TINY = Scale(
     "tiny", rounds=1, sessions=3, turns=2, peer_turns=1, steady_rate=200, steady_seconds=0.3,
-    owned=(50,), others=200, repeats=2, budget=0.2, limit=20,
+    light_rate=50, light_seconds=0.3, paced_turns=1, owned=(50,), others=200, repeats=2, budget=0.2, limit=20,
 )  # fmt: skip
 SCALES: dict[str, Scale] = {scale.name: scale for scale in (QUICK, NORMAL, FULL, TINY)}
 

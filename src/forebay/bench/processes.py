@@ -84,6 +84,32 @@ class Processes:
         self._process = None
 
 
+async def started(url: str) -> dict[str, float | None]:
+    """What a start costs on a database; see `start.py`. Raises MeasurementFailed."""
+    with tempfile.TemporaryDirectory(prefix="forebay-bench-") as folder:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "forebay.bench.start"),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=_environment(folder),
+        )
+        order = json.dumps({"url": url, "folder": folder}).encode()
+        try:
+            async with asyncio.timeout(_TIMEOUT):
+                said, complaint = await process.communicate(order + b"\n")
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+        if process.returncode:
+            last = complaint.decode(errors="replace").strip().splitlines()[-1:]
+            raise MeasurementFailed(f"start failed: {''.join(last) or process.returncode}")
+        result: dict[str, float | None] = json.loads(said.splitlines()[-1])
+        return result
+
+
 async def _answer(process: asyncio.subprocess.Process, task: str) -> Answer:
     assert process.stdout is not None
     results: list[Any] = []

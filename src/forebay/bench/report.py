@@ -42,7 +42,8 @@ class Saved:
 @dataclass
 class Report(Saved):
     """Each subject's results by round. `writes`: chats that write; `rows`: each write a new row; `steady`: at a given
-    rate; `reads`: by kind of read."""
+    rate; `light`: at a rate that is a server's usual one; `paced`: at people's pace; `start`: from the import to the
+    first row; `reads`: by kind of read."""
 
     about: dict[str, str] = field(default_factory=dict)
     scale: dict[str, Any] = field(default_factory=dict)
@@ -50,6 +51,9 @@ class Report(Saved):
     writes: Runs = field(default_factory=dict)
     rows: Runs = field(default_factory=dict)
     steady: Runs = field(default_factory=dict)
+    light: Runs = field(default_factory=dict)
+    paced: Runs = field(default_factory=dict)
+    start: Runs = field(default_factory=dict)
     reads: dict[str, Runs] = field(default_factory=dict)
 
     def write(self, subject: str, figure: str, runs: Runs | None = None) -> float | None:
@@ -76,7 +80,7 @@ class Report(Saved):
         mine = {subject.name for subject in WRITERS if subject.kind == "forebay"}
         results = [
             result
-            for runs in (self.writes, self.rows, self.steady)
+            for runs in (self.writes, self.rows, self.steady, self.light, self.paced)
             for name, found in runs.items()
             if name in mine
             for result in found

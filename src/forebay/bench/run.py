@@ -16,6 +16,9 @@ from typing import Any, Self
 
 from forebay.bench import gauges, seed
 from forebay.bench.plan import (
+    FOREBAY,
+    LIGHT,
+    PACED,
     PARTS,
     READERS,
     ROW_WRITERS,
@@ -29,7 +32,7 @@ from forebay.bench.plan import (
     Subject,
 )
 from forebay.bench.postgres import PostgresServer, name_of
-from forebay.bench.processes import MeasurementFailed, Processes
+from forebay.bench.processes import MeasurementFailed, Processes, started
 from forebay.bench.report import Report, Result, Runs
 
 Tell = Callable[[str], None]
@@ -41,7 +44,8 @@ _STRATEGY_SINCE = 150000
 
 def steps_of(scale: Scale, parts: Sequence[Part]) -> int:
     """How many times `run` tells what it does."""
-    writes = scale.rounds * (len(WRITERS) + len(ROW_WRITERS) + len(STEADY)) if "writes" in parts else 0
+    loads = (WRITERS, ROW_WRITERS, STEADY, LIGHT, PACED)
+    writes = scale.rounds * (sum(map(len, loads)) + 1) if "writes" in parts else 0
     return writes + (scale.rounds * len(READERS) + len(_TABLES) if "reads" in parts else 0)
 
 
@@ -62,6 +66,7 @@ async def run(
 
 
 async def _run_writes(bench: Bench, scale: Scale, report: Report) -> None:
+    plain = await bench.without_indexes(bench.keep(bench.database("forebay")))
     for _ in range(scale.rounds):
         for subject in WRITERS:
             await bench.write(report.writes, subject, scale.load(subject))
@@ -69,6 +74,12 @@ async def _run_writes(bench: Bench, scale: Scale, report: Report) -> None:
             await bench.write(report.rows, subject, scale.load(subject, updates=False))
         for subject in STEADY:
             await bench.write(report.steady, subject, scale.steady)
+        for subject in LIGHT:
+            await bench.write(report.light, subject, scale.light)
+        for subject in PACED:
+            own = None if subject.indexes else plain
+            await bench.write(report.paced, subject, scale.paced, own)
+        await bench.start(report.start)
 
 
 async def _run_reads(bench: Bench, scale: Scale, report: Report) -> None:
@@ -199,6 +210,15 @@ class Bench:
             if url is None:
                 self._server.drop_database(database)
         runs.setdefault(subject.name, []).append(result)
+
+    async def start(self, runs: Runs) -> None:
+        """A measurement of a start, in an interpreter that has loaded Chainlit alone; it is added to `runs`."""
+        self.tell(f"{FOREBAY}: start")
+        database = self.database("forebay")
+        try:
+            runs.setdefault(FOREBAY, []).append(await started(database))
+        finally:
+            self._server.drop_database(database)
 
     @contextlib.asynccontextmanager
     async def _watched(self, url: str) -> Any:

@@ -47,7 +47,8 @@ def grids(report: Report | Growth) -> list[Grid]:
     if isinstance(report, Growth):
         return [_growth_grid(report, axis) for axis in names(report)]
     found = [
-        _writes(report), _costs(report), _floors(report), _steady(report), _reads(report), _targets(report)
+        _writes(report), _costs(report), _floors(report), _steady(report), _light(report), _paced(report),
+        _start(report), _reads(report), _targets(report),
     ]  # fmt: skip
     return [grid for grid in found if grid.rows]
 
@@ -136,6 +137,37 @@ def _steady(report: Report) -> Grid:
     )
     rows = [_speed(report, report.steady, name) for name in report.steady]
     return Grid(title, _writes(report).header, rows)
+
+
+def _light(report: Report) -> Grid:
+    title = (
+        f"A steady {report.scale.get('light_rate', 0):,} writes/s of few people, as most servers have them"
+    )
+    rows = [_speed(report, report.light, name) for name in report.light]
+    return Grid(title, _writes(report).header, rows)
+
+
+def _paced(report: Report) -> Grid:
+    header = ("layer", "log, KB", "row versions", "of updates HOT, %")
+    rows = []
+    for name in report.paced:
+        wal, versions, hot = (
+            report.write(name, figure, report.paced)
+            for figure in ("wal_bytes_per_turn", "row_versions_per_turn", "hot_percent")
+        )
+        rows.append(
+            (name, _number(None if wal is None else wal / 1000, 1), _number(versions, 1), _number(hot))
+        )
+    return Grid("What a turn of nine writes costs the database at people's pace", header, rows)
+
+
+def _start(report: Report) -> Grid:
+    header = ("from `import forebay` to the first row", "CPU, ms", "of it imports, ms", "longest stall, ms")
+    rows = []
+    for name in report.start:
+        figures = ("cpu_ms", "import_cpu_ms", "stall_ms")
+        rows.append((name, *(_number(report.write(name, figure, report.start)) for figure in figures)))
+    return Grid("The start", header, rows)
 
 
 def _reads(report: Report) -> Grid:

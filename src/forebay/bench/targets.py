@@ -13,6 +13,7 @@ from forebay.bench.plan import (
     FOREBAY_EXTERNAL,
     FOREBAY_MEMORY,
     FOREBAY_READS,
+    NO_LAYER,
     SQLALCHEMY,
 )
 from forebay.bench.report import Report
@@ -84,6 +85,29 @@ def _against_memory(report: Report) -> Measured | None:
     return _percent(_writes_against(FOREBAY_MEMORY)(report))
 
 
+def _light_cpu(report: Report) -> Measured | None:
+    """Less what the benchmark itself costs."""
+    mine, own = (report.write(name, "cpu_us_per_write", report.light) for name in (FOREBAY, NO_LAYER))
+    return Measured(mine - own) if mine is not None and own is not None else None
+
+
+def _light_call(report: Report) -> Measured | None:
+    return _value(report.write(FOREBAY, "call_p99_ms", report.light))
+
+
+def _paced_wal(report: Report) -> Measured | None:
+    wal = report.write(FOREBAY, "wal_bytes_per_turn", report.paced)
+    return Measured(wal / 1000) if wal is not None else None
+
+
+def _paced(figure: str) -> Callable[[Report], Measured | None]:
+    return lambda report: _value(report.write(FOREBAY, figure, report.paced))
+
+
+def _start(figure: str) -> Callable[[Report], Measured | None]:
+    return lambda report: _value(report.write(FOREBAY, figure, report.start))
+
+
 def _flat(report: Report) -> Measured | None:
     return _ratio(report.read(FOREBAY_READS, _LONG_PAGE), report.read(FOREBAY_READS, _PAGE))
 
@@ -113,6 +137,13 @@ TARGETS: tuple[Target, ...] = (
         "event-loop lag p99 at a steady 10,000 writes/s", 10, "at most", "ms",
         lambda report: _value(report.write(FOREBAY, "lag_p99_ms", report.steady)),
     ),
+    Target("own CPU a write at a steady 1,000 writes/s", 65, "at most", "µs", _light_cpu),
+    Target("p99 of the write call at a steady 1,000 writes/s", 25, "at most", "ms", _light_call),
+    Target("the database's log a turn, at people's pace", 5.5, "at most", "KB", _paced_wal),
+    Target("row versions a turn, at people's pace", 9.5, "at most", "", _paced("row_versions_per_turn")),
+    Target("HOT updates, at people's pace", 70, "at least", "%", _paced("hot_percent")),
+    Target("CPU from `import forebay` to the first row stored", 700, "at most", "ms", _start("cpu_ms")),
+    Target("longest stall of the loop at the start", 20, "at most", "ms", _start("stall_ms")),
     Target("connections, idle", 1, "at most", "", lambda report: _value(report.write(FOREBAY, "connections_idle"))),
     Target(
         "connections under writes", 1, "at most", "",

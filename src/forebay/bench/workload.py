@@ -126,7 +126,7 @@ class Session:
                 break
             for write in turn(self.thread_id, number, self._load.step_bytes, updates=self._load.updates):
                 self._start(write)
-                await asyncio.sleep(0)  # Chainlit emits to the websocket here
+                await asyncio.sleep(self._load.pause)  # Chainlit emits to the websocket here
             # A person reads the answer before the next question; the layer's tasks are over by then.
             await self.all_done()
 

@@ -19,6 +19,7 @@ from chainlit.data.base import BaseDataLayer
 from forebay.bench import floors, layers
 from forebay.bench.gauges import (
     DAEMON,
+    DatabaseCost,
     Memory,
     connect,
     connections,
@@ -46,9 +47,12 @@ async def measure(subject: Subject, url: str, load: Load, folder: Path) -> Resul
         return await _measure_floor(subject, url, load)
     layer = await layers.open_layer(subject, url, folder)
     async with _daemon(subject, url, folder) as daemon:
+        before = await DatabaseCost.of(url) if load.pause else None
         result, written = await _measure_layer(layer, subject, load, daemon)
         result["connections_idle"] = await _idle_connections(url)
         await layers.close_layer(layer)
+    if before is not None:
+        result |= (await DatabaseCost.of(url)).since(before, load.sessions * load.turns)
     return {**result, **await audit(subject, url, written, result["seconds"] or 0.0)}
 
 
