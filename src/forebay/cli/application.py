@@ -79,7 +79,7 @@ def _of_app(app: Path, url: str | None) -> Application:
     from forebay.settings import Settings
 
     with _remembering(SQLAlchemyDataLayer) as given:
-        layer = _made_by(app)
+        layer = layer_made_by(app)
     if isinstance(layer, ForebayDataLayer):
         arguments = layer.connect_args or {}
         target = Target(url or layer.conninfo, layer.settings, arguments, layer.ssl_require)
@@ -105,8 +105,8 @@ def _not_a_layer(app: Path, layer: Any) -> str:
     return said
 
 
-def _made_by(app: Path) -> Any:
-    """What the app's @cl.data_layer returns."""
+def layer_made_by(app: Path) -> Any:
+    """What the app's @cl.data_layer returns. Raises ClickException for an app that can't be loaded."""
     from chainlit.config import config, load_module
 
     try:

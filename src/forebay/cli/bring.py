@@ -14,14 +14,16 @@ import click
 
 from forebay.cli import options, printing
 from forebay.cli.application import application_of
+from forebay.cli.bring_chats import FORMS, Wanted, bring_chats
 from forebay.cli.take_along import access_of, tell
 
 if TYPE_CHECKING:
     from forebay.attachments.access import Access
     from forebay.cli.application import Application
     from forebay.transfer.bring import Brought
-    from forebay.transfer.change_over import ChangeOver, Pass
+    from forebay.transfer.change_over import ChangeOver
     from forebay.transfer.clocks import Zones
+    from forebay.transfer.passes import Pass
 
 _SAMPLED_ROWS = 5000
 _SHORT_PASS = 5.0  # seconds; what is left after such a pass, the last one takes while nobody writes
@@ -46,10 +48,19 @@ class _Wanted:
 @click.option(
     "--from",
     "form",
-    type=click.Choice(["jsonl", "official"]),
+    type=click.Choice(["jsonl", "official", *FORMS]),
     envvar="FOREBAY_IMPORT_FROM",
     show_envvar=True,
-    help="What SOURCE is: an export's file, or the database URL of Chainlit's official layer; by default as it looks.",
+    help="What SOURCE is: an export's file, or the database URL of Chainlit's official layer, by default as it looks;"
+    " a table of its DynamoDB layer; a file of Literal AI's threads; an app, or module:function, with any data layer.",
+)
+@click.option(
+    "--users",
+    type=click.Path(dir_okay=False, exists=True, path_type=Path),
+    metavar="FILE",
+    envvar="FOREBAY_IMPORT_USERS",
+    show_envvar=True,
+    help="layer: whose chats, a login name a line.",
 )
 @click.option(
     "--files",
@@ -64,14 +75,14 @@ class _Wanted:
     is_flag=True,
     envvar="FOREBAY_IMPORT_FOLLOW",
     show_envvar=True,
-    help="official: pass after pass, each over what has changed since, until one takes less than 5 seconds.",
+    help="not for files: pass after pass, each over what has changed since, until one takes less than 5 seconds.",
 )
 @click.option(
     "--final",
     is_flag=True,
     envvar="FOREBAY_IMPORT_FINAL",
     show_envvar=True,
-    help="official: the last pass, when nobody writes there any more; chats deleted there are deleted here.",
+    help="not for files: the last pass, when nobody writes there any more; chats deleted there are deleted here.",
 )
 @click.option(
     "--verify",
@@ -94,7 +105,7 @@ class _Wanted:
     metavar="ZONE",
     envvar="FOREBAY_IMPORT_APP_TIMEZONE",
     show_envvar=True,
-    help="official: where the application's clock stood, as Europe/Berlin; by default as the rows tell.",
+    help="not for files: where the application's clock stood, as Europe/Berlin; by default as the rows tell, or UTC.",
 )
 @click.option(
     "--database-timezone",
@@ -135,6 +146,7 @@ def bring(
     database_url: str | None,
     app: Path | None,
     form: str | None,
+    users: Path | None,
     folder: Path | None,
     follow: bool,
     final: bool,
@@ -147,7 +159,7 @@ def bring(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Bring chats into a database: what `forebay export` has written, or what Chainlit's official layer has stored.
+    """Bring chats into a database: what `forebay export` has written, or another data layer of Chainlit's has stored.
 
     What the database has that is newer stays, what was deleted there stays deleted, and a second run changes nothing;
     the application goes on meanwhile. People are known by their login names. A file is read whole before anything is
@@ -161,9 +173,20 @@ def bring(
       forebay import postgresql://reader@localhost/official --dry-run
       forebay import postgresql://reader@localhost/official --follow
       forebay import postgresql://reader@localhost/official --final --verify 100
+      forebay import chats --from dynamodb --follow
+      forebay import old_app.py --from layer --users people.txt
     """
     application = application_of(app, database_url)
-    if (form or ("official" if "://" in source else "jsonl")) == "jsonl":
+    if form in FORMS:
+        if folder is not None or verify or views or database_timezone:
+            raise click.UsageError(
+                "--files, --verify, --views and --database-timezone are not for this source"
+            )
+        wanted_chats = Wanted(form, users, app_timezone, dry_run, follow, final, yes)
+        report, is_good = bring_chats(source, application, wanted_chats)
+    elif users is not None:
+        raise click.UsageError("--users is for --from layer")
+    elif (form or ("official" if "://" in source else "jsonl")) == "jsonl":
         if follow or final or verify or views or app_timezone or database_timezone:
             raise click.UsageError(
                 "an export is brought at once: --follow, --final, --verify and time zones are not for it"

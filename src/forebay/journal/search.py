@@ -8,7 +8,7 @@ from pathlib import Path
 from forebay.journal.dead_letters import DeadLetters, Letter
 from forebay.journal.log_reader import Reader
 from forebay.journal.orphan import NO_LIMIT, journal_paths, read_records, reason_left_alone
-from forebay.model.changes import Change
+from forebay.model.changes import Change, Upsert
 
 _READ_BYTES = 1024 * 1024
 
@@ -25,7 +25,8 @@ def threads_in_journals(folder: Path, location: str, database_id: str | None) ->
 def _threads_in(path: Path) -> set[str]:
     reader, after_seq, found = Reader(path), 0, set[str]()
     while records := read_records(reader, after_seq, NO_LIMIT, _READ_BYTES):
-        found.update(thread_of(change) for _, change in records)
+        # A delete holds nothing but ids.
+        found.update(thread_of(change) for _, change in records if isinstance(change, Upsert))
         after_seq = records[-1][0]
     return found
 

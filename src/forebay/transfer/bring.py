@@ -117,6 +117,10 @@ class Bringer:
         statement = sa.select(users.c.identifier, users.c.id).where(users.c.identifier.in_(identifiers))
         return {row["identifier"]: str(row["id"]) for row in await self._store.select(statement)}
 
+    def knows(self, user_id: str) -> bool:
+        """Whether the person with this id in the source has come."""
+        return user_id in self._users
+
     def spell(self, key: str) -> str:
         """An id of a source may be any text; where the tables take UUIDs only, it becomes one, always the same."""
         return self._ids.spell(key) or str(uuid.uuid5(_NAMESPACE, key))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -18,22 +18,16 @@ from forebay.database.official import Found, Looked, Marked, Official, Page
 from forebay.database.official_views import make_views
 from forebay.database.queries import Row
 from forebay.database.store import Store
-from forebay.errors import ForebayError
 from forebay.model import schema
 from forebay.model.schema import NOTES, WRITTEN_AT, Merge, merge_of
 from forebay.transfer.bring import Bringer, Brought, Progress
 from forebay.transfer.clocks import Zones, settled
 from forebay.transfer.estimate import SAMPLED, Sample
 from forebay.transfer.official_rows import Copy
+from forebay.transfer.passes import AT_ONCE, Pass, copies_after, delete_gone, pages_of, take_again
 
 _THREADS_A_PAGE = 200
-_THREADS_AT_ONCE = 20  # whose rows are in memory
 _ANY_TIME = 2**62
-MOST_GONE = 0.05  # of what was copied
-
-
-class SourceEmptied(ForebayError):
-    """More is gone from the source than people delete; nothing was deleted."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +37,6 @@ class Choices:
     application_zone: str | None
     database_zone: str | None
     feedback_names: Sequence[str]
-
-
-@dataclass
-class Pass:
-    """What one pass did. `threads`: how many it copied, of `looked_at`; `left_out`: rows that it can't take, by why."""
-
-    brought: Brought
-    looked_at: int = 0
-    threads: int = 0
-    left_out: Counter[str] = field(default_factory=Counter)
-    took: float = 0.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -86,8 +69,8 @@ class ChangeOver:
 
     async def _estimate(self, page: Page, threads: int) -> dict[str, int]:
         ids, copy, sample = await page.some(SAMPLED), self._copy(_ANY_TIME), Sample()
-        for start in range(0, len(ids), _THREADS_AT_ONCE):
-            for found in await page.threads(ids[start : start + _THREADS_AT_ONCE]):
+        for start in range(0, len(ids), AT_ONCE):
+            for found in await page.threads(ids[start : start + AT_ONCE]):
                 sample.add(copy.rows(found, 0, Counter()))
         return sample.of(len(ids) / threads if threads else 0)
 
@@ -140,8 +123,8 @@ class ChangeOver:
         changed = [
             one for one in marked if one.id not in known or known[one.id].fingerprint != one.fingerprint
         ]
-        for start in range(0, len(changed), _THREADS_AT_ONCE):
-            some = changed[start : start + _THREADS_AT_ONCE]
+        for start in range(0, len(changed), AT_ONCE):
+            some = changed[start : start + AT_ONCE]
             # Of a later snapshot than the fingerprints: what has changed in between is copied twice.
             async with self._source.page() as page:
                 found = {one.thread["id"]: one for one in await page.threads([one.id for one in some])}
@@ -165,25 +148,12 @@ class ChangeOver:
         bringer: Bringer,
         done: Pass,
     ) -> Taken:
-        copies = before.copies + 1 if before is not None else 0
         if marked.deleted_at is not None:
             moment = max(copy.deleted_at(marked.deleted_at), before.newest if before is not None else 0)
             await bringer.remove("threads", marked.id, marked.id, moment)
-            return Taken(marked.id, marked.fingerprint, copies, moment)
-        rows = list(copy.rows(found, copies, done.left_out))
-        ids = _ids(rows)
-        newest = max(row[WRITTEN_AT] for _, row in rows)
-        if before is not None:
-            newest = max(newest, before.newest)
-            for table, keys in before.rows.items():
-                if table == _KEYS:
-                    continue
-                for key in set(keys) - set(ids.get(table, ())):
-                    await bringer.remove(table, key, marked.id, before.newest)
-        gone = set(before.rows.get(_KEYS, ())) - set(ids[_KEYS]) if before is not None else ()
-        for table, row in rows:
-            await bringer.add(table, row, sorted(gone) if table == "threads" else ())
-        return Taken(marked.id, marked.fingerprint, copies, newest, ids)
+            return Taken(marked.id, marked.fingerprint, copies_after(before), moment)
+        rows = list(copy.rows(found, copies_after(before), done.left_out))
+        return await take_again(bringer, marked.id, marked.fingerprint, rows, before)
 
     async def finish(self, *, anyhow: bool) -> Brought:
         """Delete the threads that the source has deleted, and forget what was copied: the next import begins anew.
@@ -192,27 +162,13 @@ class ChangeOver:
         """
         bringer = Bringer(self._store)
         gone = [thread async for page in self._gone() for thread in page]
-        count = await self._imported.count()
-        if len(gone) > count * MOST_GONE and not anyhow:
-            raise SourceEmptied(
-                f"{len(gone):,} of {count:,} chats that were copied are gone from the source: is it the right one?"
-                " Nothing was deleted; where they were deleted there, say --yes"
-            )
-        for start in range(0, len(gone), _THREADS_AT_ONCE):
-            some = gone[start : start + _THREADS_AT_ONCE]
-            for thread, taken in (await self._imported.known(some)).items():
-                await bringer.remove("threads", thread, thread, taken.newest)
-            await bringer.write()
-            await self._imported.forget(some)
-        await self._imported.end()
+        await delete_gone(self._imported, bringer, gone, anyhow=anyhow)
         return bringer.brought
 
     async def _gone(self) -> AsyncIterator[list[str]]:
-        after = ""
-        while page := await self._imported.page(after, _THREADS_A_PAGE):
+        async for page in pages_of(self._imported, _THREADS_A_PAGE):
             async with self._source.page() as there:
                 yield sorted(set(page) - await there.there(page))
-            after = page[-1]
 
     async def make_views(self, schema_name: str) -> None:
         """The source's tables as views. Raises SettingsError where the database has none."""
@@ -263,20 +219,6 @@ class ChangeOver:
         return bool(
             await self._store.select(sa.select(gone.c.id).where(gone.c.kind == table, gone.c.id == key))
         )
-
-
-_KEYS = "metadata"  # beside the tables' names: the keys of the thread's
-
-
-def _ids(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, list[str]]:
-    """The ids of a thread's inner rows, by table; and the keys of its metadata."""
-    ids: dict[str, list[str]] = {}
-    for table, row in rows:
-        if table == "threads":
-            ids[_KEYS] = [key for key, value in row["metadata"].items() if value is not None]
-        else:
-            ids.setdefault(table, []).append(row["id"])
-    return ids
 
 
 def _differing(table: str, wanted: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
