@@ -1,14 +1,22 @@
 """Every error that forebay raises, in one tree.
 
-An error's docstring says what happened; its message says what to do. No message holds a chat's content,
-a password or a user's id, nor where the database is: Chainlit shows it to whoever chats. `told` says that too.
+An error's docstring says what happened; its message says what to do. No message holds a chat's content, a password or a
+user's id, nor where the database or a folder is: Chainlit shows it to whoever chats. `told` says where, too.
 """
 
 from __future__ import annotations
 
 
 class ForebayError(Exception):
-    """The base of every error of this package."""
+    """The base of every error of this package.
+
+    `location` is where it happened, a database without its password or a path: for the operator alone, so it is no
+    part of the message.
+    """
+
+    def __init__(self, message: str = "", *, location: str | None = None) -> None:
+        super().__init__(message)
+        self.location = location
 
 
 class SettingsError(ForebayError, ValueError):
@@ -56,15 +64,11 @@ class LayerForked(ForebayError):
 
 
 class DatabaseError(ForebayError):
-    """The database refused or failed a statement.
-
-    `location` is where it is, without a password: for the operator alone, so it is no part of the message.
-    """
+    """The database refused or failed a statement."""
 
     def __init__(self, message: str, *, sqlstate: str | None = None, location: str | None = None) -> None:
-        super().__init__(message)
+        super().__init__(message, location=location)
         self.sqlstate = sqlstate
-        self.location = location
 
 
 class TransientError(DatabaseError):
@@ -100,6 +104,6 @@ class StatementError(DatabaseError):
 
 
 def told(error: object) -> str:
-    """An error as the operator reads it, in a log line or from a command: with where its database is."""
-    location = getattr(error, "location", None)
-    return f"{error} [{location}]" if isinstance(error, DatabaseError) and location else str(error)
+    """An error as the operator reads it, in a log line or from a command: with where it happened."""
+    location = error.location if isinstance(error, ForebayError) else None
+    return f"{error} [{location}]" if location else str(error)

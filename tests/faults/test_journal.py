@@ -15,7 +15,7 @@ import pytest
 from chainlit.context import ChainlitContext
 
 from forebay import ForebayDataLayer, QueueFull, Settings, TransientError
-from forebay.errors import JournalError
+from forebay.errors import JournalError, told
 from forebay.journal.dead_letters import DeadLetters
 from forebay.journal.journal import Journal
 from forebay.journal.log import Log
@@ -245,8 +245,11 @@ async def test_a_folder_that_cannot_be_written_is_a_clear_error(
 ) -> None:
     (tmp_path / "file").write_text("")
     layer = make_layer(migrated_url, journal_dir=tmp_path / "file" / "journals")
-    with pytest.raises(JournalError, match="FOREBAY_JOURNAL_DIR"):
+    with pytest.raises(JournalError, match="FOREBAY_JOURNAL_DIR") as refused:
         await layer.update_thread(str(uuid.uuid4()), name="x")
+    # Chainlit shows a feedback's error to whoever chats; the log has where it was.
+    assert str(tmp_path) not in str(refused.value)
+    assert str(tmp_path) in told(refused.value)
     assert await layer.get_thread(str(uuid.uuid4())) is None, "reading needs no journal"
     await layer.close()
 

@@ -290,8 +290,9 @@ async def test_a_journal_folder_that_cannot_be_written_is_told_at_the_start(
     layer = make_layer(emptied_url, settings=settings)
     with pytest.raises(JournalError, match="FOREBAY_JOURNAL_DIR"):
         await layer.start()
-    status, _ = await _probe(http, await _served(layer))
+    status, reason = await _probe(http, await _served(layer))
     assert status == 503
+    assert str(tmp_path) not in str(reason)
     await layer.close()
 
 

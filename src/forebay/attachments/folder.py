@@ -267,8 +267,9 @@ class LocalStorageClient(BaseStorageClient):
             return await threads.run(act, self._threads)
         except OSError as error:
             raise StorageError(
-                f"the folder {self.folder} can't be used ({error.strerror}); make room, or set FOREBAY_STORAGE_DIR to"
-                " a folder that this process may write to"
+                f"the attachments' folder can't be used ({error.strerror}); make room, or set FOREBAY_STORAGE_DIR to"
+                " a folder that this process may write to",
+                location=str(self.folder),
             ) from None
 
 

@@ -162,7 +162,7 @@ class DeadLetters:
                 _add_column(connection)
                 yield connection
         except (sqlite3.Error, OSError) as error:
-            raise JournalError(self._explain(error)) from None
+            raise JournalError(self._explain(error), location=str(self.path)) from None
 
     def _set_bound(self, connection: sqlite3.Connection) -> None:
         if self._max_bytes is None or connection.execute("SELECT 1 FROM letters LIMIT 1").fetchone() is None:
@@ -175,7 +175,7 @@ class DeadLetters:
         remedy = "make room, or set FOREBAY_JOURNAL_DIR to a folder that this process may write to"
         if reason == "SQLITE_FULL" and self._max_bytes is not None:
             remedy = "retry or discard some, or raise FOREBAY_DEAD_LETTERS_MAX_BYTES, and look whether its disk is full"
-        return f"the dead letters in {self.path} can't be used ({reason}); {remedy}"
+        return f"the dead letters can't be used ({reason}); {remedy}"
 
     def _create(self) -> None:
         make_folder(self.path.parent)

@@ -50,7 +50,8 @@ class FolderCheck:
             if done:
                 return self._trying.result()
         raise JournalError(
-            f"the disk that holds {self._folder} does not answer; see that disk, or set FOREBAY_JOURNAL_DIR"
+            "the disk that holds the journal does not answer; see that disk, or set FOREBAY_JOURNAL_DIR",
+            location=str(self._folder),
         )
 
     def rebind(self) -> None:

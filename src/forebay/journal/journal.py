@@ -409,8 +409,9 @@ def check_folder(folder: Path, own: Path | None) -> None:
 
 def _unusable(folder: Path, error: OSError) -> JournalError:
     return JournalError(
-        f"the journal can't be written in {folder} ({reason_of(error)}); set FOREBAY_JOURNAL_DIR to a folder on a"
-        " local disk that this process may write to"
+        f"the journal can't be written ({reason_of(error)}); set FOREBAY_JOURNAL_DIR to a folder on a local disk that"
+        " this process may write to",
+        location=str(folder),
     )
 
 

@@ -151,7 +151,10 @@ class Letterbox:
     def _let_wait(self, change: Change, error: RowError, cursor: Cursor | None) -> None:
         assert self.failure is not None
         if self._waiting and self.size + change.size > MOST_BYTES:
-            raise JournalError(f"no more refused rows may wait, since they can't be kept: {self.failure}")
+            raise JournalError(
+                f"no more refused rows may wait, since they can't be kept: {self.failure}",
+                location=self.failure.location,
+            )
         self._waiting.append(_Waiting(change, error, cursor))
         self.size += change.size
         self._tell()
