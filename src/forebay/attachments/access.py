@@ -345,6 +345,20 @@ class _Azure(_Bucket):
         except Exception as error:
             _refuse(error)
 
+    @override
+    async def add(self, object_key: str, path: Path, mime: str) -> bool:
+        from azure.storage.blob import ContentSettings
+
+        settings = ContentSettings(content_type=mime, content_disposition=to_be_saved(object_key, mime))
+        blob = self._container.get_blob_client(object_key)
+        try:
+            with path.open("rb") as file:
+                await blob.upload_blob(file, overwrite=False, content_settings=settings)
+        except Exception as error:
+            _refuse(error, absent=("BlobAlreadyExists", "409"))
+            return False
+        return True
+
 
 async def _each(pages: Iterable[_Result]) -> AsyncIterator[_Result]:
     """What an iterator yields that waits for the network."""
@@ -369,7 +383,8 @@ def _refuse(error: Exception, absent: tuple[str, ...] = ()) -> None:
     codes = {said, getattr(error, "code", None), getattr(error, "error_code", None)}
     codes |= {getattr(error, "status_code", None)}
     if codes.isdisjoint({*absent, *(int(code) for code in absent if code.isdecimal())}):
-        reason = next((str(code) for code in codes if code), type(error).__name__)
+        named = (getattr(code, "value", code) for code in codes if code)
+        reason = next(map(str, named), type(error).__name__)
         raise StorageError(
             f"the storage refuses it ({reason}); look at the bucket's name and at its rights"
         ) from None

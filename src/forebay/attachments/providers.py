@@ -92,7 +92,7 @@ def _made(kind: str, named: ChainlitVariables, folder: Path) -> BaseStorageClien
     try:
         return _MAKERS[kind](named)
     except ImportError as error:
-        package = _PACKAGES.get((error.name or "").partition(".")[0], error.name)
+        package = _PACKAGES.get((error.name or "").partition(".")[0], error.name or str(error))
         raise SettingsError(
             f"the configured storage needs the package {package}: install it{_OR_FOLDER}"
         ) from None

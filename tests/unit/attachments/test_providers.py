@@ -84,9 +84,10 @@ def _refused(named: dict[str, str], settings: Settings | None = None) -> str:
     ],
 )
 def test_half_of_the_variables_are_an_error_that_names_the_other_half(
-    named: dict[str, str], missing: str
+    named: dict[str, str], missing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Never the container's disk. Azure without a key is asked by identity, whose package is named."""
+    monkeypatch.setitem(sys.modules, "azure.identity.aio", None)  # as where it is not installed
     kept = {name: value for name, value in named.items() if name != missing}
     assert missing.upper() in _refused({"bucket_name": "b", **kept})
 
@@ -159,6 +160,9 @@ def test_a_bucket_without_a_name_is_refused(named: dict[str, str]) -> None:
         _configured(named)
 
 
+_CLIENTS = ("chainlit.data.storage_clients.", "forebay.attachments.google_", "forebay.attachments.azure_")
+
+
 @pytest.mark.parametrize(
     ("named", "module", "package"),
     [
@@ -172,7 +176,7 @@ def test_a_missing_package_is_named(
     named: dict[str, str], module: str, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in [*sys.modules]:
-        if name.startswith(("chainlit.data.storage_clients.", module)) and not name.endswith(".base"):
+        if name.startswith((*_CLIENTS, module)) and not name.endswith(".base"):
             monkeypatch.delitem(sys.modules, name)
     found = builtins.__import__
 
