@@ -13,6 +13,7 @@ from chainlit.context import ChainlitContext, context_var, init_http_context
 from chainlit.element import Text
 from chainlit.types import Feedback, Pagination, ThreadFilter
 from chainlit.user import User
+from typing_extensions import override
 
 from forebay import ForebayDataLayer, InvalidId, RowError
 from tests.faults.ways import WAYS, Way, opened
@@ -242,6 +243,38 @@ async def test_what_was_deleted_by_one_process_stays_so_for_another(way: Way) ->
     assert way.storage.files == {}
     await layer.create_step({**step, "output": "made anew"})
     assert (await stored_step(layer, step["id"]))["output"] == "made anew"
+
+
+class _Stalled(MemoryStorage):
+    """Takes nothing until it goes on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reached, self.goes_on = asyncio.Event(), asyncio.Event()
+
+    @override
+    async def upload_file(self, *arguments: Any, **named: Any) -> dict[str, Any]:
+        self.reached.set()
+        await self.goes_on.wait()
+        return await super().upload_file(*arguments, **named)
+
+
+async def test_an_element_that_one_process_deletes_while_another_uploads_it_stays_out(way: Way) -> None:
+    way.storage = storage = _Stalled()
+    layer, other = way.layer(), way.layer()
+    step = a_step(await a_thread(layer))
+    await layer.create_step(step)
+    note = _note(step)
+    uploading = asyncio.create_task(layer.create_element(note))
+    async with patience():
+        await storage.reached.wait()
+    await other.delete_element(note.id, step["threadId"])
+    storage.goes_on.set()
+    await uploading
+    await layer.flush()
+    assert await _ids(layer, "elements") == set()
+    (key,) = storage.files
+    assert await rows(layer, "SELECT object_key FROM forebay_garbage") == [{"object_key": key}]
 
 
 async def test_a_conversation_that_begins_after_its_delete_is_stored(way: Way) -> None:

@@ -765,7 +765,7 @@ def _model(url: str, durability: Durability) -> type[EngineModel]:
 def test_the_engine_does_what_a_dictionary_does(migrated_url: str, durability: Durability) -> None:
     machine = _model(migrated_url, durability)
     # An example is a hundred times as long as that of another property, and on PostgreSQL longer.
-    count = examples(16) if migrated_url.startswith("sqlite") else examples(4)
+    count = examples(16, long=2000) if migrated_url.startswith("sqlite") else examples(4, long=400)
     run_state_machine_as_test(
         machine, settings=hypothesis_settings(max_examples=count, stateful_step_count=40)
     )

@@ -7,6 +7,9 @@ from hypothesis import settings
 _USUAL = 100
 
 
-def examples(few: int) -> int:
-    """So many, and as many times more as the profile has more than usual."""
-    return few * max(1, settings().max_examples // _USUAL)
+def examples(few: int, long: int | None = None) -> int:
+    """So many; in a profile that has more than usual `long`, by default as many times more as that has."""
+    times = settings().max_examples // _USUAL
+    if times <= 1:
+        return few
+    return long if long is not None else few * times

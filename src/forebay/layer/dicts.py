@@ -81,8 +81,8 @@ def _object(value: object) -> dict[str, Any]:
 
 def _open_extra(document: Document) -> None:
     # A column's own name is there when its value did not fit; the column's readers expect its type.
-    extra = document.pop(EXTRA)
-    for key in extra or ():
+    extra = _object(document.pop(EXTRA))
+    for key in extra:
         document.setdefault(key, extra[key])
 
 

@@ -53,6 +53,11 @@ def test_keys_without_a_column_are_given_back_and_hide_none() -> None:
     assert schema.EXTRA not in step
 
 
+@pytest.mark.parametrize("stored", ["text", 3, [1], True])
+def test_what_another_program_has_stored_there_hides_nothing(stored: object) -> None:
+    assert _step(name="n", forebayExtra=stored)["name"] == "n"
+
+
 def test_an_older_releases_indent_is_given_back_only_where_it_is_set() -> None:
     assert _step(indent=2)["indent"] == 2
     assert "indent" not in _step()
