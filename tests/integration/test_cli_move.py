@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -289,3 +293,45 @@ def test_what_can_not_be_stored_stays_and_is_told(moving: Callable[..., Any], tm
     assert tally.fates == {Fate.FAILED: 3}
     assert not tally.is_complete
     assert len(_in_folder(tmp_path / "old")) == 3
+
+
+def test_a_move_that_is_killed_goes_on_and_loses_nothing(
+    migrated_sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contents = {b"kept %d" % number * 500 for number in range(30)}
+
+    async def attach(layer: ForebayDataLayer) -> None:
+        await asyncio.gather(*(_attach(layer, content) for content in contents))
+
+    _with_layer(migrated_sqlite_url, attach, storage="folder")
+    for name, value in {"STORAGE_DIR": "new", "FORMER_STORAGE_DIR": "old"}.items():
+        monkeypatch.setenv(f"FOREBAY_{name}", str(tmp_path / value))
+    monkeypatch.setenv("FOREBAY_STORAGE", "folder")
+    monkeypatch.setenv("FOREBAY_FORMER_STORAGE", "folder")
+    command = [
+        sys.executable,
+        "-m",
+        "forebay",
+        "blobs",
+        "move",
+        "--yes",
+        "--database-url",
+        migrated_sqlite_url,
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    while process.poll() is None and len(_in_folder(tmp_path / "new")) < 6:
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    found = [
+        *LocalStorageClient(tmp_path / "old").stored(),
+        *LocalStorageClient(tmp_path / "new").stored(),
+    ]
+    assert {file.path.read_bytes() for file in found} == contents
+    done = _move(migrated_sqlite_url, "--yes", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.output)["left"] == []
+    moved = [file.path.read_bytes() for file in LocalStorageClient(tmp_path / "new").stored()]
+    assert len(moved) == len(contents)
+    assert {*moved} == contents
+    assert _in_folder(tmp_path / "old") == set()
