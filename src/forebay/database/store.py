@@ -367,7 +367,8 @@ class Store:
         try:
             return await self._apply(changes, checkpoint, late=late, share=share, apart=apart)
         except RowError:
-            thread_id = changes[0].thread_id if len(changes) == 1 else None
+            alone = changes[0] if len(changes) == 1 else None
+            thread_id = alone.thread_id if isinstance(alone, Upsert) else None
             if thread_id is None or not await self._is_deleted(thread_id):
                 raise
             await self._apply((), checkpoint, share=share, apart=apart)

@@ -13,10 +13,10 @@ import sqlalchemy as sa
 
 from forebay.database.sql.dialect import Expression, literal
 from forebay.database.sql.statement import Compiler, Statement, text_parameter
-from forebay.model.schema import deleted, garbage, threads, tombstones, users
+from forebay.model.schema import Drawn, deleted, garbage, threads, tombstones, users
 
 _IS_USER: Expression = deleted.c.kind == literal("users")
-PLACEHOLDER = "forebay-deleted:"
+_PLACEHOLDER = "forebay-deleted:"
 
 
 class DeletedUsers(Compiler):
@@ -35,11 +35,11 @@ class DeletedUsers(Compiler):
     def rename_user(self) -> Statement:
         """Take the login name `identifier` from whoever has it; the id, if there is one.
 
-        Who logs in from now on is somebody else.
+        Who logs in from now on is somebody else. What takes its place is drawn, so that nobody can have it already.
         """
         key = sa.cast(users.c.id, sa.Text())
         renamed = sa.update(users).values(
-            identifier=literal(PLACEHOLDER).concat(key), metadata=self._sql.empty_object()
+            identifier=literal(_PLACEHOLDER).concat(Drawn()), metadata=self._sql.empty_object()
         )
         return self._compile(renamed.where(users.c.identifier == text_parameter("identifier")).returning(key))
 
