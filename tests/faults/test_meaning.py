@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import Context
 from pathlib import Path
@@ -15,7 +16,7 @@ from chainlit.types import Feedback, Pagination, ThreadFilter
 from chainlit.user import User
 from typing_extensions import override
 
-from forebay import ForebayDataLayer, InvalidId, RowError
+from forebay import DeletionIncomplete, ForebayDataLayer, InvalidId, RowError
 from tests.faults.ways import WAYS, Way, opened
 from tests.integration.contract import (
     a_step,
@@ -304,6 +305,34 @@ async def test_a_conversation_that_begins_after_its_delete_is_stored(way: Way) -
     await other.flush()
     thread = await stored_thread(other, thread_id)
     assert {step["output"] for step in thread["steps"]} == {"after", "as well"}
+
+
+async def test_who_is_deleted_stays_so_whatever_an_open_window_writes(
+    way: Way, layer: ForebayDataLayer
+) -> None:
+    """By another process. What this one's journal still has of them goes with time."""
+    other = way.layer()
+    ada = await a_user(layer, "ada")
+    with in_session(spoken=True, user=ada) as session:
+        before = session.thread_id
+        await layer.update_thread(before, name="hers", user_id=ada.id)
+        await layer.create_step(a_step(before))
+        await layer.flush()
+        with contextlib.suppress(DeletionIncomplete):
+            await other.delete_user("ada", patience=0)
+        await layer.create_step(a_step(before))
+        session.thread_id = after = new_id()
+        await layer.create_step(a_step(after))
+        await layer.update_thread(after, name="hers", user_id=ada.id)
+        await layer.create_step(a_step(after))
+        await layer.flush()
+    assert await _ids(layer, "threads") == await _ids(layer, "steps") == await _ids(layer, "users") == set()
+    assert dead_letters(layer) == 0
+    again = await a_user(layer, "ada")
+    assert again.id != ada.id
+    thread_id = await a_thread(layer, user_id=again.id)
+    await layer.flush()
+    assert await _ids(other, "threads") == {thread_id}
 
 
 # An application's own rule that keeps rows; SQLite does not look at foreign keys.

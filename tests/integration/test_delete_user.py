@@ -285,6 +285,24 @@ async def test_a_running_process_lets_go_of_its_journal_before_it_is_done(
     assert _on_disk(folder) == []
 
 
+async def test_uploads_that_were_left_behind(
+    make_layer: MakeLayer, emptied_url: str, storage: MemoryStorage, name: str
+) -> None:
+    app = _without_a_journal(make_layer, emptied_url, upload_timeout=0.1, close_timeout=0.1)
+    storage.failing.add("upload_file")
+    await _chat(app, await a_user(app, name))
+    await app.flush()
+    await app.close()
+    folder = app.settings.journal_dir
+    assert _on_disk(folder)
+    storage.failing.clear()
+    job = _without_a_journal(make_layer, emptied_url, journal_keep=0)
+    await job.delete_user(name, patience=FOR_EVER)
+    assert await _found(job) == []
+    assert _on_disk(folder) == []
+    assert not storage.files
+
+
 async def test_dead_letters_of_the_person(app: ForebayDataLayer, job: ForebayDataLayer, name: str) -> None:
     ada, bob = await a_user(app, name), await a_user(app, f"bob {name[-5:]}")
     known, his = await _chat(app, ada), await a_thread(app, user_id=bob.id)
