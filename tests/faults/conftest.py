@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -46,3 +48,12 @@ async def make_journaled(tmp_path: Path, chainlit_context: ChainlitContext) -> A
     yield make
     for layer in made:
         await layer.close()
+
+
+@pytest.fixture
+def memory_folder() -> Iterator[Path]:
+    """One in memory, where there is such a thing: to sync it takes no time."""
+    memory = Path("/dev/shm")
+    path = Path(tempfile.mkdtemp(prefix="forebay-test-", dir=memory if memory.is_dir() else None))
+    yield path
+    shutil.rmtree(path)

@@ -170,7 +170,7 @@ def retrying(job: Job, counts: Counts) -> AsyncRetrying:
         counts.upload_retries += 1
         error = state.outcome.exception() if state.outcome is not None else None
         logger.warning("upload is tried again attempt=%d reason=%s", state.attempt_number, reason_of(error))
-        job.settle()
+        job.tried_once()
 
     return AsyncRetrying(
         wait=wait_random_exponential(_FIRST_PAUSE, _LONGEST_PAUSE),

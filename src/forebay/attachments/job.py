@@ -24,6 +24,7 @@ class Job:
     deletes: int = 0  # those of it of which nobody knows yet whether the database takes them
     deleted: bool = False
     decided: asyncio.Event = field(default_factory=asyncio.Event)  # whether it takes one of them
+    is_safe: bool = False  # where this process ends, another one goes on with it
     is_late: bool = False  # another process has begun it, so that the row may be newer by now
     told: bool = False  # its row was written without content
     begun: bool = False  # an upload was tried, so something may be in the storage
@@ -58,6 +59,16 @@ class Job:
             self.decided.clear()
             await self.decided.wait()
         return self.deleted
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether its row is sure to come, whatever becomes of this process, or is there, though without content."""
+        return self.is_safe or self.told
+
+    def tried_once(self) -> None:
+        """Its first attempt has failed: who waits for it goes on if they may, and else waits for the next one."""
+        if self.may_wait:
+            self.settle()
 
     def settle(self, error: Exception | None = None) -> None:
         """Let go on who waits for its first attempt."""

@@ -110,7 +110,7 @@ class Secured:
                 if (reason := distrusted(self._root)) is not None:
                     raise OSError(errno.EPERM, reason)
                 name = uuid.uuid4().hex
-                while (lock := _take(self._root / f"{name}{_LOCK}")) is None:
+                while (lock := posix.lock_file(self._root / f"{name}{_LOCK}")) is None:
                     name = uuid.uuid4().hex  # an adopter was quicker, and took it for one that is left behind
                 self._lock, self._folder = lock, self._root / name
                 self._folder.mkdir(mode=0o700)
@@ -121,6 +121,11 @@ class Secured:
                 self._folder = Path(tempfile.mkdtemp(prefix="forebay-"))
             self._sync_names = FolderSync(self._folder)
         return self._folder
+
+    @property
+    def is_lasting(self) -> bool:
+        """Whether another process goes on with what this one leaves here."""
+        return self.folder.parent == self._root
 
     def place(self) -> Path:
         """Where content is to be put; names sort by time."""
@@ -169,7 +174,7 @@ class Secured:
         for lock_path in sorted(self._root.glob(f"*{_LOCK}")):
             if self._is_planted(lock_path.with_suffix("")):
                 continue
-            lock = _take(lock_path)
+            lock = posix.lock_file(lock_path)
             if lock is None:
                 continue
             with lock:
@@ -255,25 +260,3 @@ def _entries(folder: Path) -> Iterator[Entry]:
             for part in (path, content):
                 with contextlib.suppress(OSError):
                     part.rename(part.with_name(f"{path.stem}{_DAMAGED}{part.suffix}"))
-
-
-def _take(path: Path) -> Any:
-    """The lock file, held; None while another process holds it. It goes together with its folder."""
-    posix.require_locks()
-    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | posix.CLOEXEC, 0o600)
-    try:
-        posix.lock(descriptor)
-    except OSError:
-        os.close(descriptor)
-        return None
-    if not _is_at(descriptor, path):  # removed by whoever held it before
-        os.close(descriptor)
-        return None
-    return os.fdopen(descriptor, "w")
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False

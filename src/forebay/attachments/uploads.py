@@ -232,7 +232,14 @@ class Uploads:
         """Make sure that no process after this one goes on with them."""
         for job in dropped:
             if job.entry is not None:
-                await self._in_thread(partial(self._secured.forget, job.entry.path))
+                await self._clear(partial(self._secured.forget, job.entry.path))
+
+    async def _clear(self, act: Callable[[], None]) -> None:
+        """Take an entry, or its note, off the disk. What stays there is done once more by the next process, in vain."""
+        try:
+            await self._in_thread(act)
+        except OSError as error:
+            logger.error("upload left behind reason=%s", error.strerror)
 
     # ---- a job
 
@@ -240,7 +247,7 @@ class Uploads:
         (change,) = decode(entry.note.change.encode())
         assert isinstance(change, Upsert)
         holder = entry.note.object_key.partition("/")[0]
-        job = Job(change, self._due(), holder, entry, is_late=True)
+        job = Job(change, self._due(), holder, entry, is_safe=True, is_late=True)
         self._contents.take_over(job, entry)
         self._begin(job, None)
 
@@ -257,6 +264,10 @@ class Uploads:
             if before is not None:
                 await job.follow(before)
             await (self._write_row(job, job.change) if job.entry is None else self._deliver(job, job.entry))
+        except asyncio.CancelledError:
+            if not job.may_wait:
+                job.settle(LayerClosed("the data layer was closed before the element was written"))
+            raise
         except ForebayError as error:
             job.settle(error)
         except Exception as error:  # a fault of forebay's own; without this, nobody would be told
@@ -278,6 +289,7 @@ class Uploads:
         """Make the job's entry. Where there is no content to be had, its row is written alone."""
         try:
             job.entry = await self._contents.secure(job, source)
+            job.is_safe = job.entry is not None and self._secured.is_lasting
         except Exception as error:  # the disk, the server at the URL, or content of a wrong type
             self._fail(error)
 
@@ -292,8 +304,9 @@ class Uploads:
         try:
             stored = await self._stored(job, entry)
             needed = stored is not None and await self._write_row(job, _with(job.change, *stored))
-        except RowError:  # nor will it be taken another time
-            await self._forget(job, entry, needed=False)
+        except ForebayError as error:
+            if isinstance(error, RowError) or not job.is_safe:  # nobody tries it another time
+                await self._forget(job, entry, needed=False)
             raise
         await self._forget(job, entry, needed=needed)
         if needed:
@@ -301,7 +314,7 @@ class Uploads:
             await self._blobs.stored(entry.note.object_key)
 
     async def _forget(self, job: Job, entry: Entry, *, needed: bool) -> None:
-        await self._in_thread(partial(self._secured.remove, entry.path))
+        await self._clear(partial(self._secured.remove, entry.path))
         key = entry.note.object_key
         if job.begun and not needed:
 
@@ -339,7 +352,12 @@ class Uploads:
                 await asyncio.wait([working])
 
     async def _write_row(self, job: Job, change: Upsert) -> bool:
-        """Queue the row, as often as it takes. False: it is not wanted any more."""
+        """Queue the row, as often as it takes. False: it is not wanted any more.
+
+        Raises a ForebayError where no other process would go on with it.
+        """
+        if not job.is_safe:
+            return not await job.is_gone() and await self._rows.write(change)
         if not job.is_late:
             return await self._asking(job, partial(self._rows.write, change))
 

@@ -123,7 +123,7 @@ class DeadLetters:
 
     def pile(self) -> Pile:
         """How many there are, and how much they take up."""
-        if not self.path.exists():
+        if not self._is_there():
             return Pile()
         with self._opened() as connection:
             letters = int(connection.execute("SELECT count(*) FROM letters").fetchone()[0])
@@ -131,7 +131,7 @@ class DeadLetters:
 
     def find(self, ids: Sequence[int] | None = None) -> list[Letter]:
         """These letters, or all, the oldest first."""
-        if not self.path.exists():
+        if not self._is_there():
             return []
         with self._opened() as connection:
             rows = connection.execute(_FIND).fetchall()
@@ -150,6 +150,12 @@ class DeadLetters:
         """Forget a letter."""
         with self._opened() as connection:
             connection.execute("DELETE FROM letters WHERE id = ?", (letter_id,))
+
+    def _is_there(self) -> bool:
+        try:
+            return self.path.exists()
+        except OSError as error:
+            raise JournalError(self._explain(error)) from None
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[sqlite3.Connection]:

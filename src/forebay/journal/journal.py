@@ -30,7 +30,7 @@ from forebay.journal.log import Log
 from forebay.journal.log_format import FORMAT, About, make_folder
 from forebay.journal.log_reader import Reader
 from forebay.journal.orphan import NO_LIMIT, Record, read_records, reason_of
-from forebay.journal.ownership import JOURNAL, LOCK, OWNER, PROGRESS, beginning, lock, remove_files
+from forebay.journal.ownership import JOURNAL, LOCK, OWNER, PROGRESS, beginning, remove_files
 from forebay.journal.retention import Retention
 from forebay.journal.shared_progress import Progress
 from forebay.model.changes import Change
@@ -251,9 +251,15 @@ class Journal:
             return
         if self.progress is not None:
             self.progress.close()
-        if remove:
+        with self._lock_file:
+            if remove:
+                self._remove()
+
+    def _remove(self) -> None:
+        try:
             remove_files(self.path)
-        self._lock_file.close()
+        except OSError as error:  # whoever adopts it finds that the database has it
+            logger.error("journal left behind path=%s reason=%s", self.path, reason_of(error))
 
     def forked(self) -> None:
         """In a forked child: let go of what is the parent's, without a word to it."""
@@ -384,7 +390,7 @@ def _create(
         make_folder(folder)
         with beginning(path) as begun:
             # The log last: whoever finds it looks for the others.
-            lock_file = begun.enter_context(lock(path.with_suffix(OWNER if external else LOCK)))
+            lock_file = begun.enter_context(posix.lock_file(path.with_suffix(OWNER if external else LOCK)))
             progress = None
             if external:
                 progress = begun.enter_context(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing_extensions import override
 from forebay.errors import JournalError
 from forebay.journal.log_format import FORMAT, Group
 from forebay.journal.log_reader import Reader, comes_first, read_heads, segments_of
-from forebay.journal.ownership import JOURNAL, LOCK, OWNER, PROGRESS, is_held, lock, remove_files
+from forebay.journal.ownership import JOURNAL, LOCK, OWNER, PROGRESS, is_held, remove_files
 from forebay.journal.shared_progress import Progress
 from forebay.model import changes
 from forebay.model.changes import Change
@@ -29,7 +28,8 @@ NO_LIMIT = 2**63
 class Orphan:
     """A journal that nobody writes to the database, held by this process. See `adopt`.
 
-    `progress` is there where its owner, that appends to it, is another process; `owned` while that one lives.
+    `progress` is there where its owner, that appends to it, is another process; `owned` while that one lives. Raises
+    OSError where that can't be used.
     """
 
     def __init__(self, path: Path, lock_file: Any, *, owned: bool = False) -> None:
@@ -39,9 +39,8 @@ class Orphan:
         self._is_end_told = False
         self._lock_file = lock_file
         self._reader = Reader(path)
-        if owned and self.owned:
-            with contextlib.suppress(OSError):
-                self.progress = Progress(path.with_suffix(PROGRESS))
+        if owned and self.owned:  # or it would neither tell what may be read, nor be told what is written
+            self.progress = Progress(path.with_suffix(PROGRESS))
 
     @override
     def __repr__(self) -> str:
@@ -155,7 +154,7 @@ def _take(
 ) -> Orphan | None:
     if not owned and is_held(path.with_suffix(OWNER)):
         return None
-    lock_file = lock(path.with_suffix(LOCK))
+    lock_file = posix.lock_file(path.with_suffix(LOCK))
     if lock_file is None:
         return None
     try:

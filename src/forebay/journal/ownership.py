@@ -11,7 +11,6 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from forebay.primitives import posix
 from forebay.primitives.posix import sync_folder
@@ -31,33 +30,14 @@ def is_owned(path: Path) -> bool:
     return is_held(path.with_suffix(OWNER))
 
 
-def lock(path: Path) -> Any:
-    """The lock file, held; None when another process holds it. It is removed together with its journal."""
-    posix.require_locks()
-    while True:
-        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | posix.CLOEXEC, 0o600)
-        try:
-            posix.lock(descriptor)
-        except OSError:
-            os.close(descriptor)
-            return None
-        if _is_at(descriptor, path):
-            return os.fdopen(descriptor, "w")
-        os.close(descriptor)  # somebody has removed it in between
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    with contextlib.suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    return False
-
-
 def is_held(path: Path) -> bool:
-    """Whether a process, this one too, holds a lock file."""
+    """Whether a process, this one too, holds a lock file, or may do so: the disk does not say."""
     try:
         descriptor = os.open(path, os.O_RDWR)
     except FileNotFoundError:
         return False
+    except OSError:
+        return True
     try:
         posix.lock(descriptor, shared=True)
     except OSError:
@@ -109,7 +89,7 @@ def sweep(folder: Path) -> None:
 
 def _remove_stray(path: Path) -> None:
     locks = [path.with_suffix(suffix) for suffix in (LOCK, OWNER)]
-    held = [lock(path) for path in locks if path.exists()]
+    held = [posix.lock_file(path) for path in locks if path.exists()]
     try:
         # Whoever begins a journal holds one of them before there is one.
         if all(held) and not path.with_suffix(JOURNAL).exists():

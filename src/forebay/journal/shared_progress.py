@@ -33,7 +33,7 @@ class Progress:
         descriptor = os.open(path, os.O_RDWR | (os.O_CREAT | os.O_EXCL if create else 0), 0o600)
         try:
             if create:
-                os.truncate(descriptor, _SIZE)
+                os.write(descriptor, bytes(_SIZE))  # a hole would be filled later, on a full disk by a signal
             size = os.fstat(descriptor).st_size
             if size < _FORMER_SIZE:
                 raise OSError(errno.EINVAL, "it is too short")

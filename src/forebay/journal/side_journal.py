@@ -18,7 +18,7 @@ from forebay.errors import JournalError
 from forebay.journal.log import Log
 from forebay.journal.log_format import FORMAT, About, make_folder
 from forebay.journal.orphan import Orphan, Record, read_records, reason_of
-from forebay.journal.ownership import JOURNAL, LOCK, beginning, lock
+from forebay.journal.ownership import JOURNAL, LOCK, beginning
 from forebay.model import changes
 from forebay.model.changes import Change
 from forebay.primitives import posix
@@ -36,7 +36,7 @@ class SideJournal(Orphan):
             make_folder(folder)
             with beginning(path) as begun:
                 # The log last: whoever finds it looks for the lock.
-                lock_file = begun.enter_context(lock(path.with_suffix(LOCK)))
+                lock_file = begun.enter_context(posix.lock_file(path.with_suffix(LOCK)))
                 self._log = Log(path, About(FORMAT, path.stem, location), database_id, beside=True)
         except OSError as error:
             raise _unusable(error) from None

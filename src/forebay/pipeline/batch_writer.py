@@ -233,11 +233,24 @@ class Writer:
         for ops in waiting.values():
             await self._park(task, ops)
 
-    async def _park(self, task: _Task, ops: Sequence[Op], error: DatabaseError | None = None) -> None:
+    async def _park(self, task: _Task, ops: Sequence[Op]) -> None:
+        """Have what must not overtake what waits already wait, too."""
         assert self.lanes is not None
         # One whose place on the disk is not sure must not be passed over.
-        if not await self.until_answered(partial(self.lanes.park, ops, error)):
-            return
+        if await self.until_answered(partial(self.lanes.park, ops)):
+            self._note_parked(task, ops)
+
+    async def _try_to_park(self, task: _Task, op: Op, error: DatabaseError) -> None:
+        """Have a row that is held up wait by itself; where it can't, it is tried again, as it may be free by then."""
+        assert self.lanes is not None
+        try:
+            await self.lanes.park([op], error)
+        except (DatabaseError, JournalError) as failed:
+            await self._wait(failed)
+        else:
+            self._note_parked(task, [op])
+
+    def _note_parked(self, task: _Task, ops: Sequence[Op]) -> None:
         task.is_split = True
         for op in ops:
             task.given_up.add(id(op))
@@ -258,7 +271,7 @@ class Writer:
             await self._write_halves(task, part)
             return True
         if self.lanes is not None and self.lanes.has_room:
-            await self._park(task, part.ops, error)
+            await self._try_to_park(task, part.ops[0], error)
         else:
             await self._wait(error)
         return False

@@ -18,7 +18,7 @@ from forebay.database.store import Store
 from forebay.errors import DatabaseError, JournalError, LayerClosed, ThreadHeldUp
 from forebay.journal.dead_letters import DeadLetters
 from forebay.journal.journals import Journals
-from forebay.journal.orphan import Orphan, journal_paths, let_go
+from forebay.journal.orphan import Orphan, journal_paths, let_go, reason_of
 from forebay.journal.side_journal import SideJournal
 from forebay.pipeline.batch_writer import Writer
 from forebay.pipeline.kept_journals import KeptJournals
@@ -226,8 +226,11 @@ class Drain:
         try:
             return await self._advance_one(followed)
         except JournalError as error:
-            await self._park(followed, str(error))
-            return True
+            reason = str(error)
+        except OSError as error:
+            reason = f"a journal can't be looked at ({reason_of(error)})"
+        await self._park(followed, reason)
+        return True
 
     async def _park(self, followed: _Followed, reason: str) -> None:
         self._followed.pop(followed.journal.id, None)

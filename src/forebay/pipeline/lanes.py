@@ -19,6 +19,7 @@ from forebay.database import error_codes
 from forebay.database.checkpoint import Checkpoint, Position
 from forebay.database.store import LeftOut
 from forebay.errors import DatabaseError, JournalError
+from forebay.journal.orphan import let_go
 from forebay.journal.side_journal import SideJournal
 from forebay.model.changes import Change, Delete
 from forebay.pipeline.batch_writer import Applies, Writer
@@ -26,6 +27,7 @@ from forebay.pipeline.kept_journals import KeptJournals
 from forebay.pipeline.lane import Lane, Log
 from forebay.pipeline.queue import Op
 from forebay.pipeline.replay import Replay
+from forebay.primitives import threads
 from forebay.primitives.backoff import Backoff
 from forebay.telemetry.counters import Counts
 
@@ -149,7 +151,12 @@ class Lanes:
             lane = self.open.get(key) or await self._begin(key, thread_id, error)
         else:
             lane = self.open[key]
-        await lane.append(ops)
+        try:
+            await lane.append(ops)
+        except JournalError:
+            if lane.task is None:
+                await self._drop(lane)
+            raise
         self._grow(sum(op.change.size for op in ops))
         is_news = self._note(lane, [op.change for op in ops]) or lane.task is None
         if lane.task is None:
@@ -170,7 +177,7 @@ class Lanes:
         return lane.thread_id != before
 
     async def _begin(self, key: str, thread_id: str | None, error: DatabaseError | None) -> Lane:
-        log = await asyncio.to_thread(self._make_log)
+        log = await threads.taken(self._make_log, _release)
         lane = self.open[key] = Lane(key, thread_id, log)
         reason = _reason_of(error)
         self._counts.parkings[reason] += 1
@@ -183,6 +190,16 @@ class Lanes:
         )
         self._replays[key] = Replay(log, Position(), writer, self._counts, self._clock, tickets=lane.tickets)
         return lane
+
+    async def _drop(self, lane: Lane) -> None:
+        """Forget one that could not begin."""
+        del self.open[lane.key], self._replays[lane.key]
+        if isinstance(lane.log, SideJournal):
+            try:
+                await asyncio.to_thread(let_go, lane.log)
+            except JournalError as failed:  # there is nothing in it for whoever adopts it
+                logger.error("lane left behind lane=%s reason=%s", lane.log.id, failed)
+                lane.log.release()
 
     def _grow(self, size: int) -> None:
         self.size += size
@@ -305,6 +322,11 @@ class _InTurn:
     def has_writer(self) -> bool:
         """See `batch_writer.Applies`."""
         return self._store.has_writer
+
+
+def _release(log: Log) -> None:
+    if isinstance(log, SideJournal):
+        log.release()
 
 
 def _step_of(change: Change) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +19,7 @@ from forebay.pipeline.batch_writer import Writer
 from forebay.pipeline.cursor import Cursor
 from forebay.pipeline.kept_journals import KeptJournals
 from forebay.pipeline.replay import Replay, begin
+from forebay.primitives import threads
 from forebay.telemetry.counters import Counts
 
 logger = logging.getLogger("forebay.recovery")
@@ -99,7 +101,8 @@ class Recovery:
     async def _adopt_next(self) -> None:
         if await asyncio.to_thread(self._journals.are_there):
             database_id = await self._writer.until_answered(self._database.own_id)
-            self._orphan = await asyncio.to_thread(self._journals.adopt, self._location, database_id)
+            adopt = partial(self._journals.adopt, self._location, database_id)
+            self._orphan = await threads.taken(adopt, _release)
         else:
             self._journals.left_alone = frozenset()
         self._count()
@@ -150,3 +153,8 @@ class Recovery:
         if self._orphan is not None:
             self._orphan.release()
             self._orphan = None
+
+
+def _release(orphan: Orphan | None) -> None:
+    if orphan is not None:
+        orphan.release()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 try:
     import fcntl
@@ -35,6 +37,40 @@ def lock(descriptor: int, *, shared: bool = False) -> None:
     require_locks()
     assert _flock is not None
     _flock(descriptor, _SHARED if shared else _EXCLUSIVE)
+
+
+def lock_file(path: Path) -> Any:
+    """The file at `path`, which it makes, held until it is closed; None when another process holds it.
+
+    Whoever holds it may remove it. Raises OSError where that file can't be used.
+    """
+    require_locks()
+    while True:
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | CLOEXEC, 0o600)
+        try:
+            if not _is_free(descriptor):
+                os.close(descriptor)
+                return None
+            if _is_at(descriptor, path):
+                return os.fdopen(descriptor, "w")
+        except BaseException:  # or it would be held for as long as this process lives
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # somebody has removed it in between
+
+
+def _is_free(descriptor: int) -> bool:
+    try:
+        lock(descriptor)
+    except OSError:
+        return False
+    return True
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    return False
 
 
 def user() -> int:

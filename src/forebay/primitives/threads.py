@@ -23,3 +23,18 @@ async def run(act: Callable[[], _Result], limiter: anyio.CapacityLimiter | None 
         with anyio.CancelScope(shield=True):
             result = await asyncio.to_thread(act)
     return result
+
+
+async def taken(act: Callable[[], _Result], give_back: Callable[[_Result], object]) -> _Result:
+    """What `act` takes hold of in a thread; of whoever is cancelled meanwhile, it is given back when it is there."""
+    taking = asyncio.ensure_future(asyncio.to_thread(act))
+    try:
+        return await asyncio.shield(taking)
+    except asyncio.CancelledError:
+        taking.add_done_callback(lambda done: _give(done, give_back))
+        raise
+
+
+def _give(done: asyncio.Future[_Result], give_back: Callable[[_Result], object]) -> None:
+    if not done.cancelled() and done.exception() is None:
+        give_back(done.result())

@@ -10,9 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from forebay.attachments import spool
 from forebay.attachments.spool import Entry, Note, Secured
-from forebay.primitives import posix
 from tests.support.patience import PATIENCE
 
 _NOTE = Note("user/element/name", "text/plain", "[]")
@@ -167,21 +165,6 @@ def test_where_the_folder_cannot_be_made_content_is_held_for_this_process(
     mine.remove(entry.path)
     mine.close()
     assert not entry.path.parent.exists()
-
-
-def test_a_lock_that_is_removed_meanwhile_is_not_held(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An adopter has it between its opening and its locking, and removes it."""
-    path = tmp_path / "x.lock"
-    lock = posix.lock
-
-    def unlink_first(descriptor: int) -> None:
-        path.unlink()
-        lock(descriptor)
-
-    monkeypatch.setattr(posix, "lock", unlink_first)
-    assert spool._take(path) is None
 
 
 @pytest.mark.parametrize("what", ["one process's folder", "the folder of all"])

@@ -15,7 +15,7 @@ from forebay.journal.journal import Journal
 from forebay.journal.journals import Journals
 from forebay.journal.log_reader import segments_of
 from forebay.journal.orphan import Orphan, adopt, let_go
-from forebay.journal.ownership import JOURNAL, OWNER, PROGRESS, lock
+from forebay.journal.ownership import JOURNAL, OWNER, PROGRESS
 from forebay.journal.shared_progress import Progress
 from forebay.model import changes
 from forebay.primitives import posix
@@ -60,7 +60,7 @@ async def test_a_dead_owners_numbers_are_not_believed(tmp_path: Path, progress: 
 
 async def test_an_owner_that_dies_while_it_is_followed(tmp_path: Path) -> None:
     path = await _leave(tmp_path, external=True)
-    owner = lock(path.with_suffix(OWNER))
+    owner = posix.lock_file(path.with_suffix(OWNER))
     numbers = Progress(path.with_suffix(PROGRESS))
     numbers.durable = 2
     orphan = adopt(tmp_path, owned=True)
@@ -194,7 +194,7 @@ async def test_what_a_crash_leaves_of_a_journal_that_was_begun_is_swept(tmp_path
     (tmp_path / "a.new" / "00000001.log").write_bytes(b"")
     for name in ("a.lock", "b.owner", "b.progress"):
         (tmp_path / name).write_bytes(b"")
-    alive = lock(tmp_path / "c.owner")
+    alive = posix.lock_file(tmp_path / "c.owner")
     (tmp_path / "c.new").mkdir()
     assert Journals(tmp_path, lambda: 0.0).adopt("", None) is None
     assert {path.name for path in tmp_path.iterdir()} == {"c.owner", "c.new"}, (
@@ -215,7 +215,7 @@ async def test_a_lock_that_was_removed_is_none(tmp_path: Path, monkeypatch: pyte
         return descriptor
 
     monkeypatch.setattr(os, "open", removed)
-    file = lock(path)
+    file = posix.lock_file(path)
     assert file is not None
     assert os.path.samestat(os.fstat(file.fileno()), path.stat())
     file.close()

@@ -20,6 +20,12 @@ def both(tmp_path: Path) -> Iterator[tuple[Progress, Progress]]:
     theirs.close()
 
 
+def test_its_room_is_there_from_the_start(tmp_path: Path) -> None:
+    """What is written into a mapped file on a full disk ends the process."""
+    Progress(tmp_path / "j.progress", create=True).close()
+    assert (tmp_path / "j.progress").stat().st_blocks
+
+
 def _take_no_names(tmp_path: Path) -> Path:
     """As a full disk does."""
     place = tmp_path / "j.parked.new"

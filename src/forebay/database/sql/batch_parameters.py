@@ -11,6 +11,7 @@ import orjson
 from forebay.database.sql.dialect import DISCARDED, LACKING, PASSED_ON, REMOVED, SEEN
 from forebay.model import changes, cleaning, schema
 from forebay.model.changes import Upsert
+from forebay.model.moments import KEYED, PLAIN
 from forebay.model.rows import Row
 from forebay.model.schema import MADE_AT, MOMENTS, PASSES_ON, REPLACED, THREAD_MADE_AT, Merge
 
@@ -110,7 +111,10 @@ def _note_defaults(rows: dict[str, dict[str, Row]], lacking: dict[str, dict[str,
         if MOMENTS in schema.TABLES[table].columns:
             for key, names in by_key.items():
                 row = rows[table][key]
-                rows[table][key] = {**row, MOMENTS: {**row.get(MOMENTS, {}), **dict.fromkeys(names, 0)}}
+                noted = {**row.get(MOMENTS, {}), **dict.fromkeys(names, 0)}
+                # As a later statement has them: SQLite compares the text, and tells from it whether a row changes.
+                ordered = {name: noted[name] for name in (*PLAIN[table], *KEYED[table]) if name in noted}
+                rows[table][key] = {**row, MOMENTS: ordered}
 
 
 def _array(by_key: dict[str, Row]) -> str:
