@@ -322,7 +322,7 @@ def test_a_move_that_is_killed_goes_on_and_loses_nothing(
     while process.poll() is None and len(_in_folder(tmp_path / "new")) < 6:
         time.sleep(0.001)
     process.kill()
-    assert process.wait() == -signal.SIGKILL
+    assert process.wait() in (-signal.SIGKILL, 0)  # 0: it was done before this process had its turn
     found = [
         *LocalStorageClient(tmp_path / "old").stored(),
         *LocalStorageClient(tmp_path / "new").stored(),
