@@ -40,7 +40,7 @@ def blobs() -> None:
 blobs.add_command(move)
 
 
-@blobs.command()
+@blobs.command(short_help="Find, and delete, contents that no row names.")
 @options.database_url
 @options.app
 @click.option(

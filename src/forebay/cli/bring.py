@@ -41,7 +41,7 @@ class _Wanted:
     views: str | None
 
 
-@click.command("import")
+@click.command("import", short_help="Bring chats from a file, or from another data layer.")
 @click.argument("source", envvar="FOREBAY_IMPORT_SOURCE", metavar="SOURCE")
 @options.database_url
 @options.app

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from forebay.database.store import Store
 
 
-@click.command()
+@click.command(short_help="Bring contents into another storage.")
 @options.database_url
 @options.app
 @click.option(

@@ -37,7 +37,7 @@ class _Age(click.ParamType[timedelta]):
         return timedelta(**{_UNITS[found[2]]: int(found[1])})
 
 
-@click.command()
+@click.command(short_help="Delete chats that nobody has used for a while.")
 @options.database_url
 @options.app
 @click.option(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from forebay.transfer.take import Taken
 
 
-@click.command("export")
+@click.command("export", short_help="Write chats into a file, as lines of JSON.")
 @click.argument("file", type=click.Path(dir_okay=False, allow_dash=True, path_type=Path))
 @options.database_url
 @options.app
