@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,6 +14,7 @@ import click
 from forebay.cli import options, printing
 from forebay.cli.application import application_of
 from forebay.cli.bring_chats import FORMS, Wanted, bring_chats
+from forebay.cli.passes import pass_by_pass, told, told_rows
 from forebay.cli.take_along import access_of, tell
 
 if TYPE_CHECKING:
@@ -23,10 +23,8 @@ if TYPE_CHECKING:
     from forebay.transfer.bring import Brought
     from forebay.transfer.change_over import ChangeOver
     from forebay.transfer.clocks import Zones
-    from forebay.transfer.passes import Pass
 
 _SAMPLED_ROWS = 5000
-_SHORT_PASS = 5.0  # seconds; what is left after such a pass, the last one takes while nobody writes
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,8 @@ class _Wanted:
     is_flag=True,
     envvar="FOREBAY_IMPORT_FOLLOW",
     show_envvar=True,
-    help="not for files: pass after pass, each over what has changed since, until one takes less than 5 seconds.",
+    help="not for files: pass after pass, each over what has changed since, until one takes less than 5 seconds or has"
+    " no less to copy than the one before.",
 )
 @click.option(
     "--final",
@@ -216,7 +215,7 @@ def _bring_file(
         found = lines.verify(path)
         return {"rows": found, "about": _estimate(path, sum(found.values()))}, True
     brought = asyncio.run(_bring(application, path, folder))
-    return _report(brought), not brought.refused
+    return told_rows(brought), not brought.refused
 
 
 def _estimate(path: Path, rows: int) -> dict[str, int]:
@@ -238,15 +237,6 @@ async def _bring(application: Application, path: Path, folder: Path | None) -> B
             return await bring_export(store, path, advance, access, folder)
     finally:
         await store.close()
-
-
-def _report(brought: Brought) -> dict[str, Any]:
-    return {
-        "rows": dict(brought.rows),
-        "deleted": dict(brought.deleted),
-        "refused": dict(brought.refused),
-        "files": brought.files,
-    }
 
 
 async def _change_over(
@@ -277,16 +267,8 @@ async def _look(change_over: ChangeOver) -> tuple[Mapping[str, Any], bool]:
 async def _copy(change_over: ChangeOver, wanted: _Wanted) -> tuple[Mapping[str, Any], bool]:
     zones = await change_over.prepare()
     printing.say(f"clocks: {_shown(zones)}", err=True)
-    done = await _pass(change_over)
-    while wanted.follow and done.took >= _SHORT_PASS:
-        done = await _pass(change_over)
-    report = {
-        "threads": done.threads,
-        "seconds": round(done.took, 1),
-        **_report(done.brought),
-        "removed": dict(done.brought.removed),
-        "left_out": dict(done.left_out),
-    }
+    done = await pass_by_pass(change_over, follow=wanted.follow)
+    report = told(done)
     is_good = not done.brought.refused
     if wanted.verify:
         compared, differences = await change_over.verify(wanted.verify)
@@ -302,14 +284,6 @@ async def _copy(change_over: ChangeOver, wanted: _Wanted) -> tuple[Mapping[str, 
         removed = await change_over.finish(anyhow=wanted.yes)
         report["removed"] = dict(done.brought.removed + removed.removed)
     return report, is_good
-
-
-async def _pass(change_over: ChangeOver) -> Pass:
-    began = monotonic()
-    with options.bar("chats") as advance:
-        done = await change_over.run(advance)
-    done.took = monotonic() - began
-    return done
 
 
 def _shown(zones: Zones) -> str:

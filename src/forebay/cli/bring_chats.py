@@ -8,23 +8,20 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from forebay.cli import options
 from forebay.cli.application import layer_made_by
+from forebay.cli.passes import pass_by_pass, told
 from forebay.primitives.visible import visible
 
 if TYPE_CHECKING:
     from forebay.cli.application import Application
     from forebay.transfer.chats import Chats
     from forebay.transfer.copy_chats import ChatCopy
-    from forebay.transfer.passes import Pass
 
 FORMS = ("dynamodb", "literal", "layer")
-_SHORT_PASS = 5.0  # seconds, as from the official layer
 
 
 @dataclass(frozen=True)
@@ -103,25 +100,8 @@ async def _look(copy: ChatCopy) -> tuple[Mapping[str, Any], bool]:
 
 async def _copy(copy: ChatCopy, wanted: Wanted) -> tuple[Mapping[str, Any], bool]:
     await copy.prepare()
-    done = await _pass(copy)
-    while wanted.follow and done.took >= _SHORT_PASS:
-        done = await _pass(copy)
-    removed = done.brought.removed
+    done = await pass_by_pass(copy, follow=wanted.follow)
+    report = told(done)
     if wanted.final:
-        removed = removed + (await copy.finish(anyhow=wanted.yes)).removed
-    report = {
-        "threads": done.threads,
-        "seconds": round(done.took, 1),
-        **{name: dict(getattr(done.brought, name)) for name in ("rows", "deleted", "refused")},
-        "removed": dict(removed),
-        "left_out": dict(done.left_out),
-    }
+        report["removed"] = dict(done.brought.removed + (await copy.finish(anyhow=wanted.yes)).removed)
     return report, not done.brought.refused
-
-
-async def _pass(copy: ChatCopy) -> Pass:
-    began = monotonic()
-    with options.bar("chats") as advance:
-        done = await copy.run(advance)
-    done.took = monotonic() - began
-    return done
