@@ -124,6 +124,22 @@ async def test_an_application_may_still_name_a_thread_by_its_metadata(layer: For
     assert (await stored_thread(layer, session.thread_id))["name"] == "A title"
 
 
+async def test_a_window_whose_connection_broke_does_not_share_a_thread_again(layer: ForebayDataLayer) -> None:
+    """It has resumed its thread once more, which was shared at that moment."""
+    thread_id = await a_thread(layer, metadata={"kept": 1})
+    with in_session(spoken=True, thread_id=thread_id) as session:
+        await _resume(layer, session)
+        await layer.update_thread(thread_id, metadata={"is_shared": True})
+        before = session.socket_id
+        session.restore(new_id())
+        await _resume(layer, session)
+        await layer.update_thread(thread_id, metadata={"is_shared": False})
+        await layer.get_thread(thread_id)
+        await _close_window(layer, session)
+        assert ((await stored_thread(layer, thread_id))["metadata"] or {})["is_shared"] is False
+        session.restore(before)
+
+
 async def test_another_window_does_not_undo_what_was_done_in_the_meantime(layer: ForebayDataLayer) -> None:
     thread_id = await a_thread(
         layer, metadata={"is_shared": True, "shared_at": at(1), "mine": [1], "kept": 1}

@@ -75,11 +75,19 @@ class Variables:
     def __init__(self, spell: Spell) -> None:
         self._spell = spell
         self._given: WeakKeyDictionary[WebsocketSession, dict[str, bytes]] = WeakKeyDictionary()
+        self._sockets: WeakKeyDictionary[WebsocketSession, str] = (
+            WeakKeyDictionary()
+        )  # by which they were given
 
     def give(self, thread_id: str, metadata: Mapping[str, Any]) -> None:
-        """A thread is read: by the chat at hand, if it resumes it. It does so once, before anything else."""
+        """A thread is read: by the chat at hand, if it resumes it. It does so first, whenever its socket connects."""
         session = chat_at_hand()
-        if session is not None and not is_elsewhere(session, thread_id, self._spell):
+        if session is None or is_elsewhere(session, thread_id, self._spell):
+            return
+        if session.thread_id_to_resume and self._sockets.get(session) != session.socket_id:
+            self._sockets[session] = session.socket_id
+            self._given[session] = _digests(metadata)
+        else:
             self._given.setdefault(session, _digests(metadata))
 
     def changed(self, thread_id: str, metadata: Mapping[str, Any]) -> Mapping[str, Any]:
