@@ -33,6 +33,8 @@ _DEFAULT_MIME = "application/octet-stream"
 _SHOWN = re.compile(
     r"image/(png|jpeg|gif|webp|avif|bmp|x-icon)|audio/.*|video/.*|text/plain|application/(pdf|json)"
 )
+# A page of the app that names it as its script would run it, whatever the disposition: it is of the app's own origin.
+_RUN = re.compile("(java|ecma|live|j)script|text/css|wasm", re.IGNORECASE)
 # Chrome's PDF viewer does not start under this policy, and a PDF's scripts reach no page.
 _POLICY = "default-src 'none'; img-src 'self'; media-src 'self'; style-src 'unsafe-inline'; sandbox"
 
@@ -161,7 +163,7 @@ def publish(client: Any) -> None:
 
 
 def _file_response(found: StoredFile) -> FileResponse:
-    mime = found.mime if _MIME.fullmatch(found.mime) else _DEFAULT_MIME
+    mime = found.mime if _MIME.fullmatch(found.mime) and not _RUN.search(found.mime) else _DEFAULT_MIME
     kind = _kind(mime)
     headers = {
         "X-Content-Type-Options": "nosniff",

@@ -96,7 +96,6 @@ _RISKY = (
     "image/svg+xml",
     "text/xml",
     "application/xhtml+xml",
-    "text/javascript",
     "x/y",
     "TEXT/HTML",
 )
@@ -116,6 +115,17 @@ async def test_what_a_browser_would_run_is_saved_instead(
     assert response.headers["content-type"].partition(";")[0] == mime
     assert response.headers["x-content-type-options"] == "nosniff"
     assert ("sandbox" in response.headers.get("content-security-policy", "")) is (mime != "application/pdf")
+
+
+@pytest.mark.parametrize("mime", ["text/javascript", "application/X-JavaScript; charset=utf-8", "text/css"])
+async def test_no_page_of_the_app_takes_a_file_for_its_script(
+    browser: httpx.AsyncClient, tmp_path: Path, mime: str
+) -> None:
+    client = LocalStorageClient(tmp_path)
+    await client.upload_file("key", b"alert(1)", mime)
+    response = await browser.get(await client.get_read_url("key"))
+    assert response.headers["content-type"] == "application/octet-stream"
+    assert response.headers["content-disposition"].startswith("attachment")
 
 
 @pytest.mark.parametrize("mime", ["", "text", "a/b\r\nSet-Cookie: x=y", "text/html,x", "☂/☂", "a/b;c=d"])
