@@ -89,6 +89,7 @@ def _measure(source: str, targets: dict[str, str]) -> list[Measured]:
 @click.option("--save", is_flag=True, help=f"Keep the results in {_RESULTS.name}.")
 def main(steps: int, save: bool) -> None:
     """Import a source of the official layer into PostgreSQL and SQLite: all, what changed, and nothing."""
+    load = os.getloadavg()[0]
     with PostgresServer() as server, tempfile.TemporaryDirectory() as folder:
         source = server.create_database()
         asyncio.run(make_tables("chainlit", source))
@@ -99,6 +100,9 @@ def main(steps: int, save: bool) -> None:
         "command": f"python -m loadtests.change_over --steps {steps}",
         "python": platform.python_version(),
         "steps": steps,
+        # Beside others' work only the CPU's seconds say something.
+        "load": [load, os.getloadavg()[0]],
+        "nice": os.nice(0),
         "passes": [asdict(one) for one in measured],
     }
     if save:
