@@ -118,7 +118,8 @@ class Intake:
 
     def _enter_large(self, change: Change, tickets: _Tickets = (), *, now: bool = False) -> Awaitable[None]:
         """As `_enter`, within what one person may have on its way."""
-        if not self._inbox.waiting and self._inbox.applied_seq >= self._inbox.accepted_seq:
+        is_idle = not self._inbox.waiting and self._inbox.applied_seq >= self._inbox.accepted_seq
+        if is_idle and self._own.is_quiet:
             self._quotas.clear()  # whatever was forgotten, say in an event loop that has ended
         try:
             held = self._quotas.hold(change, self._home.ensure())
