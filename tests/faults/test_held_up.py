@@ -27,7 +27,7 @@ from forebay.telemetry.collector import Metrics
 from tests.faults.conftest import MakeLayer
 from tests.faults.load import Audit, audited, repeated, versioned
 from tests.integration.contract import accounted_for, rows, stored_step, until
-from tests.support.patience import PATIENCE
+from tests.support.patience import FOR_EVER, PATIENCE
 
 _SLOW = (
     "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF NEW.name = 'slow' THEN"
@@ -277,7 +277,7 @@ async def test_close_leaves_what_is_parked_to_the_next_process(
     migrated_postgres_url: str, make_journaled: MakeLayer
 ) -> None:
     audit = await audited(migrated_postgres_url)
-    layer = make_journaled(migrated_postgres_url, close_timeout=0.5)
+    layer = make_journaled(migrated_postgres_url, close_timeout=FOR_EVER)  # nothing comes of waiting
     locked, other, step = _new(), _new(), _new()
     await _begun(layer, locked, other)
     async with _held(migrated_postgres_url, locked):
@@ -285,7 +285,7 @@ async def test_close_leaves_what_is_parked_to_the_next_process(
             await layer.update_step(versioned(step, locked, version))
         await _is_parked(layer)
         await layer.update_step(versioned(_new(), other, 1))
-        await layer.close()
+        await asyncio.wait_for(layer.close(), PATIENCE)
         assert len(await _outputs(audit, other)) == 2
         (left,) = layer.settings.journal_dir.glob("*.journal")
         layer = make_journaled(migrated_postgres_url, journal_keep=0)

@@ -70,7 +70,8 @@ def drain(
 
     A journal whose process lives is left to it. With --watch it is a daemon, for a sidecar or a service, and serves
     /metrics, /healthz and /readyz on FOREBAY_METRICS_ADDRESS. It ends on SIGTERM or Ctrl-C, when the processes it
-    writes for have ended too, or after FOREBAY_CLOSE_TIMEOUT.
+    writes for have ended too, or after FOREBAY_CLOSE_TIMEOUT. Without --watch it keeps nothing for
+    FOREBAY_JOURNAL_KEEP: it ends, and nobody would look whether the database goes back.
 
     Exit codes: 0, nothing is left; 1, something is (damaged, for another database, or in use), or an error.
 

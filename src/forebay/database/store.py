@@ -334,6 +334,9 @@ class Store:
         limit = self._settings.statement_timeout
         with translated(self.location, own_statement=True):
             async with self._shared(), self._connections.held(limit, own_statement=True) as held:
+                if self._exclusive is None and not held.driver.met:
+                    await self._meet(*self.known(), held.driver)
+                    held.driver.met = True
                 try:
                     async with held.connection.begin():
                         result = await held.connection.execute(sa.text(query), dict(parameters))

@@ -251,9 +251,9 @@ class Journal:
             return
         if self.progress is not None:
             self.progress.close()
-        with self._lock_file:
-            if remove:
-                self._remove()
+        if remove:
+            self._remove()
+        self._lock_file.close()
 
     def _remove(self) -> None:
         try:

@@ -110,13 +110,16 @@ class Barrier:
             recovered.cancel()
             failed.cancel()
 
-    async def flush(self) -> None:
-        """Return when everything that was accepted is in the database, or given up as a refused row."""
+    async def flush(self, *, leaves_held_up: bool = False) -> None:
+        """Return when everything that was accepted is in the database, or given up as a refused row.
+
+        `leaves_held_up`: but for what the database does not take of threads that it holds up.
+        """
         self._home.ensure()
         if self._inbox.applied_seq < self._inbox.accepted_seq:
             await self._applied(self._inbox.accepted_seq, self._flushes)
         if self._lanes.open:
-            await self._lanes.written()
+            await (self._lanes.tried() if leaves_held_up else self._lanes.written())
 
     async def _applied(self, seq: int, waiters: Waiters) -> None:
         done = waiters.add(seq, self._home.ensure())

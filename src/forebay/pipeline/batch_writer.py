@@ -386,6 +386,7 @@ class Writer:
         )
         cursor.went_back(position)
         missing = known_seq - position.seq - await self._write_again(cursor, known_seq)
+        cursor.given_again()
         if missing > 0:
             self._counts.checkpoint_alarms["not_kept"] += 1
             logger.critical(

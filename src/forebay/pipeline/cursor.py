@@ -37,6 +37,7 @@ class Cursor:
         self._holds = 0
         self._was_held = False  # since `at` has its `seq`
         self._parts: list[Position] = []  # where it was since `at` has its `seq`
+        self._was_at = 0  # before the database went back, until it has again what it lacks
         self._tried: Position | None = None  # where the last step leads, answered or not
 
     @override
@@ -47,6 +48,11 @@ class Cursor:
     def is_held(self) -> bool:
         """Whether something behind `at` is nowhere but in the journal."""
         return self._holds > 0
+
+    @property
+    def known_seq(self) -> int:
+        """Up to where whoever reads has to see: where the database stands, or stood before it went back."""
+        return max(self.at.seq, self._was_at)
 
     def hold(self) -> None:
         """Something of what comes behind `at` has to stay in the journal, until as often `let_go` is called."""
@@ -91,14 +97,20 @@ class Cursor:
 
     def went_back(self, position: Position) -> None:
         """Go on from where the database stands."""
+        self._was_at = self.known_seq
         self.at = position
         self.written_seq = position.seq
         self._parts.clear()
         if self.source is not None:
             self.source.went_back(position.seq)
 
+    def given_again(self) -> None:
+        """The database has again what it lacked, or as much of that as there is."""
+        self._was_at = 0
+
     def renew(self) -> None:
         """Begin a checkpoint of its own: somebody else goes on with the present one."""
+        self._was_at = 0
         self.journal_id = uuid.uuid4().hex
         self.at = Position()
         self._parts.clear()

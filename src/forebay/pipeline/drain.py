@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from forebay.database.store import Store
-from forebay.errors import DatabaseError, JournalError, LayerClosed, ThreadHeldUp
+from forebay.errors import DatabaseError, JournalError, LayerClosed
 from forebay.journal.dead_letters import DeadLetters
 from forebay.journal.journals import Journals
 from forebay.journal.orphan import Orphan, journal_paths, let_go, reason_of
@@ -165,9 +165,7 @@ class Drain:
                 wrote = [await self._advance(followed) for followed in list(self._followed.values())]
                 if self._followed and not any(wrote):
                     await self._give_back()
-        for lane in list(self._lanes.open.values()):
-            with contextlib.suppress(ThreadHeldUp):  # it stays for another time, in a journal of its own
-                await lane.settle()
+        await self._lanes.tried()  # what is held up stays for another time, in a journal of its own
 
     async def _give_back(self) -> None:
         """What is written out but for a row that was refused and can't be kept stays for another time."""

@@ -8,6 +8,7 @@ again with backoff, one lane at a time and beside the writer; it ends when every
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import logging
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from typing_extensions import override
 from forebay.database import error_codes
 from forebay.database.checkpoint import Checkpoint, Position
 from forebay.database.store import LeftOut
-from forebay.errors import DatabaseError, JournalError
+from forebay.errors import DatabaseError, JournalError, ThreadHeldUp
 from forebay.journal.orphan import let_go
 from forebay.journal.side_journal import SideJournal
 from forebay.model.changes import Change, Delete
@@ -263,6 +264,12 @@ class Lanes:
         loop = asyncio.get_running_loop()
         for done in [lane.written(loop) for lane in self.open.values() if lane.changes]:
             await done
+
+    async def tried(self) -> None:
+        """Return when everything that is parked now is written, or was not at the last try."""
+        for lane in list(self.open.values()):
+            with contextlib.suppress(ThreadHeldUp):
+                await lane.settle()
 
     def rebind(self) -> None:
         """Go on in the loop that runs now; the one before has ended."""

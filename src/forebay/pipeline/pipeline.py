@@ -156,7 +156,7 @@ class Pipeline:
                 self.inbox, self.intake, self.writer, self.cursor, self.recovery, alarm, clock
             )
             store.on_gone_back = self._worker.look_now
-        store.known = lambda: (self.cursor.journal_id, self.cursor.at.seq)
+        store.known = lambda: (self.cursor.journal_id, self.cursor.known_seq)
         _pipelines.add(self)
         metrics.observe(
             counts,
@@ -320,7 +320,8 @@ class Pipeline:
     async def _drain(self) -> None:
         while self.home.has_begun and not self.home.closed:
             seen = self.inbox.accepted_seq
-            await self.barrier.flush()
+            # What is held up the next process finds, where it is on the disk; it may be so for hours.
+            await self.barrier.flush(leaves_held_up=self._own.kept)
             await anyio.sleep(_QUIET_SPELL)
             if self.inbox.accepted_seq == seen and not self.inbox.waiting:
                 return

@@ -769,3 +769,13 @@ async def test_what_comes_while_recovery_looks_around_is_written_at_once() -> No
         recovery.go_on.set()
         while bench.store.committed != ["1"]:  # noqa: ASYNC110 - the writer tells nobody
             await asyncio.sleep(0)
+
+
+def test_a_reader_is_to_see_what_was_there_before_the_database_went_back() -> None:
+    cursor = Cursor("j", Position(10, 1))
+    cursor.went_back(Position(4, 2))
+    assert (cursor.at.seq, cursor.known_seq) == (4, 10)
+    cursor.went_back(Position(2, 3))
+    assert cursor.known_seq == 10
+    cursor.given_again()
+    assert cursor.known_seq == 2
