@@ -316,7 +316,8 @@ async def test_what_can_not_come_along_is_counted(
     }
     assert looked["rows"] == {"user": 0, "thread": 1, "step": 14, "element": 2, "feedback": 4}
     assert looked["without_uuid"]["feedback"] == 3
-    assert looked["about"]["megabyte"] == looked["about"]["second"] == 1
+    assert looked["about"]["megabyte"] == 1
+    assert looked["about"]["second"] >= 1
     done = _done(await _import(official_url, target))
     assert done["left_out"] == {"feedbacks whose value is not whole": 1, "feedbacks of another name": 1}
     layer = make_layer(target)

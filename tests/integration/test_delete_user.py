@@ -28,7 +28,7 @@ from forebay.transfer.bring import bring_export
 from forebay.transfer.take import take
 from tests.integration.conftest import MakeLayer
 from tests.integration.contract import a_step, a_thread, a_user, dead_letters, how_many, new_id, rows
-from tests.support.patience import FOR_EVER
+from tests.support.patience import FOR_EVER, patience
 from tests.support.sessions import in_session
 from tests.support.storage import MemoryStorage
 
@@ -268,9 +268,9 @@ async def test_a_claim_that_comes_late_is_of_before_the_deletion(
 
 
 async def test_a_running_process_lets_go_of_its_journal_before_it_is_done(
-    make_layer: MakeLayer, migrated_sqlite_url: str, job: ForebayDataLayer, name: str
+    make_layer: MakeLayer, migrated_sqlite_url: str, name: str
 ) -> None:
-    app = make_layer(migrated_sqlite_url, settings=Settings(journal_keep=0.5))
+    app = make_layer(migrated_sqlite_url, settings=Settings(journal_keep=3600))
     job = _without_a_journal(make_layer, migrated_sqlite_url, journal_keep=0)
     ada = await a_user(app, name)
     await _chat(app, ada)
@@ -281,7 +281,12 @@ async def test_a_running_process_lets_go_of_its_journal_before_it_is_done(
     with pytest.raises(DeletionIncomplete, match="journals, of running processes"):
         await job.delete_user(name, patience=0)
     assert await _found(app) == []
-    await job.delete_user(name, patience=FOR_EVER)
+    deleting = asyncio.create_task(job.delete_user(name, patience=FOR_EVER))
+    await asyncio.sleep(0.2)
+    assert not deleting.done()
+    await app.close()  # which takes its journal along
+    async with patience():
+        await deleting
     assert _on_disk(folder) == []
 
 

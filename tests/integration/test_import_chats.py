@@ -109,7 +109,8 @@ async def test_dynamodb(
     looked = _report(await _import(*words, "--dry-run"))
     assert looked["rows"] == {"user": 1, "thread": 3, "step": 9, "element": 3, "feedback": 3}
     assert looked["left_out"] == {"items of threads that are not there": 1}
-    assert looked["about"] == {"second": 1, "megabyte": 1}
+    assert looked["about"]["megabyte"] == 1
+    assert looked["about"]["second"] >= 1
     done = _report(await _import(*words, "--app-timezone", "America/New_York"))
     assert done["rows"] == {"user": 1, "thread": 3, "step": 9, "feedback": 3, "element": 3}
     assert (done["threads"], done["refused"]) == (3, {})

@@ -261,7 +261,7 @@ def test_the_commands(tmp_path: Path) -> None:
     assert json.loads(done.output)["rows"]["thread"] == 1
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert "1 threads" in _run("import", str(file), "--dry-run").output
-    assert "about: 1 seconds, 1 megabytes" in _run("import", str(file), "--dry-run").output
+    assert "seconds, 1 megabytes" in _run("import", str(file), "--dry-run").output
     done = _run("import", str(file), "--database-url", there, "--json")
     assert json.loads(done.output)["rows"] == {"thread": 1}, done.output
     piped = _run("export", "-", "--database-url", there)

@@ -37,9 +37,10 @@ class ChatCopy:
 
     async def look(self) -> tuple[dict[str, int], Counter[str], dict[str, int]]:
         """The rows that there are, those that are left out, and about how many seconds and megabytes it takes."""
-        rows, counts, sample, sampled = self._rows(_ANY_TIME), Counter[str](), Sample(), 0
+        rows, counts, sampled = self._rows(_ANY_TIME), Counter[str](), 0
         kinds = ("user", "thread", "step", "element", "feedback")
         counts["user"] = len([person async for person in self._source.people()])
+        sample = Sample()
         async for chat in self._source.chats():
             found = list(rows.of(chat, 0))
             counts.update(table[:-1] for table, _ in found)

@@ -19,7 +19,7 @@ _SECONDS, _BYTES = 1.5, 0.7
 
 @dataclass
 class Sample:
-    """Some of a source's rows. It begins to count time when it is made."""
+    """Some of a source's rows. Their time is from when it is made to when the last were added."""
 
     clock: Callable[[], float] = time.perf_counter
     rows: int = 0
@@ -27,6 +27,7 @@ class Sample:
 
     def __post_init__(self) -> None:
         self._began = self.clock()
+        self._took = 0.0
 
     def add(self, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
         """Rows as they would be written, by table."""
@@ -40,10 +41,11 @@ class Sample:
             changes.encode([change])
             self.rows += 1
             self.size += change.size
+        self._took = self.clock() - self._began
 
     def of(self, share: float) -> dict[str, int]:
         """The seconds and megabytes of all, of which these are the `share`; rounded up."""
         if not self.rows or share <= 0:
             return {"second": 0, "megabyte": 0}
-        seconds = (self.clock() - self._began) * _SECONDS / share
+        seconds = self._took * _SECONDS / share
         return {"second": math.ceil(seconds), "megabyte": math.ceil(self.size * _BYTES / share / 1e6)}
