@@ -11,15 +11,26 @@ from typing import Any
 import anyio
 import chainlit.data
 import pytest
+from chainlit import User
 from chainlit.config import config
 from click.testing import CliRunner
 
-from forebay import ForebayDataLayer
+from forebay import ForebayDataLayer, Settings
 from forebay.cli import main
 from tests.docs import texts
 from tests.support.patience import patience
 
 _URL = "postgresql://user:password@host/database"
+_APP = """
+import chainlit as cl
+
+from forebay import ForebayDataLayer
+
+
+@cl.data_layer
+def data_layer():
+    return ForebayDataLayer.from_env()
+"""
 
 
 def _examples() -> Iterator[Any]:
@@ -73,15 +84,21 @@ async def _started(layer: ForebayDataLayer) -> None:
 
 
 @pytest.mark.parametrize("command", _commands())
-def test_a_command_runs(
-    command: str, postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)  # for what it writes
-    environment = {"FOREBAY_JOURNAL_DIR": str(tmp_path), "FOREBAY_AUTO_MIGRATE": "true"}
+def test_a_command_runs(command: str, postgres_url: str, folder: Path) -> None:
+    (folder / "app.py").write_text(_APP)
+    environment = {"FOREBAY_JOURNAL_DIR": str(folder), "FOREBAY_AUTO_MIGRATE": "true"}
     environment["FOREBAY_DATABASE_URL"] = postgres_url
-    words = shlex.split(command.replace("/path/to/journals", str(tmp_path)))
+    words = shlex.split(command.replace("/path/to/journals", str(folder)))
+    if words[1] == "delete-user":
+        anyio.run(_log_in, words[2], postgres_url, folder)
     result = CliRunner().invoke(main, words[1:], env=environment)
     assert result.exit_code == 0, result.output
+
+
+async def _log_in(identifier: str, url: str, folder: Path) -> None:
+    layer = ForebayDataLayer(url, settings=Settings(auto_migrate=True, journal_dir=folder))
+    await layer.create_user(User(identifier=identifier))
+    await layer.close()
 
 
 def test_there_are_examples_and_commands() -> None:
