@@ -24,7 +24,7 @@ from forebay.journal.log_reader import read_heads
 from forebay.model import changes
 from tests.faults.conftest import MakeLayer
 from tests.faults.load import versioned
-from tests.integration.contract import rows
+from tests.integration.contract import rows, until
 from tests.support.patience import patience
 from tests.support.postgres import PostgresServer
 from tests.support.proxy import Proxy
@@ -141,13 +141,15 @@ async def test_a_journal_gets_the_id_when_it_is_known(
     await layer.update_step(versioned(str(uuid.uuid4()), str(uuid.uuid4()), 0))
     journal = layer._engine.journal
     assert journal is not None
-    about, head = read_heads(journal.path)
-    assert about is not None
-    assert head is not None
-    assert head.database_id == layer._store.database_id
-    assert head.database_id is not None
+    assert layer._store.database_id is not None
+    await until(lambda: _id_in(journal.path) == layer._store.database_id)
     assert [seq for seq, _ in await journal.read(0, 2**30)] == [1, 2]
     await layer.close()
+
+
+def _id_in(journal: Path) -> str | None:
+    head = read_heads(journal)[1]
+    return head.database_id if head is not None else None
 
 
 async def test_a_letter_is_its_databases_under_every_url(tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ import pytest
 from chainlit.element import Text
 from click.testing import CliRunner
 
-from forebay import ForebayDataLayer
+from forebay import ForebayDataLayer, LocalStorageClient, Settings
 from forebay.cli import main
 from forebay.layer import purge
+from tests.integration.conftest import MakeLayer
 from tests.integration.contract import a_step, a_thread, a_user, rows
 from tests.support.storage import MemoryStorage
 
@@ -119,7 +120,7 @@ def _run(*words: str) -> dict[str, object]:
     return found
 
 
-async def test_the_command(layer: ForebayDataLayer, emptied_url: str, tmp_path: Path) -> None:
+async def test_the_command(layer: ForebayDataLayer, emptied_url: str) -> None:
     await _chat(layer, days=400)
     young = await _chat(layer, days=1)
     await layer.flush()
@@ -133,3 +134,29 @@ async def test_the_command(layer: ForebayDataLayer, emptied_url: str, tmp_path: 
     wrong = await asyncio.to_thread(CliRunner().invoke, main, ("purge", "--older-than", "90"))
     assert wrong.exit_code == 2
     assert "90d" in wrong.output
+
+
+@pytest.mark.parametrize("command", ["purge", "delete-user"])
+async def test_a_storage_that_has_none_of_the_contents_is_another_one(
+    make_layer: MakeLayer, emptied_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """To delete there what is elsewhere would be a success, and the contents would stay."""
+    theirs = LocalStorageClient(tmp_path / "theirs")
+    layer = make_layer(emptied_url, storage_provider=theirs, settings=Settings(journal_keep=0))
+    thread_id = await _chat(layer, days=400, user_id=(await a_user(layer, "ada")).id)
+    await layer.create_element(Text(thread_id=thread_id, for_id=thread_id, name="n", content="a content"))
+    await layer.flush()
+    whose = ["--older-than", "52w"] if command == "purge" else ["ada"]
+    words = (command, *whose, "--database-url", emptied_url, "--yes")
+    monkeypatch.setenv("FOREBAY_STORAGE", "folder")
+    monkeypatch.setenv("FOREBAY_STORAGE_DIR", str(tmp_path / "others"))
+    refused = await asyncio.to_thread(CliRunner().invoke, main, words)
+    assert refused.exit_code == 1
+    assert "--any-storage" in refused.output
+    assert len(await _left(layer)) == 1
+    assert len(list(theirs.stored())) == 1
+    monkeypatch.setenv("FOREBAY_STORAGE_DIR", str(tmp_path / "theirs"))
+    done = await asyncio.to_thread(CliRunner().invoke, main, words)
+    assert done.exit_code == 0, done.output
+    assert await _left(layer) == set()
+    assert list(theirs.stored()) == []

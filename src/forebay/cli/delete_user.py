@@ -10,7 +10,7 @@ import click
 
 from forebay.cli import options, printing
 from forebay.cli.application import application_of
-from forebay.cli.purge import layer_of
+from forebay.cli.purge import layer_of, require_contents
 from forebay.cli.take_along import take
 from forebay.primitives.visible import visible
 
@@ -62,6 +62,7 @@ _OUT_OF_REACH = (
     show_envvar=True,
     help="Say what there is, and delete nothing.",
 )
+@options.any_storage("DELETE_USER")
 @options.yes
 @click.option(
     "--json",
@@ -80,6 +81,7 @@ def delete_user(
     folder: Path | None,
     wait: float | None,
     dry_run: bool,
+    any_storage: bool,
     yes: bool,
     as_json: bool,
 ) -> None:
@@ -100,7 +102,8 @@ def delete_user(
     if folder is not None and export is None:
         raise click.UsageError("--files goes with --export")
     application = application_of(app, database_url)
-    done = asyncio.run(_run(application, login, export, folder, wait, dry_run=dry_run, yes=yes))
+    how = {"dry_run": dry_run, "yes": yes, "any_storage": any_storage}
+    done = asyncio.run(_run(application, login, export, folder, wait, **how))
     report = {"rows": done.rows, "letters": done.letters, "damaged": [str(path) for path in done.damaged]}
     if as_json:
         printing.say_json({**report, "deleted": not dry_run})
@@ -121,6 +124,7 @@ async def _run(
     *,
     dry_run: bool,
     yes: bool,
+    any_storage: bool,
 ) -> Deleted:
     # What it adopts itself need not be kept: the database has it, or it is dropped.
     layer = layer_of(application, journal_keep=0.0)
@@ -131,6 +135,8 @@ async def _run(
             raise click.ClickException("nobody has this login")
         if dry_run:
             return found
+        if not any_storage:
+            await require_contents(layer)
         options.confirm(f"Delete {visible(login)} for good, with {_shown(found)}?", yes=yes)
         if export is not None:
             await _export(application, login, export, folder)

@@ -36,6 +36,17 @@ app = click.option(
 yes = click.option("--yes", "-y", is_flag=True, help="Ask nothing: for a script.")
 
 
+def any_storage(command: str) -> Callable[[_Command], _Command]:
+    """The option of a command, which is named as in variables."""
+    return click.option(
+        "--any-storage",
+        is_flag=True,
+        envvar=f"FOREBAY_{command}_ANY_STORAGE",
+        show_envvar=True,
+        help="Go on where the storage has none of the contents that rows name: they are lost.",
+    )
+
+
 def confirm(question: str, *, yes: bool) -> None:
     """Ask before something goes for good, on standard error. Raises ClickException where the answer is not yes."""
     if yes:

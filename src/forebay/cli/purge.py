@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _UNITS = {"h": "hours", "d": "days", "w": "weeks"}
 _AGE = re.compile(r"(\d{1,5})([hdw])")
+_SOME_CONTENTS = 'SELECT "objectKey" FROM elements WHERE "objectKey" IS NOT NULL LIMIT 10'
 
 
 class _Age(click.ParamType[timedelta]):
@@ -82,6 +83,7 @@ class _Age(click.ParamType[timedelta]):
     show_envvar=True,
     help="Say how many there are, and delete nothing.",
 )
+@options.any_storage("PURGE")
 @options.yes
 @click.option(
     "--json",
@@ -100,6 +102,7 @@ def purge(
     without_owner: bool,
     keep_favorites: bool,
     dry_run: bool,
+    any_storage: bool,
     yes: bool,
     as_json: bool,
 ) -> None:
@@ -115,9 +118,8 @@ def purge(
       forebay purge --older-than 52w --keep-favorites --yes
     """
     application = application_of(app, database_url)
-    count = asyncio.run(
-        _run(application, older_than, by, user, without_owner, keep_favorites, dry_run=dry_run, yes=yes)
-    )
+    how = {"dry_run": dry_run, "yes": yes, "any_storage": any_storage}
+    count = asyncio.run(_run(application, older_than, by, user, without_owner, keep_favorites, **how))
     if as_json:
         printing.say_json({"threads": count, "deleted": not dry_run})
     else:
@@ -134,6 +136,7 @@ async def _run(
     *,
     dry_run: bool,
     yes: bool,
+    any_storage: bool,
 ) -> int:
     layer = layer_of(application)
     chosen = partial(
@@ -143,11 +146,34 @@ async def _run(
         count = await chosen(dry_run=True)
         if dry_run or not count:
             return count
+        if not any_storage:
+            await require_contents(layer)
         options.confirm(f"Delete {count:,} chats for good?", yes=yes)
         with options.bar("chats") as advance:
             return await chosen(progress=lambda done: advance(done, count))
     finally:
         await layer.close()
+
+
+async def require_contents(layer: ForebayDataLayer) -> None:
+    """Raise ClickException where the storage has none of the contents that rows name: it is not theirs, it seems.
+
+    To delete there what is elsewhere would be a success, and the contents would stay.
+    """
+    from forebay.attachments.access import access
+
+    client = layer.storage_provider
+    found: Any = await layer.execute_sql(_SOME_CONTENTS, {})
+    keys = [row["objectKey"] for row in found]
+    if client is None or not keys:  # without a storage they are kept in mind, and told
+        return
+    for key in keys:
+        if await access(client).look(key) is not None:
+            return
+    raise click.ClickException(
+        f"the storage ({type(client).__name__}) has none of {len(keys)} contents that rows name, so it is another one:"
+        " name the app with --app, or the storage by its variables; if they are lost, take --any-storage"
+    )
 
 
 def layer_of(application: Application, **others: Any) -> ForebayDataLayer:

@@ -113,6 +113,7 @@ def test_without_keys_s3_is_entered_by_the_machines_own_role(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """boto3's own chain: here, the variables that a platform gives."""
+    monkeypatch.setattr("boto3.DEFAULT_SESSION", None)  # which keeps whatever it was given first
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "of the role")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
     client = _configured({"bucket_name": "b", "app_aws_region": "eu-central-1"})
