@@ -15,6 +15,7 @@ import shutil
 import sqlite3
 import tempfile
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -343,19 +344,19 @@ class Life:
                 ]
 
 
-class Database:
+class Database(ABC):
     """Where an example's rows go."""
 
     def __init__(self, url: str) -> None:
         self.url = url
 
+    @abstractmethod
     def prepare(self, folder: Path) -> str:
         """The URL of one that is empty, but for its tables. `folder` is the example's own."""
-        raise NotImplementedError
 
+    @abstractmethod
     def backwards(self) -> list[Any]:
         """The updates that have taken a newer output away."""
-        raise NotImplementedError
 
 
 class SqliteFile(Database):

@@ -127,8 +127,9 @@ async def test_dynamodb(
     assert thread["steps"][0]["id"] == ids[0]
     assert {step["id"] for step in thread["steps"]} == set(ids)
     (rated,) = (step for step in thread["steps"] if step["id"] == ids[1])
-    assert rated["feedback"]["value"] == 1  # type: ignore[index]
-    assert rated["feedback"]["comment"] == "good"  # type: ignore[index]
+    feedback: Any = rated["feedback"]
+    assert feedback["value"] == 1
+    assert feedback["comment"] == "good"
     assert (rated["createdAt"], rated["output"], rated["input"], rated["showInput"]) == (
         at(1),
         "chat 0 1",
@@ -242,7 +243,8 @@ async def test_what_was_saved_of_literal(
     assert (answered["output"], answered["isError"]) == ('{"a":[1]}', True)
     assert answered["metadata"]["error"] == "it failed"
     assert (answered["language"], answered["showInput"]) == ("python", "json")
-    assert answered["feedback"]["comment"] == "good"  # type: ignore[index]
+    feedback: Any = answered["feedback"]
+    assert feedback["comment"] == "good"
     (element,) = thread["elements"] or [{}]
     assert (element["forId"], element["type"], element["name"]) == (answered["id"], "text", "n")
     assert _report(await _import(*words))["threads"] == 0

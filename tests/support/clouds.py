@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import json
 import re
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,6 +15,8 @@ from urllib.parse import unquote
 from xml.sax.saxutils import escape
 
 from aiohttp import web
+
+from tests.support.web import running
 
 _PAGE = 2  # objects a page, so that there are several
 
@@ -167,19 +168,10 @@ class Azure(Cloud):
         )
 
 
-_Answer = Callable[[Any], Coroutine[Any, Any, web.StreamResponse]]
-
-
 @asynccontextmanager
-async def served(answer: _Answer) -> AsyncIterator[str]:
+async def served(cloud: Google | Azure) -> AsyncIterator[str]:
     """Its URL, while it is there."""
-    server = web.Server(answer)
-    runner = web.ServerRunner(server, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    host, port = runner.addresses[0]
-    try:
-        yield f"http://{host}:{port}"
-    finally:
-        await runner.cleanup()
-        await asyncio.sleep(0)
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", cloud.answer)
+    async with running(app) as url:
+        yield url

@@ -14,6 +14,13 @@ async def served(**pages: web.Response | object) -> AsyncIterator[str]:
     app = web.Application()
     for name, page in pages.items():
         app.router.add_get(f"/{name}", page if callable(page) else _giving(page))  # type: ignore[arg-type]
+    async with running(app) as url:
+        yield url
+
+
+@asynccontextmanager
+async def running(app: web.Application) -> AsyncIterator[str]:
+    """The address of an application, while it is there."""
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()

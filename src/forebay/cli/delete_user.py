@@ -128,7 +128,9 @@ async def _run(
 ) -> Deleted:
     # What it adopts itself need not be kept: the database has it, or it is dropped.
     layer = layer_of(application, journal_keep=0.0)
-    patience = application.settings.journal_keep * 4 / 3 + 60 if wait is None else wait
+    from forebay.layer.deletion import patience_for
+
+    patience = patience_for(application.settings.journal_keep) if wait is None else wait
     try:
         found = await layer.delete_user(login, dry_run=True)
         if not found.known:

@@ -1,6 +1,6 @@
 """Two databases behind one door: connections, SQL, errors, the standby, migrations.
 
-Its door: `Checkpoint`, `CheckpointMoved`, `Chosen`, `Clocks`, `decide`, `error_codes`, `Found`, `Imported`,
+Its door: `Checkpoint`, `CheckpointMoved`, `Chosen`, `Clocks`, `decide`, `error_codes`, `FOREVER`, `Found`, `Imported`,
 `in_memory`, `is_postgres`, `LeftOut`, `location_of`, `Looked`, `make_views`, `Marked`, `migrations`,
 `Official`, `Outdated`, `Page`, `parse_url`, `Person`, `Position`, `read_shape`, `Reads`, `Row`, `sessions`,
 `Shape`, `snapshot`, `Statement`, `Statements`, `Store`, `Taken`, `TOKEN_BITS`, `translated`.

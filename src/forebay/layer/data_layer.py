@@ -30,12 +30,13 @@ from forebay.attachments import attachments_of
 from forebay.database.outdated import Outdated
 from forebay.database.own_sessions import sessions
 from forebay.database.reads import Page, Reads
+from forebay.database.sql.deletes import FOREVER
 from forebay.database.store import Store
 from forebay.errors import DatabaseError, RowError
 from forebay.layer import dicts
 from forebay.layer.beginnings import Beginnings, is_in_a_chat
 from forebay.layer.cursors import Cursor, Positions
-from forebay.layer.deletion import Deleted, Deletion
+from forebay.layer.deletion import Deleted, Deletion, patience_for
 from forebay.layer.drop_in import Overrides, overrides_of, page_of
 from forebay.layer.monitor import Operations
 from forebay.layer.owners import Owners
@@ -94,7 +95,6 @@ def _timed(method: _Method) -> _Method:
 
 
 _MANY_STEPS = 500  # from here on they are made Chainlit's beside the event loop, which would stand still
-_FOREVER = 2**63 - 1
 _ANY_SIZE = 2**62  # of the answer for a class whose own methods have asked for all
 _changing: ContextVar[bool] = ContextVar("forebay_changing", default=False)
 _changed_step = partial(changes.step, made=False)
@@ -338,7 +338,7 @@ class ForebayDataLayer(BaseDataLayer):
             metadata=metadata.decode(),
             createdAt=cleaning.now(),
             name_id=self._store.name_id(identifier),
-            moment=_FOREVER if moment is None else moment,
+            moment=FOREVER if moment is None else moment,
         )
         return dicts.user(stored) if stored else None
 
@@ -465,7 +465,7 @@ class ForebayDataLayer(BaseDataLayer):
         something is left; then it is to be called again.
         """
         if patience is None:
-            patience = self.settings.journal_keep * 4 / 3 + 60
+            patience = patience_for(self.settings.journal_keep)
         identifier = cleaning.text(identifier)
         folder = self.settings.journal_dir
         deletion = Deletion(

@@ -39,6 +39,11 @@ _LOOK = 2.0  # seconds between two looks at what is left
 _TRIES = 50  # at a file, or rows, that others write all the time
 
 
+def patience_for(journal_keep: float) -> float:
+    """For how long running processes that keep journals so long may still hold something, in seconds."""
+    return journal_keep * 4 / 3 + 60
+
+
 @dataclass(frozen=True)
 class Deleted:
     """What there was of a person: rows by table, dead letters, and files that are damaged, so that nobody can tell.

@@ -52,7 +52,7 @@ async def storage(
     """A storage through its client, and what is really there."""
     kind, connect = request.param
     cloud = kind()
-    async with served(cloud.answer) as url, connect(url, monkeypatch) as client:
+    async with served(cloud) as url, connect(url, monkeypatch) as client:
         yield access(client), cloud
 
 
